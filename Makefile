@@ -1,0 +1,49 @@
+# Everything runs in .venv, which `make setup` makes with the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu lint format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make the environment .venv (2-3 GB: torch with its CUDA libraries)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "geexp needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version); the first time takes some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; a table and a picture
+	@$(BIN)/python -m geexp.train +sweep=demo
+
+test: $(STAMP)  ## Run the tests (under 8 minutes on two cores)
+	@$(BIN)/python -m pytest -q -n 2 tests
+
+test-slow: $(STAMP)  ## Run the tests that take longer
+	@$(BIN)/python -m pytest -q -m slow tests
+
+test-gpu: $(STAMP)  ## Run the tests that need a GPU
+	@$(BIN)/python -m pytest -q -m gpu tests
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check src tests scripts
+	@$(BIN)/ruff format --check src tests scripts
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## Let ruff format and mend what it can
+	@$(BIN)/ruff check --fix src tests scripts
+	@$(BIN)/ruff format src tests scripts
+
+bench: $(STAMP)  ## Compare the operators with their plain composition
+	@$(BIN)/python scripts/bench_operators.py
+
+clean:  ## Remove the environment and what tools left; outputs/ stays
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""Gather-Excite (Hu, Shen, Albanie, Sun, Vedaldi, NeurIPS 2018), reproduced.
+
+The three names below are the library; they load torch only when they are first used, so that
+``python -m geexp.train --help`` answers at once.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geexp.backbones import add_gather_excite, build_model, register_timm_models
+    from geexp.operators import GatherExcite
+
+__all__ = ["GatherExcite", "__version__", "add_gather_excite", "build_model", "register_timm_models"]
+
+try:
+    __version__ = version("geexp")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "unknown"
+
+_HOME = {
+    "GatherExcite": "geexp.operators",
+    "add_gather_excite": "geexp.backbones",
+    "build_model": "geexp.backbones",
+    "register_timm_models": "geexp.backbones",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'geexp' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

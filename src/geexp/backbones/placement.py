@@ -1,0 +1,64 @@
+"""Placement: which blocks of a network get a Gather-Excite operator (paper, Table 1)."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from geexp.backbones.anatomy import blocks, slot, slot_shapes, stages
+from geexp.operators import GatherExcite
+from geexp.operators.gather import Extent
+
+
+def add_gather_excite(
+    model: nn.Module,
+    *,
+    variant: str,
+    extent: Extent = "global",
+    stages: Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    pool: str = "avg",
+    reduction: int = 16,
+) -> nn.Module:
+    """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
+
+    It goes into the residual branch immediately before the sum with the identity branch. The model is one of ours or
+    any timm network of the ResNet family (``resnet50``, ``resnext50_32x4d``, ``wide_resnet50_2``, …).
+
+    Args:
+        model: the network; changed in place.
+        variant, extent, pool, reduction: as for ``GatherExcite``.
+        stages: the paper's numbers, 2 to 5; None for all.
+        image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
+            else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
+
+    Raises:
+        ValueError: for a stage that the network does not have, a slot that is taken already, and what
+            ``GatherExcite`` refuses.
+    """
+    chosen = _checked_stages(model, stages)
+    channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)
+    if image_size is None:
+        image_size = tuple(getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    by_name = blocks(model)
+    for name, block in by_name.items():
+        occupant = getattr(block, slot(block))
+        if occupant is not None and not isinstance(occupant, nn.Identity):
+            raise ValueError(f"block {name} already holds a {type(occupant).__name__} where Gather-Excite goes")
+
+    shapes = slot_shapes(model, (channels, height, width))
+    reference = next(model.parameters())
+    for name, block in by_name.items():
+        if int(name[4]) in chosen:
+            _, C, H, W = shapes[name]
+            operator = GatherExcite(C, variant=variant, extent=extent, size=(H, W), pool=pool, reduction=reduction)
+            setattr(block, slot(block), operator.to(reference.device, reference.dtype).train(model.training))
+    return model
+
+
+def _checked_stages(model: nn.Module, wanted: Sequence[int] | None) -> set[int]:
+    available = tuple(stages(model))
+    for stage in wanted or ():
+        if stage not in available:
+            raise ValueError(f"stages={list(wanted or ())}: this network has stages {', '.join(map(str, available))}")
+    return set(available if wanted is None else wanted)

@@ -1,0 +1,122 @@
+"""The CIFAR networks: pre-activation ResNets (He et al. 2016, "Identity Mappings") and wide ResNets (Zagoruyko &
+Komodakis 2016), which are the same network at another width.
+
+Stages 2, 3 and 4 work at full, half and quarter resolution. Where a block changes the width, its shortcut is a 1x1
+convolution that starts from the block's first activation, as in both papers' own code.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def resnet8(**options: Any) -> nn.Module:
+    return PreActResNet(BasicBlock, 1, (16, 32, 64), **options)
+
+
+def resnet20(**options: Any) -> nn.Module:
+    return PreActResNet(BasicBlock, 3, (16, 32, 64), **options)
+
+
+def resnet56(**options: Any) -> nn.Module:
+    return PreActResNet(BasicBlock, 9, (16, 32, 64), **options)
+
+
+def resnet110(**options: Any) -> nn.Module:
+    return PreActResNet(BasicBlock, 18, (16, 32, 64), **options)
+
+
+def resnet164(**options: Any) -> nn.Module:
+    return PreActResNet(Bottleneck, 18, (64, 128, 256), **options)
+
+
+def wrn16_8(**options: Any) -> nn.Module:
+    return PreActResNet(BasicBlock, 2, (128, 256, 512), **options)
+
+
+class PreActBlock(nn.Module):
+    """y = shortcut + GE(branch(a)), a = ReLU(BN(x)); the shortcut is x, or a projection of a if the width changes.
+
+    Subclasses hold the branch's convolutions as ``convs``, all but the first preceded by BN and ReLU.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, convs: list[nn.Conv2d]) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        branch: list[nn.Module] = [convs[0]]
+        for conv in convs[1:]:
+            branch += [nn.BatchNorm2d(conv.in_channels), nn.ReLU(inplace=True), conv]
+        self.relu = nn.ReLU(inplace=True)
+        self.branch = nn.Sequential(*branch)
+        self.ge: nn.Module = nn.Identity()
+        self.projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if in_channels != channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.relu(self.bn1(x))
+        shortcut = x if self.projection is None else self.projection(activated)
+        return self.ge(self.branch(activated)) + shortcut
+
+    def zero_init_last(self) -> None:
+        """Let the block start as its shortcut. The branch ends in a convolution, which is what is zeroed."""
+        nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
+
+
+class BasicBlock(PreActBlock):
+    """Two 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        convs = [
+            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+        ]
+        super().__init__(in_channels, channels, stride, convs)
+
+
+class Bottleneck(PreActBlock):
+    """1x1 (with the stride), 3x3 and 1x1 convolutions, a quarter of the width inside."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        inner = channels // 4
+        convs = [
+            nn.Conv2d(in_channels, inner, 1, stride, bias=False),
+            nn.Conv2d(inner, inner, 3, 1, 1, bias=False),
+            nn.Conv2d(inner, channels, 1, bias=False),
+        ]
+        super().__init__(in_channels, channels, stride, convs)
+
+
+class PreActResNet(nn.Module):
+    """Images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``; ``depth`` blocks in each of three stages."""
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], PreActBlock],
+        depth: int,
+        widths: tuple[int, int, int],
+        *,
+        num_classes: int,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        self.num_features = widths[-1]
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+
+        def stage(in_width: int, width: int, stride: int) -> nn.Sequential:
+            rest = (block(width, width, 1) for _ in range(depth - 1))
+            return nn.Sequential(block(in_width, width, stride), *rest)
+
+        self.layer1 = stage(16, widths[0], 1)
+        self.layer2 = stage(widths[0], widths[1], 2)
+        self.layer3 = stage(widths[1], widths[2], 2)
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(widths[-1], num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's map after the final BN and ReLU, ``[N, num_features, H/4, W/4]``."""
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.relu(self.bn(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x).mean((2, 3)))

@@ -1,0 +1,65 @@
+"""Our networks under timm's roof: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from geexp.backbones.build import build_model
+from geexp.config.catalog import BACKBONES
+
+
+def register_timm_models() -> list[str]:
+    """Register every backbone with timm as ``ge_<name>`` and return those names.
+
+    The entry points take timm's ``num_classes``, ``in_chans`` and ``img_size``, and ``build_model``'s options; the
+    variant is GE-θ unless ``ge`` says otherwise. Calling this again changes nothing.
+    """
+    from timm.models import is_model, register_model
+
+    names = [f"ge_{name}" for name in BACKBONES]
+    for name in names:
+        if not is_model(name):
+            register_model(_entry_point(name))
+    return names
+
+
+def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
+    name = timm_name.removeprefix("ge_")
+
+    def create(
+        pretrained: bool = False,
+        *,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        ge: str = "theta",
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
+        **options: Any,
+    ) -> nn.Module:
+        if pretrained:
+            raise ValueError(f"{timm_name}: there are no pretrained weights; load a checkpoint of a run instead")
+        image_size = BACKBONES[name].image_size if img_size is None else img_size
+        model = build_model(
+            name, ge=ge, num_classes=num_classes, in_channels=in_chans, image_size=image_size, **options
+        )
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        # What timm's data pipeline reads to prepare images for a model.
+        model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]
+            "architecture": timm_name,
+            "num_classes": BACKBONES[name].num_classes if num_classes is None else num_classes,
+            "input_size": (in_chans, height, width),
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        return model
+
+    create.__name__ = create.__qualname__ = timm_name
+    create.__doc__ = f"{name} with Gather-Excite (geexp.build_model)."
+    return create

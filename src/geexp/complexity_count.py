@@ -1,0 +1,95 @@
+"""Parameters and multiply-accumulates, counted as the paper counts them (checked against every row of its tables).
+
+A multiply-accumulate is one per multiplication of a convolution or fully-connected layer, and ONE per element for the
+excite product; pooling, BN, activations, resizing and the residual sum count nothing. The paper's #Params includes BN's
+running mean and variance, since Caffe counts all blobs of a layer.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from geexp.backbones.anatomy import dry_run, stages
+from geexp.operators import Excite
+
+
+@dataclass(frozen=True)
+class Part:
+    """The count of one part of a network, for one image."""
+
+    params: int = 0
+    params_with_bn_statistics: int = 0
+    macs: int = 0
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(
+            self.params + other.params,
+            self.params_with_bn_statistics + other.params_with_bn_statistics,
+            self.macs + other.macs,
+        )
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The count of a network by part: ``stem``, ``stage2`` …, ``head``."""
+
+    parts: dict[str, Part]
+
+    @property
+    def total(self) -> Part:
+        return sum(self.parts.values(), Part())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self.total), "parts": {name: asdict(part) for name, part in self.parts.items()}}
+
+
+def count_complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexity:
+    """Count ``model`` for one image of shape (C, H, W).
+
+    Nothing is computed: the forward pass runs on the meta device, whatever device the model is on.
+    """
+    macs = _count_macs(model, image_shape)
+    stage_of = {id(module): f"stage{s}" for s, stage in stages(model).items() for module in stage.modules()}
+    names = ["stem", *(f"stage{s}" for s in stages(model)), "head"]
+    parts = dict.fromkeys(names, Part())
+    current = "stem"
+    for module in model.modules():  # in the order of definition: what follows the last stage is the head
+        place = stage_of.get(id(module))
+        if place is not None:
+            current = place
+        elif current != "stem":
+            current = "head"
+        parts[current] += Part(*_own_params(module), macs.get(id(module), 0))
+    return Complexity(parts)
+
+
+def _own_params(module: nn.Module) -> tuple[int, int]:
+    learnable = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
+    counted = sum(p.numel() for p in module.parameters(recurse=False))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        counted += 2 * module.num_features
+    return learnable, counted
+
+
+def _count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[int, int]:
+    macs: dict[int, int] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            window = math.prod(module.kernel_size) * module.in_channels // module.groups
+            macs[id(module)] = output.numel() * window
+        elif isinstance(module, nn.Linear):
+            macs[id(module)] = output.numel() * module.in_features
+        else:
+            macs[id(module)] = output.numel()  # the excite product
+
+    counted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, Excite))]
+    handles = [m.register_forward_hook(record) for m in counted]
+    try:
+        dry_run(model, image_shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return macs

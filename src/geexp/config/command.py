@@ -1,0 +1,117 @@
+"""An entry point: Hydra in, a checked configuration to a function, an exit code out.
+
+Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage or configuration, 130 interrupted.
+"""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+import geexp
+from geexp.config.errors import ConfigError, UserError, bad_value, unknown_key
+from geexp.config.identity import register_resolvers
+from geexp.config.validation import known_keys, validated, wrong_type
+
+T = TypeVar("T")
+
+
+def config_directory() -> str:
+    """``conf/``: inside the installed package, or beside ``src/`` in a checkout."""
+    package = Path(geexp.__file__).parent
+    shipped = package / "conf"
+    return str(shipped if shipped.is_dir() else package.parents[1] / "conf")
+
+
+def command(
+    name: str, schema: type[T], *, after_sweep: Callable[[list[Path]], None] | None = None
+) -> Callable[[Callable[[T], object]], Callable[[], None]]:
+    """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
+
+    Mistakes of the user end in one message on standard error and exit code 2, whoever found them: Hydra, OmegaConf, our
+    schema or our rules. ``after_sweep`` is called with the output folders of a multirun's jobs, also when some failed.
+    """
+
+    def decorate(task: Callable[[T], object]) -> Callable[[], None]:
+        folders: list[Path] = []
+
+        @functools.wraps(task)
+        def job(composed: DictConfig) -> object:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                folders.append(Path(HydraConfig.get().runtime.output_dir))
+            try:
+                return task(validated(schema, composed))
+            except UserError as error:
+                _refuse(name, error)
+
+        def main() -> None:
+            register_resolvers()
+            ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+            sys.argv[1:] = [_quoted_choice(argument) for argument in sys.argv[1:]]
+            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+            try:
+                hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(job)()
+            except KeyboardInterrupt:
+                sys.exit(130)
+            except Exception as error:
+                mistake = None if wants_traceback else explain(error, schema)
+                if mistake is None:
+                    raise
+                _refuse(name, mistake)
+            finally:
+                if folders and after_sweep is not None:
+                    after_sweep(folders)
+                if not wants_traceback:
+                    del os.environ["HYDRA_FULL_ERROR"]
+
+        return main
+
+    return decorate
+
+
+def explain(error: BaseException, schema: type) -> UserError | None:
+    """What the user did wrong, if that is what the exception came from; None for anything else."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return link
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        hint = "Any other power of two goes as ge.extent=16." if group == "extent" else ""
+        return bad_value(group or "config", choice, error.options or [], hint=hint)
+    for link in chain:
+        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
+            return unknown_key(str(link.full_key), known_keys(schema))
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            return wrong_type(schema, link)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return ConfigError(" ".join(str(error).split()))
+    return None
+
+
+def _refuse(name: str, error: UserError) -> NoReturn:
+    print(f"geexp.{name}: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _quoted_choice(argument: str) -> str:
+    """``extent=8`` as typed: Hydra takes a bare number for an integer and refuses integers as names of options."""
+    match = re.fullmatch(r"(extent=)(\d+|global)((?:,(?:\d+|global))*)", argument)
+    return argument if match is None else re.sub(r"\d+", lambda m: f"'{m[0]}'", argument)

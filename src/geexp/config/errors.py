@@ -1,0 +1,48 @@
+"""Messages for users: what was wrong (key and value), what is allowed, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something that the user can mend. The message is for that user: one paragraph, no traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A mistake in the configuration or on the command line."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set, an image or a checkpoint that is not what it should be."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """'Did you mean …?' with the valid words nearest to ``word``, or an empty string when none is near."""
+    matches = get_close_matches(word, list(valid), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def bad_value(key: str, value: object, valid: Iterable[object], *, hint: str = "") -> ConfigError:
+    """The error for a value that is not among the allowed ones."""
+    words = [str(v) for v in valid]
+    guess = nearest(str(value), words)
+    return ConfigError(
+        f"{key}={value}: not allowed.{guess} Allowed: {', '.join(words)}." + (f" {hint}" if hint else "")
+    )
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest that do, among its siblings first."""
+    known = list(known)
+    parent, _, name = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent] if parent else []
+    if siblings:
+        guess = nearest(name, (k.rpartition(".")[2] for k in siblings))
+        return ConfigError(f"{key}: there is no such key.{guess} {parent} has: {', '.join(siblings)}.")
+    top = [k for k in known if "." not in k]
+    guess = nearest(key, known) or nearest(name, (k.rpartition(".")[2] for k in known))
+    return ConfigError(f"{key}: there is no such key.{guess} At the top there are: {', '.join(top)}.")

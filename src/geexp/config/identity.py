@@ -1,0 +1,74 @@
+"""What a run is called: by everything that determines its result, so that a changed configuration is another run."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from geexp.config.catalog import BACKBONES
+from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.config.validation import validated
+
+# Where the data lie and how they were fetched does not change them.
+_NOT_OF_THE_DATA = ("root", "download")
+_OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of the configuration that determines the result, in one form per meaning."""
+    whole = asdict(config)
+    return {
+        "model": whole["model"],
+        "ge": effective_ge(config.ge, config.model),
+        "data": {key: value for key, value in whole["data"].items() if key not in _NOT_OF_THE_DATA},
+        "schedule": whole["schedule"],
+        "optim": whole["optim"],
+        "trainer": {key: whole["trainer"][key] for key in _OF_THE_TRAINER},
+        "seed": config.seed,
+    }
+
+
+def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
+    """The settings of GE that have an effect: ``ge=none extent=4`` is the same network as ``ge=none``."""
+    if ge.variant == "none":
+        return {"variant": "none"}
+    stages = sorted(ge.stages) if ge.stages is not None else list(BACKBONES[model.name].stages)
+    settings: dict[str, Any] = {"variant": ge.variant, "extent": ge.extent, "stages": stages}
+    if ge.variant in ("theta_minus", "se"):
+        settings["pool"] = ge.pool
+    if ge.variant in ("theta_plus", "se"):
+        settings["reduction"] = ge.reduction
+    return settings
+
+
+def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
+    """``theta-e8-stages45`` and the like; ``none`` for the plain backbone."""
+    settings = effective_ge(ge, model)
+    if settings["variant"] == "none":
+        return "none"
+    extent = settings["extent"]
+    words = [settings["variant"].replace("_", "-"), "global" if extent == "global" else f"e{extent}"]
+    if settings["stages"] != list(BACKBONES[model.name].stages):
+        words.append("stage" + "".join(map(str, settings["stages"])))
+    if settings.get("pool") == "max":
+        words.append("max")
+    return "-".join(words)
+
+
+def run_folder(config: TrainConfig) -> str:
+    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    ge = ge_slug(config.ge, config.model)
+    return f"{config.data.name}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
+
+
+def register_resolvers() -> None:
+    """``${geexp.run_folder:}`` for Hydra's output folders. It validates, so a bad configuration makes no folder."""
+
+    def resolve(*, _root_: DictConfig) -> str:
+        task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+        return run_folder(validated(TrainConfig, task))
+
+    OmegaConf.register_new_resolver("geexp.run_folder", resolve, replace=True)

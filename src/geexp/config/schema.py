@@ -1,0 +1,150 @@
+"""The configuration of every entry point as dataclasses: keys, types and defaults. Values come from ``conf/``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    stride_in: str | None = None
+    init: str = "paper"
+    bn_momentum: float = 0.05
+    zero_init_residual: bool = False
+
+
+@dataclass
+class GatherExciteConfig:
+    variant: str = MISSING
+    extent: int | str = "global"
+    stages: list[int] | None = None
+    pool: str = "avg"
+    reduction: int = 16
+
+
+@dataclass
+class AugmentationConfig:
+    crop: str | None = None
+    pad: int = 0
+    flip: bool = False
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    num_classes: int = MISSING
+    image_size: int = MISSING
+    channels: int = MISSING
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    root: str | None = None
+    download: bool = False
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass
+class FeedConfig:
+    name: str = MISSING
+    workers: int = 0
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = MISSING
+    kind: str = MISSING
+    epochs: int = MISSING
+    warmup_epochs: float = 0.0
+    milestones: list[int] = field(default_factory=list)
+    factor: float = 0.1
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    batch_size: int = 256
+    decay_bn_and_bias: bool = False
+    bias_lr_factor: float = 2.0
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    max_epochs: int = MISSING
+    deterministic: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    overfit_batches: int | float = 0
+    detect_anomaly: bool = False
+    profiler: str | None = None
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING
+    project: str = "geexp"
+    entity: str | None = None
+    group: str | None = None
+    mode: str = "auto"
+
+
+@dataclass
+class TrainConfig:
+    """``python -m geexp.train``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    outputs: str = "outputs"
+    resume: bool | str = "auto"
+    force: bool = False
+
+
+@dataclass
+class EvaluateConfig:
+    """``python -m geexp.evaluate``."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    which: str = "best"
+    root: str | None = None
+    accelerator: str = "auto"
+    workers: int = 0
+    format: str = "text"
+
+
+@dataclass
+class ComplexityConfig:
+    """``python -m geexp.complexity``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
+    image_size: int | None = None
+    num_classes: int | None = None
+    in_channels: int = 3
+    table: int | None = None
+    format: str = "text"
+
+
+@dataclass
+class ReportConfig:
+    """``python -m geexp.report``."""
+
+    runs: str = "outputs"
+    out: str | None = None
+    format: str = "text"

@@ -1,0 +1,1 @@
+"""Data sets (what the images are) and feeds (how they reach the device)."""

@@ -1,0 +1,29 @@
+"""``python -m geexp.evaluate``: measure a trained network again."""
+
+import json
+
+from geexp.config.command import command
+from geexp.config.schema import EvaluateConfig
+
+
+@command("evaluate", EvaluateConfig)
+def main(config: EvaluateConfig) -> None:
+    from geexp.training.evaluation import evaluate
+
+    result = evaluate(config)
+    if config.format == "json":
+        print(json.dumps(result))
+        return
+    measured, recorded = result["measured"], result["recorded"]
+    print(f"{result['checkpoint']} (after epoch {result['epoch']})")
+    for name in ("top1", "top5"):
+        print(
+            f"{name[:3]}-{name[3]} error {measured[f'val/{name}_error']:.2f} %  "
+            f"({measured[f'val/{name}_wrong']} of {measured['val/images']} images)  "
+            f"recorded {recorded[f'val/{name}_error']:.2f} %"
+        )
+    print("identical to the record" if result["identical"] else "NOT identical to the record")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Gather: aggregate each channel over a spatial extent (paper, section 3).
+
+Every gather maps ``[N, C, H, W]`` to ``[N, C, ⌈H/e⌉, ⌈W/e⌉]``, or to ``[N, C, 1, 1]`` when its extent is global.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Extent = int | Literal["global"]
+Size = tuple[int, int]
+
+
+def check_extent(extent: object) -> Extent:
+    """Return ``extent`` if it is ``"global"`` or a power of two from 2 on.
+
+    Raises:
+        ValueError: for anything else; the message lists what is allowed.
+    """
+    if extent == "global":
+        return "global"
+    if isinstance(extent, int) and not isinstance(extent, bool) and extent >= 2 and extent.bit_count() == 1:
+        return extent
+    raise ValueError(f"extent={extent!r}: allowed are 2, 4, 8 (any power of two from 2 on) and 'global'")
+
+
+class PoolGather(nn.Module):
+    """The gather without parameters (GE-θ⁻, and SE's when global): average or max pooling.
+
+    With extent e the window is 2e-1, the stride e, the padding e-1; at the border only real pixels count.
+    Max pooling is Table 6's.
+    """
+
+    def __init__(self, extent: Extent, pool: str = "avg") -> None:
+        super().__init__()
+        if pool not in ("avg", "max"):
+            raise ValueError(f"pool={pool!r}: allowed are 'avg' and 'max'")
+        self.extent = check_extent(extent)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.extent == "global":
+            # amax rather than adaptive max pooling: its backward is deterministic on CUDA.
+            return x.mean((2, 3), keepdim=True) if self.pool == "avg" else x.amax((2, 3), keepdim=True)
+        window, padding = 2 * self.extent - 1, self.extent - 1
+        if self.pool == "max":
+            return F.max_pool2d(x, window, self.extent, padding)
+        return F.avg_pool2d(x, window, self.extent, padding, count_include_pad=False)
+
+    def extra_repr(self) -> str:
+        return f"extent={self.extent}, pool={self.pool}"
+
+
+class ConvGather(nn.Sequential):
+    """The parametrised gather of a finite extent (GE-θ, GE-θ⁺): log2(e) depth-wise 3x3 convolutions of stride 2.
+
+    Each is followed by batch normalisation, and each but the last by a ReLU; ``final_relu`` adds the last one, which
+    GE-θ⁺ has. The paper's text counts e/2 convolutions, its diagram and Table 4's sizes log2(e).
+    """
+
+    def __init__(self, channels: int, extent: int, *, final_relu: bool = False) -> None:
+        steps = int(check_extent(extent)).bit_length() - 1
+        layers: list[nn.Module] = []
+        for step in range(steps):
+            layers += [
+                nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
+                BatchNorm(channels),
+            ]
+            if step < steps - 1 or final_relu:
+                layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+        init_gather(self)
+
+
+class DepthwiseProduct(nn.Conv2d):
+    """A depth-wise convolution as large as its input, computed as one product and one sum per channel.
+
+    Weight ``[C, 1, H, W]``, as a convolution's, and the convolution's result ``[N, C, 1, 1]``; but one pass over
+    memory, where the depth-wise kernels of cuDNN and oneDNN are made for small windows.
+    """
+
+    def __init__(self, channels: int, size: Size) -> None:
+        super().__init__(channels, channels, size, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Under autocast the weight is float32: the cast keeps a convolution's behaviour and the product small.
+        weight = self.weight.transpose(0, 1).to(x.dtype)
+        if is_channels_last(x):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return (x * weight).sum((2, 3), keepdim=True)
+
+
+class GlobalConvGather(nn.Sequential):
+    """The parametrised gather of global extent (GE-θ, GE-θ⁺): a depth-wise convolution of the map's size, then BN.
+
+    ``size`` is the feature map's (H, W): the weight is as large, so the module accepts maps of that size only and
+    raises ``ValueError`` for any other.
+    """
+
+    def __init__(self, channels: int, size: Size, *, final_relu: bool = False) -> None:
+        layers: list[nn.Module] = [DepthwiseProduct(channels, size), BatchNorm(channels)]
+        if final_relu:
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+        self.size = size
+        init_gather(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-2:]) != self.size:
+            raise ValueError(
+                f"this global gather was built for {self.size[0]}x{self.size[1]} maps and was given "
+                f"{x.shape[-2]}x{x.shape[-1]}: its kernel is as large as the map. Build it for this image size, "
+                "or use a finite extent or GE-θ⁻, which take any size"
+            )
+        return super().forward(x)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of gathered maps, which says what to do when a batch holds one value per channel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            raise ValueError(
+                "the gathered map is 1x1 and the batch holds one image, so batch normalisation has nothing to "
+                "normalise over: train with at least two images per device, or put the module in eval mode"
+            )
+        return super().forward(input)
+
+
+def init_gather(module: nn.Module) -> None:
+    """He normal by fan-in for the convolutions (fan-out would be √C too small for depth-wise kernels)."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="relu")
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

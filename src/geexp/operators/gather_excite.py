@@ -1,0 +1,69 @@
+"""The Gather-Excite operator: one gather and one excite (paper, section 3; SE as a pair of them, section 3.1)."""
+
+from torch import Tensor, nn
+
+from geexp.operators.excite import Excite, ExciteSubnetwork
+from geexp.operators.gather import ConvGather, Extent, GlobalConvGather, PoolGather, Size, check_extent
+
+VARIANTS = ("theta_minus", "theta", "theta_plus", "se")
+
+
+class GatherExcite(nn.Module):
+    """Gate every channel by what an extent of it holds: ``[N, C, H, W]`` → the same shape.
+
+    Args:
+        channels: C.
+        variant: ``theta_minus`` pools; ``theta`` gathers by depth-wise convolutions; ``theta_plus`` puts the excite
+            sub-network behind that gather; ``se`` puts it behind pooling (Squeeze-and-Excitation when global).
+        extent: extent ratio e, a power of two from 2 on, or ``"global"``.
+        size: the feature map's size, (H, W) or one number; needed by the parametrised global gather alone.
+        pool: ``avg`` or ``max`` for the variants that pool (Table 6); the others accept ``avg`` only.
+        reduction: r of the sub-network, C → C/r → C.
+
+    Raises:
+        ValueError: for an unknown variant, extent or pool, a missing ``size``, ``pool="max"`` where nothing pools; in
+            ``forward``, for a map of another size than a global parametrised gather was built for.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        variant: str,
+        extent: Extent,
+        size: Size | int | None = None,
+        pool: str = "avg",
+        reduction: int = 16,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"variant={variant!r}: allowed are {', '.join(VARIANTS)}")
+        self.channels, self.variant, self.extent = channels, variant, check_extent(extent)
+        final_relu = variant == "theta_plus"
+        self.gather: nn.Module
+        if variant in ("theta_minus", "se"):
+            self.gather = PoolGather(self.extent, pool)
+        elif pool != "avg":
+            raise ValueError(f"pool={pool!r}: {variant} gathers by convolution, only theta_minus and se pool")
+        elif self.extent == "global":
+            if size is None:
+                raise ValueError(
+                    f"size is missing: {variant} with extent='global' has a kernel as large as the feature map, "
+                    "so it needs size=(H, W)"
+                )
+            height, width = (size, size) if isinstance(size, int) else size
+            self.gather = GlobalConvGather(channels, (height, width), final_relu=final_relu)
+        else:
+            self.gather = ConvGather(channels, self.extent, final_relu=final_relu)
+        has_subnetwork = variant in ("theta_plus", "se")
+        self.excite = Excite(ExciteSubnetwork(channels, reduction) if has_subnetwork else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.excite(x, self.gather(x))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate's values on the gathered grid: ``[N, C, H, W]`` → ``[N, C, ⌈H/e⌉, ⌈W/e⌉]``, each in (0, 1)."""
+        return self.excite.transform(self.gather(x)).sigmoid()
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, variant={self.variant}, extent={self.extent}"

@@ -1,0 +1,174 @@
+"""Runs side by side: a table for the terminal and for Markdown, and their learning curves as a picture."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from geexp.config.errors import DataError
+from geexp.results.record import RESULT, read_history, read_result
+from geexp.results.style import VARIANT_STYLE, ge_label
+
+HEADINGS = ("top-1 error", "best", "parameters", "MACs", "seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. The figures are None if it has not come to its end."""
+
+    folder: str
+    label: str
+    top1_error: float | None = None
+    best_top1_error: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    seconds: float | None = None
+
+    def cells(self) -> list[str]:
+        if self.top1_error is None or self.best_top1_error is None:
+            return [self.label, "not finished", *[""] * 4]
+        return [
+            self.label,
+            f"{self.top1_error:.2f} %",
+            f"{self.best_top1_error:.2f} %",
+            f"{self.params:,}",
+            f"{self.macs:,}",
+            f"{self.seconds:.0f}",
+        ]
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The folders of all finished runs at or below ``folder``. Raises ``DataError`` if there is none."""
+    runs = sorted(path.parent for path in folder.rglob(RESULT) if read_result(path.parent) is not None)
+    if not runs:
+        raise DataError(f"runs={folder}: no finished run there (a folder with a {RESULT}). Train one first: make demo")
+    return runs
+
+
+def compare_runs(folders: list[Path], *, out: Path | None = None, format: str = "text") -> list[Row]:
+    """Print the table of these runs on standard output; write ``table.md`` and ``curves.png`` into ``out``.
+
+    ``out`` is by default the deepest folder that holds all the runs. With ``format="json"`` the rows are printed as one
+    JSON document. Runs that have not come to their end are shown as such.
+    """
+    out = out or Path(os.path.commonpath(folders))
+    out.mkdir(parents=True, exist_ok=True)
+    results = {folder: read_result(folder) for folder in folders}
+    labels = _labels(results)
+    rows = [_row(folder, result, labels[folder]) for folder, result in results.items()]
+    if format == "json":
+        print(json.dumps({"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
+    else:
+        _print(rows, _title(results))
+    (out / "table.md").write_text(_markdown(rows, _title(results)), encoding="utf-8")
+    done = {folder: result for folder, result in results.items() if result is not None}
+    if done:
+        plot_curves(done, labels, out / "curves.png", _title(results))
+    print(f"table: {out / 'table.md'}\ncurves: {out / 'curves.png'}" if done else "", file=sys.stderr)
+    return rows
+
+
+def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], path: Path, title: str) -> None:
+    """Top-1 error on the training and on the validation images against the epoch, one line per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for folder, result in results.items():
+        history = read_history(folder)
+        epochs = [row["epoch"] for row in history]
+        style = VARIANT_STYLE[result["identity"]["ge"]["variant"]]
+        drawing = {"color": style["color"], "linestyle": style["linestyle"], "marker": "o", "markersize": 3}
+        axes[0].plot(epochs, [row["train/top1_error"] for row in history], **drawing)
+        axes[1].plot(epochs, [row["val/top1_error"] for row in history], label=labels[folder], **drawing)
+    for axis, split in zip(axes, ("training images, augmented", "validation images"), strict=True):
+        axis.set_title(split, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("top-1 error, %")
+    axes[1].legend(fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _row(folder: Path, result: dict[str, Any] | None, label: str) -> Row:
+    if result is None:
+        return Row(str(folder), label)
+    return Row(
+        folder=str(folder),
+        label=label,
+        top1_error=result["metrics"]["last"]["val/top1_error"],
+        best_top1_error=result["metrics"]["best"]["val/top1_error"],
+        params=result["complexity"]["params"],
+        macs=result["complexity"]["macs"],
+        seconds=result["seconds"],
+    )
+
+
+def _labels(results: dict[Path, dict[str, Any] | None]) -> dict[Path, str]:
+    """The variant, and in front or behind whatever else differs between the runs."""
+    finished = [result for result in results.values() if result is not None]
+
+    def varies(*keys: str) -> bool:
+        values = set()
+        for result in finished:
+            value: Any = result["identity"]
+            for key in keys:
+                value = value[key]
+            values.add(str(value))
+        return len(values) > 1
+
+    labels = {}
+    for folder, result in results.items():
+        if result is None:
+            labels[folder] = "/".join(folder.parts[-4:])
+            continue
+        known = result["identity"]
+        words = [ge_label(known["ge"])]
+        if varies("model", "name"):
+            words.insert(0, known["model"]["name"])
+        if varies("data", "name"):
+            words.append(known["data"]["name"])
+        if varies("schedule", "name") or varies("trainer", "max_epochs"):
+            words.append(f"{result['epochs']} epochs")
+        if varies("seed"):
+            words.append(f"seed {known['seed']}")
+        labels[folder] = " ".join(words)
+    return labels
+
+
+def _title(results: dict[Path, dict[str, Any] | None]) -> str:
+    """What all the runs have in common."""
+    finished = [result["identity"] for result in results.values() if result is not None]
+    parts = []
+    for group in ("model", "data", "schedule"):
+        names = {known[group]["name"] for known in finished}
+        if len(names) == 1:
+            parts.append(names.pop())
+    return ", ".join(parts)
+
+
+def _print(rows: list[Row], title: str) -> None:
+    table = Table(title=title)
+    table.add_column("")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row.cells())
+    Console().print(table)
+
+
+def _markdown(rows: list[Row], title: str) -> str:
+    lines = [f"{title}\n", f"| | {' | '.join(HEADINGS)} |", f"|---|{'---:|' * len(HEADINGS)}"]
+    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    return "\n".join(lines) + "\n"

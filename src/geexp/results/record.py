@@ -1,0 +1,58 @@
+"""The files that tell of a run: ``result.json``, written once at its end, and ``history.jsonl``, one row per epoch."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+HISTORY = "history.jsonl"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically: readers see the old file or the new one, whole. Refuses NaN and infinity."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line of JSON. A line cut short by a crash before is closed first, so that this one is whole."""
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The rows by epoch; of an epoch that was begun again, the last. Lines cut short by a crash are passed over."""
+    rows: dict[int, dict[str, Any]] = {}
+    path = run / HISTORY
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            rows[int(row["epoch"])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """The result of a run, or None if it has not come to its end."""
+    try:
+        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and result.get("status") == "completed" else None

@@ -1,0 +1,41 @@
+"""``python -m geexp.train``: train a network, or several with ``-m``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from geexp.config.command import command
+from geexp.config.schema import TrainConfig
+from geexp.data.presence import require_data
+from geexp.results.record import read_result
+
+
+def compare(folders: list[Path]) -> None:
+    from geexp.results.comparison import compare_runs
+
+    compare_runs(folders)
+
+
+@command("train", TrainConfig, after_sweep=compare)
+def main(config: TrainConfig) -> float:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    result: dict[str, Any] | None = None if config.force else read_result(folder)
+    if result is not None:
+        print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
+    else:
+        require_data(config.data)
+        from geexp.training.run import train
+
+        result = train(config, folder)
+    last, best = result["metrics"]["last"], result["metrics"]["best"]
+    print(
+        f"top-1 error {last['val/top1_error']:.2f} % after epoch {last['epoch']}, "
+        f"best {best['val/top1_error']:.2f} % after epoch {best['epoch']}: {folder}"
+    )
+    return last["val/top1_error"]
+
+
+if __name__ == "__main__":
+    main()

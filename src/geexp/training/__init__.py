@@ -1,0 +1,1 @@
+"""Training: the Lightning module, schedules, optimiser groups, checkpoints, callbacks, and one whole run."""

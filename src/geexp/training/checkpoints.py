@@ -1,0 +1,114 @@
+"""Checkpoints: written atomically, loadable with ``weights_only=True``, and enough to rebuild the network alone."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from geexp.config.errors import DataError
+
+FORMAT = "geexp"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes, renames: a checkpoint is there whole or not at all.
+
+    Lightning's own stages in the temporary folder, which is not atomic across file systems, and hides a folder
+    that cannot be written to.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".ckpt", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+class RunInCheckpoint(pl.Callback):
+    """Puts into every checkpoint what is needed to rebuild the network, and the metrics of its epoch; plain types."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[FORMAT] = {
+            "format": 1,
+            "config": self.config,
+            "epoch": trainer.current_epoch + 1,
+            "metrics": dict(pl_module.metrics),  # type: ignore[arg-type]
+        }
+
+
+class LastCheckpoint(Checkpoint):
+    """``checkpoints/last.ckpt`` after the validation of every epoch, and once before the first.
+
+    Always at an epoch's boundary: a run that is interrupted within an epoch begins that epoch again, with the same
+    order of images and the same augmentation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "last.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class BestCheckpoint(Checkpoint):
+    """``checkpoints/best.ckpt``: the epoch with the lowest validation top-1 error, the first of equal ones."""
+
+    def __init__(self) -> None:
+        self.best: dict[str, float] | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
+        if self.best is None or metrics["val/top1_error"] < self.best["val/top1_error"]:
+            self.best = {"epoch": trainer.current_epoch + 1, **metrics}
+            trainer.save_checkpoint(checkpoint_folder(Path(trainer.default_root_dir)) / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+def checkpoint_folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, as a plain dictionary on the CPU.
+
+    Raises:
+        DataError: for a file that is missing, unreadable, unsafe to load, or not of a run of geexp.
+    """
+    if not path.is_file():
+        raise DataError(f"checkpoint {path}: there is no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage provokes
+        raise DataError(f"checkpoint {path}: cannot be read as one ({type(error).__name__}); is it damaged?") from error
+    if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
+        raise DataError(
+            f"checkpoint {path}: was not written by a run of geexp, so it does not say which network it belongs to"
+        )
+    return checkpoint

@@ -1,0 +1,63 @@
+"""The Lightning module: cross-entropy, SGD, a schedule, errors counted exactly."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geexp.config.schema import OptimConfig, ScheduleConfig
+from geexp.training.errors_count import ErrorCount
+from geexp.training.optimizer import make_sgd
+from geexp.training.schedules import lr_factor
+
+
+class Classifier(pl.LightningModule):
+    """Trains ``model``; after each epoch ``metrics`` holds that epoch's ``train/…``, ``val/…`` and ``lr``."""
+
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, *, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.optim, self.schedule = model, optim, schedule
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.training_errors, self.validation_errors = ErrorCount(), ErrorCount()
+        self.metrics: dict[str, float] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._loss(batch, self.training_errors)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._loss(batch, self.validation_errors)
+
+    def _loss(self, batch: tuple[Tensor, Tensor], errors: ErrorCount) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        errors.add(logits.detach(), labels, loss.detach())
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.training_errors.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_errors.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics().items()}
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            self.metrics |= {f"train/{name}": value for name, value in self.training_errors.metrics().items()}
+            self.metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
+        self.log_dict(shown, prog_bar=False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_sgd(self.model, self.optim)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(self.schedule, step / self.trainer.num_training_batches)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

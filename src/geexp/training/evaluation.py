@@ -1,0 +1,69 @@
+"""Measure a checkpoint again: the network is rebuilt from the checkpoint alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from geexp.config.errors import DataError
+from geexp.config.schema import EvaluateConfig, TrainConfig
+from geexp.config.validation import validated
+from geexp.data.module import ImageData
+from geexp.data.presence import require_data
+from geexp.training.checkpoints import FORMAT, load_checkpoint
+from geexp.training.classifier import Classifier
+from geexp.training.run import build_network, make_trainer
+
+
+def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
+    """The trained network, the configuration of its run and the metrics recorded with the checkpoint.
+
+    Raises:
+        DataError: for a file that is no checkpoint of ours, or one of another network than it says.
+    """
+    checkpoint = load_checkpoint(path)
+    about = checkpoint[FORMAT]
+    config = validated(TrainConfig, about["config"])
+    classifier = Classifier(
+        build_network(config.model, config.ge, config.data),
+        config.optim,
+        config.schedule,
+        channels_last=config.trainer.channels_last,
+    )
+    try:
+        classifier.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise DataError(f"checkpoint {path}: its weights do not fit the network it names. {error}") from error
+    if config.trainer.channels_last:
+        classifier.to(memory_format=classifier.memory_format)
+    return classifier, config, about
+
+
+def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+    """Run the network over the evaluation split; returns measured and recorded metrics and whether they are equal."""
+    path = _checkpoint_path(settings)
+    classifier, config, about = restore(path)
+    data_config = config.data if settings.root is None else replace(config.data, root=settings.root)
+    require_data(data_config)
+    feed = replace(config.feed, workers=settings.workers)
+    data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
+    quiet = replace(config, trainer=replace(config.trainer, accelerator=settings.accelerator))
+    trainer = make_trainer(quiet, path.parent, logger=False, callbacks=[])
+    trainer.validate(classifier, data, verbose=False)
+    measured = {key: value for key, value in classifier.metrics.items() if key.startswith("val/")}
+    recorded = {key: value for key, value in about["metrics"].items() if key.startswith("val/")}
+    return {
+        "checkpoint": str(path),
+        "epoch": about["epoch"],
+        "measured": measured,
+        "recorded": recorded,
+        "identical": all(measured[key] == recorded.get(key) for key in ("val/top1_wrong", "val/top5_wrong")),
+    }
+
+
+def _checkpoint_path(settings: EvaluateConfig) -> Path:
+    if settings.checkpoint is not None:
+        return Path(settings.checkpoint).expanduser()
+    run = Path(str(settings.run)).expanduser()
+    if not run.is_dir():
+        raise DataError(f"run={settings.run}: there is no such folder")
+    return run / "checkpoints" / f"{settings.which}.ckpt"

@@ -1,0 +1,41 @@
+"""What a person sees while a run trains, on standard error."""
+
+import sys
+import time
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+
+def progress() -> Callback:
+    """A live bar on a terminal; one line per epoch in logs and batch jobs, where a bar prints nothing."""
+    return TerminalBar() if sys.stderr.isatty() else EpochLines()
+
+
+class TerminalBar(RichProgressBar):
+    """Lightning's bar, with the errors of the last epoch and without the version number."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True, console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict]:
+        metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
+        return {"val top-1": f"{metrics['val/top1_error']:.2f} %"} if "val/top1_error" in metrics else {}
+
+
+class EpochLines(Callback):
+    """One line when an epoch has been validated."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
+        seconds = time.monotonic() - self._start
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
+            f"train loss {metrics['train/loss']:.3f}, top-1 error {metrics['train/top1_error']:.2f} %  "
+            f"val top-1 error {metrics['val/top1_error']:.2f} %  {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,183 @@
+"""One run, from a checked configuration to ``result.json``."""
+
+import logging
+import shlex
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from hydra.utils import instantiate
+from torch import nn
+
+from geexp.backbones import build_model
+from geexp.complexity_count import count_complexity
+from geexp.config.errors import ConfigError
+from geexp.config.identity import ge_slug, identity
+from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.data.module import ImageData
+from geexp.results.config_tree import print_config
+from geexp.results.environment import environment, peak_memory
+from geexp.results.record import HISTORY, RESULT, read_history, write_json
+from geexp.training.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    RunInCheckpoint,
+    checkpoint_folder,
+)
+from geexp.training.classifier import Classifier
+from geexp.training.history import History
+from geexp.training.loggers import make_logger
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Train, or go on with, the run whose folder is ``folder``; returns what was written to its ``result.json``.
+
+    Raises:
+        ConfigError: for ``resume=true`` without a checkpoint, and what the data set or the model refuses.
+        KeyboardInterrupt: after Ctrl-C, when the last checkpoint has been named.
+    """
+    plain = asdict(config)
+    last = LastCheckpoint(checkpoint_folder(folder))
+    resume_from = _resume_from(config, last.path)
+    if resume_from is None:
+        (folder / HISTORY).unlink(missing_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+    callbacks: list[pl.Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
+    tree = print_config(plain, title=ge_slug(config.ge, config.model))
+    (folder / "config_tree.txt").write_text(tree, encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
+    _ = data.training_images, data.evaluation_images  # whatever is wrong with the data is said now
+    model = build_network(config.model, config.ge, config.data)
+    if config.trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.trainer.compile:
+        model.compile()
+    classifier = Classifier(model, config.optim, config.schedule, channels_last=config.trainer.channels_last)
+    log.info("%s: %s", "going on with" if resume_from else "training into", folder)
+
+    logger = make_logger(config.logger, folder, plain)
+    try:
+        trainer = make_trainer(
+            config,
+            folder,
+            logger=logger or False,
+            callbacks=[History(folder / HISTORY), RunInCheckpoint(plain), *callbacks, last],
+        )
+        _fit(trainer, classifier, data, resume_from, last.path)
+        result = _result(config, folder, classifier, callbacks)
+        if logger is not None:
+            logger.log_metrics(_summary(result))
+        write_json(folder / RESULT, result)
+    finally:
+        if config.logger.name == "wandb":
+            import wandb
+
+            wandb.finish()
+    return result
+
+
+def build_network(model: ModelConfig, ge: GatherExciteConfig, data: DataConfig) -> nn.Module:
+    """The network that a configuration describes, for the images of its data set."""
+    settings = asdict(ge)
+    return build_model(
+        **asdict(model),
+        **{"ge": settings.pop("variant"), **settings},
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        in_channels=data.channels,
+    )
+
+
+def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Trainer:
+    """Lightning's Trainer for a configuration, without its own checkpoints, sanity check and sampler."""
+    settings = config.trainer
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
+    has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator=settings.accelerator,
+        devices=1,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=settings.max_epochs,
+        deterministic=settings.deterministic,
+        limit_train_batches=settings.limit_train_batches,
+        limit_val_batches=settings.limit_val_batches,
+        overfit_batches=settings.overfit_batches,
+        detect_anomaly=settings.detect_anomaly,
+        profiler=settings.profiler,
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=True,
+        enable_model_summary=False,
+        enable_progress_bar=has_bar,
+        **options,
+    )
+
+
+def _resume_from(config: TrainConfig, last: Path) -> Path | None:
+    if config.force or config.resume is False:
+        return None
+    if last.is_file():
+        return last
+    if config.resume is True:
+        raise ConfigError(f"resume=true: there is no checkpoint at {last}. Leave it out to start this run.")
+    return None
+
+
+def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, last: Path) -> None:
+    try:
+        trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
+    except SystemExit as stop:  # Lightning turns Ctrl-C into one
+        if not trainer.interrupted:
+            raise
+        command = shlex.join(["python", "-m", "geexp.train", *(a for a in sys.argv[1:] if a != "force=true")])
+        if last.is_file():
+            done = len(read_history(last.parents[1]))
+            print(
+                f"\nInterrupted in epoch {trainer.current_epoch + 1}; the {done} finished epochs are safe in {last}\n"
+                f"Go on with: {command} resume=true",
+                file=sys.stderr,
+            )
+        raise KeyboardInterrupt from stop
+
+
+def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks: list[pl.Callback]) -> dict[str, Any]:
+    rows = read_history(folder)
+    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None)
+    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    return {
+        "format": 1,
+        "status": "completed",
+        "identity": identity(config),
+        "metrics": {"last": rows[-1], "best": best or min(rows, key=lambda row: row["val/top1_error"])},
+        "epochs": len(rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "complexity": count_complexity(classifier.model, shape).as_dict(),
+        "peak_memory_bytes": peak_memory(),
+        "config": asdict(config),
+        **environment(),
+    }
+
+
+def _summary(result: dict[str, Any]) -> dict[str, float]:
+    complexity = result["complexity"]
+    return {
+        "best/top1_error": result["metrics"]["best"]["val/top1_error"],
+        "last/top1_error": result["metrics"]["last"]["val/top1_error"],
+        "params": complexity["params"],
+        "macs": complexity["macs"],
+    }
