@@ -25,7 +25,7 @@ from geexp import GatherExcite
 
 SHAPES = {"56x56x256": (256, 56), "14x14x1024": (1024, 14)}
 CASES = [("theta_minus", 8), ("theta_minus", "global"), ("theta", 8), ("theta", "global"), ("theta_plus", "global")]
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 class Plain(nn.Module):
@@ -41,7 +41,9 @@ class Plain(nn.Module):
             self.gather = nn.Sequential(conv, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = F.interpolate(self.transform(self.gather(x)), size=x.shape[2:])
+        logits = self.transform(self.gather(x))
+        if logits.shape[2:] != (1, 1):
+            logits = F.interpolate(logits, size=x.shape[2:])
         return x * torch.sigmoid(logits)
 
 
@@ -105,8 +107,8 @@ def main() -> None:
     title = f"batch {options.batch}, float32, one thread; torch {torch.__version__}, {platform.machine()}"
     table = Table(title=title)
     for heading in ("shape", "operator", "layout"):
-        table.add_column(heading)
-    for heading in ("forward", "forward+backward", "kept/x, plain", "kept/x, ours"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("fwd", "fwd+bwd", "kept: plain", "ours"):
         table.add_column(heading, justify="right")
     for row in rows:
         figures = (f"{row[k]:.2f}" for k in ("forward", "forward_backward", "saved_plain", "saved_ours"))

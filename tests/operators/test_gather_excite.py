@@ -20,7 +20,7 @@ COMBINATIONS = [
 
 def make(variant, extent, pool, size, channels=8) -> GatherExcite:
     torch.manual_seed(0)
-    module = GatherExcite(channels, variant=variant, extent=extent, size=size, pool=pool, reduction=4).double()
+    module = GatherExcite(channels, variant=variant, extent=extent, size=size, pool=pool, reduction=2).double()
     for parameter in module.parameters():  # away from the initial 0 and 1, so that every parameter matters
         nn.init.normal_(parameter)
     return module
@@ -58,9 +58,9 @@ def test_nearest_index_is_exact_where_float32_is_not(H, h):
 @pytest.mark.parametrize(("extent", "size"), [(2, (4, 6)), (2, (5, 3)), (8, (7, 7)), ("global", (4, 3))])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradcheck_and_double_backward(variant, extent, size):
-    module = make(variant, extent, "avg", size, channels=4)
+    module = make(variant, extent, "avg", size, channels=2)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+        x = torch.randn(2, 2, *size, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
         assert torch.autograd.gradcheck(module, (x,))
         assert torch.autograd.gradgradcheck(module, (x,))
 
@@ -90,13 +90,13 @@ def test_exported(variant, extent):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bf16_autocast(variant, extent):
     module = make(variant, extent, "avg", (14, 14)).float()
-    x = torch.randn(4, 8, 14, 14)
+    x = torch.randn(4, 8, 14, 14, requires_grad=True)
     want = module(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = module(x.bfloat16())
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, *module.parameters()))
     assert (y.float() - want).norm() / want.norm() < 0.03
 
 

@@ -48,11 +48,14 @@ def command(
 
         @functools.wraps(task)
         def job(composed: DictConfig) -> object:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            if in_sweep:
                 folders.append(Path(HydraConfig.get().runtime.output_dir))
             try:
                 return task(validated(schema, composed))
             except UserError as error:
+                if in_sweep:  # Hydra notes the failure and goes on with the other jobs
+                    raise
                 _refuse(name, error)
 
         def main() -> None:
@@ -95,12 +98,13 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         hint = "Any other power of two goes as ge.extent=16." if group == "extent" else ""
         return bad_value(group or "config", choice, error.options or [], hint=hint)
-    for link in chain:
-        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
+    of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
+    of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
+    for link in of_ours:
+        if isinstance(link, (ConfigKeyError, ConfigAttributeError)):
             return unknown_key(str(link.full_key), known_keys(schema))
-    for link in chain:
-        if isinstance(link, OmegaConfBaseException) and link.full_key:
-            return wrong_type(schema, link)
+    if of_ours:
+        return wrong_type(schema, of_ours[0])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(" ".join(str(error).split()))
     return None

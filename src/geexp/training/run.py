@@ -16,7 +16,7 @@ from torch import nn
 
 from geexp.backbones import build_model
 from geexp.complexity_count import count_complexity
-from geexp.config.errors import ConfigError
+from geexp.config.errors import ConfigError, DataError
 from geexp.config.identity import ge_slug, identity
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.data.module import ImageData
@@ -29,6 +29,7 @@ from geexp.training.checkpoints import (
     LastCheckpoint,
     RunInCheckpoint,
     checkpoint_folder,
+    load_checkpoint,
 )
 from geexp.training.classifier import Classifier
 from geexp.training.history import History
@@ -132,6 +133,10 @@ def _resume_from(config: TrainConfig, last: Path) -> Path | None:
     if config.force or config.resume is False:
         return None
     if last.is_file():
+        try:
+            load_checkpoint(last)
+        except DataError as error:
+            raise DataError(f"{error}. To start this run over: resume=false") from error
         return last
     if config.resume is True:
         raise ConfigError(f"resume=true: there is no checkpoint at {last}. Leave it out to start this run.")

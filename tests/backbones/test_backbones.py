@@ -1,0 +1,216 @@
+"""The backbones are the papers' networks: sizes, strides, places of GE, initial values."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from geexp import add_gather_excite, build_model, register_timm_models
+from geexp.backbones import block_outputs, blocks, stages
+from geexp.config.catalog import BACKBONES, VARIANTS
+from geexp.operators import Excite, GatherExcite
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet110", 1_730_522),
+        ("resnet164", 1_703_258),
+        ("wrn16_8", 10_961_370),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_known_sizes(name, count):
+    with torch.device("meta"):
+        assert parameters(build_model(name)) == count
+
+
+# The deep networks are made of the blocks of the others: two variants are enough for them.
+DEEP = ("resnet101", "resnet152", "resnet110", "resnet164")
+
+
+@pytest.mark.parametrize(
+    ("name", "ge"),
+    [(n, ge) for n in BACKBONES for ge in ("none", *VARIANTS) if n not in DEEP or ge in ("none", "theta_plus")],
+)
+def test_every_parameter_learns(name, ge):
+    """One body over the whole registry: forward, backward, a gradient for every parameter."""
+    torch.manual_seed(0)
+    size = 64 if BACKBONES[name].image_size == 224 else 16
+    model = build_model(name, ge=ge, num_classes=5, image_size=size)
+    logits = model(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("source", [timm.create_model, torchvision.models.get_model])
+def test_resnet_v15_is_timms_and_torchvisions(source):
+    theirs = source("resnet50", num_classes=10).eval()
+    ours = build_model("resnet50", num_classes=10, stride_in="3x3").eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_resnet_v1_has_its_stride_on_the_first_1x1():
+    for stage, sequence in stages(build_model("resnet50")).items():
+        strides = (2, 2) if stage > 2 else (1, 1)
+        assert sequence[0].conv1.stride == strides
+        assert sequence[0].conv2.stride == (1, 1)
+        assert all(block.conv1.stride == block.conv2.stride == (1, 1) for block in sequence[1:])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_ge_is_the_last_thing_before_the_sum(name):
+    """With the gate closed, a block with an identity shortcut is that shortcut, and its ReLU if it ends in one."""
+
+    class Closed(nn.Module):
+        def forward(self, x):
+            return x * 0
+
+    model = build_model(name, ge="theta_minus").eval()
+    post_activation = hasattr(model, "maxpool")
+    for sequence in stages(model).values():
+        for block in list(sequence)[1:2]:
+            setattr(block, "ge" if hasattr(block, "ge") else "se", Closed())
+            channels = next(m for m in block.modules() if isinstance(m, nn.Conv2d)).in_channels
+            x = torch.randn(1, channels, 4, 4)
+            torch.testing.assert_close(block(x), x.relu() if post_activation else x)
+
+
+def test_shufflenet_puts_ge_on_the_full_width_after_the_concatenation():
+    model = build_model("shufflenet_g3", ge="se")
+    widths = {name: block.ge.channels for name, block in blocks(model).items()}
+    assert widths["conv2_1"] == widths["conv2_2"] == 240
+    assert widths["conv3_1"] == 480
+    assert widths["conv4_1"] == widths["conv4_4"] == 960
+    assert len(widths) == 16
+    assert model.layer1[0].conv1.groups == 1
+    assert model.layer1[1].conv1.groups == model.layer2[0].conv1.groups == 3
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("resnet50", [4]), ("resnet50", None), ("resnet20", [2, 4])])
+def test_placement(name, chosen):
+    model = build_model(name, ge="theta", extent=4, stages=chosen)
+    for block_name, block in blocks(model).items():
+        held = [m for m in block.modules() if isinstance(m, GatherExcite)]
+        assert len(held) == (chosen is None or int(block_name[4]) in chosen)
+
+
+def test_global_gathers_have_the_size_of_their_maps():
+    model = build_model("resnet50", ge="theta")
+    sizes = {stage: sequence[0].se.gather.size for stage, sequence in stages(model).items()}
+    assert sizes == {2: (56, 56), 3: (28, 28), 4: (14, 14), 5: (7, 7)}
+    model = build_model("resnet20", ge="theta", image_size=(28, 20), in_channels=1)
+    assert [sequence[0].ge.gather.size for sequence in stages(model).values()] == [(28, 20), (14, 10), (7, 5)]
+
+
+def test_block_outputs_by_the_papers_names():
+    model = build_model("resnet50", ge="theta_minus", num_classes=10).eval()
+    assert list(blocks(model))[:4] == ["conv2_1", "conv2_2", "conv2_3", "conv3_1"]
+    x = torch.randn(1, 3, 64, 64)
+    outputs = block_outputs(model, x, ["conv4_6", "conv5_1"])
+    assert {name: tuple(out.shape) for name, out in outputs.items()} == {
+        "conv4_6": (1, 1024, 4, 4),
+        "conv5_1": (1, 2048, 2, 2),
+    }
+    assert (outputs["conv4_6"] >= 0).all()
+    torch.testing.assert_close(
+        block_outputs(model, x)["conv5_3"].mean((2, 3)) @ model.fc.weight.T + model.fc.bias, model(x)
+    )
+    with pytest.raises(ValueError, match=r"no block 'conv4_7'.*conv4_6"):
+        block_outputs(model, x, ["conv4_7"])
+    assert not any(block._forward_hooks for block in blocks(model).values())
+
+
+def test_initialisation_is_the_definitions():
+    torch.manual_seed(0)
+    model = build_model("resnet50", ge="theta_plus")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.momentum == 0.05
+            assert module.weight.eq(1).all()
+            assert module.bias.eq(0).all()
+        elif isinstance(module, nn.Conv2d) and "transform" not in name and module.weight.numel() > 4000:
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.06), name
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "transform" in name):
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.06), name
+            assert module.bias.eq(0).all()
+
+
+def test_switches_of_the_initialisation():
+    torch.manual_seed(0)
+    assert build_model("resnet20", bn_momentum=0.1).bn.momentum == 0.1
+    model = build_model("resnet20", init="torch")
+    assert model.fc.weight.std().item() == pytest.approx((1 / 64 / 3) ** 0.5, rel=0.15)
+    for name in ("resnet50", "resnet20", "shufflenet_g3"):
+        x = torch.randn(1, 3, 32, 32)
+        outputs = block_outputs(build_model(name, zero_init_residual=True).eval(), x, ["conv2_2", "conv2_3"])
+        torch.testing.assert_close(outputs["conv2_2"], outputs["conv2_3"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "resnet50d"])
+@pytest.mark.parametrize("variant", ["theta_minus", "theta"])
+def test_any_timm_resnet_takes_ge(name, variant):
+    model = timm.create_model(name, num_classes=4)
+    before = parameters(model)
+    assert add_gather_excite(model, variant=variant, image_size=64, stages=[3, 5]) is model
+    held = [m for m in model.modules() if isinstance(m, GatherExcite)]
+    assert len(held) == len(model.layer2) + len(model.layer4)
+    assert (parameters(model) > before) == (variant == "theta")
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_add_gather_excite_uses_the_size_that_timm_configured():
+    model = add_gather_excite(timm.create_model("resnet18", num_classes=4), variant="theta")
+    assert model.layer1[0].se.gather.size == (56, 56)
+    assert all(not isinstance(m, nn.Identity) for m in (model.layer1[0].se,))
+
+
+def test_add_gather_excite_refuses():
+    with pytest.raises(ValueError, match="conv2_1 already holds a SEModule"):
+        add_gather_excite(timm.create_model("seresnet50"), variant="theta")
+    with pytest.raises(ValueError, match="only networks of the ResNet family"):
+        add_gather_excite(timm.create_model("mobilenetv3_small_100"), variant="theta")
+    with pytest.raises(ValueError, match=r"stages=\[6\].*2, 3, 4, 5"):
+        add_gather_excite(timm.create_model("resnet18"), variant="theta", stages=[6])
+    with pytest.raises(ValueError, match="no slot"):
+        add_gather_excite(torchvision.models.resnet18(), variant="theta")
+
+
+def test_timm_registration():
+    assert register_timm_models() == register_timm_models()
+    model = timm.create_model("ge_resnet50", num_classes=7, ge="theta_plus", extent=4, in_chans=1)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+    assert any(isinstance(m, Excite) for m in model.modules())
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (1, 224, 224)
+    assert "ge_wrn16_8" in timm.list_models("ge_*")
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        timm.create_model("ge_resnet20", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet49"}, "resnet49.*resnet50"),
+        ({"name": "resnet20", "stride_in": "1x1"}, "resnet20 has no such choice"),
+        ({"name": "resnet50", "stride_in": "2x2"}, "'1x1' and '3x3'"),
+        ({"name": "resnet20", "init": "xavier"}, "'paper' and 'torch'"),
+        ({"name": "resnet20", "ge": "theta", "stages": [5]}, "stages 2, 3, 4"),
+    ],
+)
+def test_build_model_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(**arguments)

@@ -1,0 +1,101 @@
+"""Every option of every group composes to a valid configuration; the ways to say the same thing agree."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from geexp.backbones import build_model, stages
+from geexp.config.catalog import BACKBONES, VARIANTS
+from geexp.config.command import config_directory
+from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
+from geexp.config.schema import TrainConfig
+from geexp.config.validation import validated
+from geexp.operators import gather_excite
+
+CONF = Path(config_directory())
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "sweep"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def config(*overrides: str) -> TrainConfig:
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return validated(TrainConfig, compose("train", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
+def test_every_option_is_valid(group, option):
+    backbone = "model=resnet50" if (group, option) == ("placement", "stage5") else "model=resnet20"
+    overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
+    config(*([backbone] if group != "model" else []), *overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_file_says_what_it_is(path):
+    if "hydra_logging" not in path.parts and "help" not in path.parts and "job_logging" not in path.parts:
+        assert any(line.startswith("# ") for line in path.read_text().splitlines()[:3])
+
+
+@pytest.mark.parametrize("path", sorted([*CONF.glob("experiment/*"), *CONF.glob("sweep/*")]), ids=lambda p: p.stem)
+def test_experiments_and_sweeps_name_command_hardware_and_number(path):
+    header = path.read_text()
+    for word in ("# What:", "# Command:", "# Hardware:", "# Number:"):
+        assert word in header
+
+
+def test_the_user_command():
+    c = config("model=resnet50", "ge=theta", "ge.extent=8", "trainer.max_epochs=1")
+    assert (c.model.name, c.ge.variant, c.ge.extent, c.trainer.max_epochs) == ("resnet50", "theta", 8, 1)
+
+
+def test_group_and_key_say_the_same():
+    assert config("extent='8'").ge.extent == config("ge.extent=8").ge.extent == 8
+    assert config("extent=global").ge.extent == "global"
+    assert config("model=resnet50", "placement=stage4").ge.stages == [4]
+    assert config("model=resnet50", "ge.stages=[4,5]").ge.stages == [4, 5]
+    assert config("ge=theta_minus", "ge.pool=max").ge.pool == "max"
+    assert config("ge.extent=32").ge.extent == 32
+
+
+def test_the_catalog_is_what_there_is():
+    assert gather_excite.VARIANTS == VARIANTS
+    assert {path.stem for path in CONF.glob("model/*.yaml")} == set(BACKBONES)
+    assert {path.stem for path in CONF.glob("ge/*.yaml")} == {"none", *VARIANTS}
+    for name, facts in BACKBONES.items():
+        assert tuple(stages(build_model(name))) == facts.stages
+
+
+def test_a_run_is_named_by_what_determines_its_result():
+    base = run_folder(config())
+    assert base.startswith("fashion_mnist_mini/resnet8/theta-global/demo/seed0-")
+    for change in ("seed=1", "optim.lr=0.2", "ge.stages=[2]", "data.augmentation.flip=false", "trainer.max_epochs=2"):
+        assert run_folder(config(change)) != base
+    for same in (
+        "outputs=elsewhere",
+        "logger=none",
+        "feed.workers=2",
+        "ge.stages=[2,3,4]",
+        "ge.pool=avg",
+        "resume=false",
+    ):
+        assert run_folder(config(same)) == base
+    assert run_folder(config("ge=none", "ge.extent=8")) == run_folder(config("ge=none"))
+    assert "stage45-" not in base
+
+
+def test_slugs_are_readable():
+    def slug(*overrides):
+        c = config("model=resnet50", *overrides)
+        return ge_slug(c.ge, c.model)
+
+    assert slug("ge=none") == "none"
+    assert slug("ge=theta_minus", "ge.extent=4", "ge.pool=max") == "theta-minus-e4-max"
+    assert slug("ge=theta", "ge.stages=[4]") == "theta-global-stage4"
+
+
+def test_identity_keeps_only_what_has_an_effect():
+    c = config("ge=theta", "ge.reduction=4")
+    assert effective_ge(c.ge, c.model) == {"variant": "theta", "extent": "global", "stages": [2, 3, 4]}
+    assert "root" not in identity(c)["data"]

@@ -1,0 +1,39 @@
+"""Commands are tested as commands: real processes, in a folder that is not the checkout."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# Several workers of pytest-xdist share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "GEEXP_", "HYDRA_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Command:
+    """``run("train", "ge=theta", …)``: the finished process of ``python -m geexp.train``, in an empty folder."""
+
+    def command(entry: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"geexp.{entry}", *arguments],
+            cwd=tmp_path,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+
+    return command

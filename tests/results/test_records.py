@@ -1,0 +1,61 @@
+"""Run records: whole or not there, whatever happens to their files."""
+
+import json
+
+import pytest
+
+from geexp.results.comparison import compare_runs, finished_runs
+from geexp.results.paper import network_of, paper, table_rows
+from geexp.results.record import append_row, read_history, read_result, write_json
+from geexp.results.style import ge_label
+
+
+def test_write_json_is_atomic_and_refuses_nan(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_history_takes_the_last_row_of_an_epoch_and_survives_a_torn_line(tmp_path):
+    path = tmp_path / "history.jsonl"
+    append_row(path, {"epoch": 1, "x": 1})
+    append_row(path, {"epoch": 2, "x": 2})
+    with path.open("a") as file:
+        file.write('{"epoch": 3, "x"')  # killed while writing
+    append_row(path, {"epoch": 2, "x": 20})
+    assert read_history(tmp_path) == [{"epoch": 1, "x": 1}, {"epoch": 2, "x": 20}]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "running"}', "null"])
+def test_what_is_no_result(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    assert read_result(tmp_path) is None
+    assert read_result(tmp_path / "nowhere") is None
+
+
+def test_unfinished_runs_are_shown_as_such(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    rows = compare_runs([tmp_path / "a"], out=tmp_path)
+    assert rows[0].top1_error is None
+    assert "not finished" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no finished run"):
+        finished_runs(tmp_path)
+
+
+def test_the_papers_numbers():
+    assert [len(table_rows(n)) for n in range(1, 7)] == [5, 6, 6, 7, 5, 5]
+    assert {row["label"]: row["top1"] for row in table_rows(2)}["GE-θ⁺"] == 21.88
+    assert paper()["detection"]["rows"][1]["map"] == 28.6
+    assert network_of(table_rows(1)[1]) == {
+        "name": "resnet50", "ge": "theta", "extent": "global", "stages": [2], "pool": "avg",
+    }  # fmt: skip
+    assert network_of(table_rows(6)[1])["pool"] == "max"
+
+
+def test_labels_are_the_papers():
+    assert ge_label({"variant": "none"}) == "baseline"
+    assert ge_label({"variant": "theta_minus", "extent": 4, "stages": [2, 3, 4, 5], "pool": "max"}) == "GE-θ⁻ (E4, max)"
+    assert ge_label({"variant": "theta", "extent": "global", "stages": [4]}) == "GE-θ (stage 4)"
