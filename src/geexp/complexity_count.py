@@ -79,11 +79,12 @@ def _count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[int
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             window = math.prod(module.kernel_size) * module.in_channels // module.groups
-            macs[id(module)] = output.numel() * window
+            count = output.numel() * window
         elif isinstance(module, nn.Linear):
-            macs[id(module)] = output.numel() * module.in_features
+            count = output.numel() * module.in_features
         else:
-            macs[id(module)] = output.numel()  # the excite product
+            count = output.numel()  # the excite product
+        macs[id(module)] = macs.get(id(module), 0) + count
 
     counted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, Excite))]
     handles = [m.register_forward_hook(record) for m in counted]

@@ -214,3 +214,73 @@ def test_timm_registration():
 def test_build_model_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_model(**arguments)
+
+
+def test_zero_initialised_residuals_learn():
+    """Concatenated zeros would meet a ReLU and stay zero for ever."""
+    torch.manual_seed(0)
+    for name in ("shufflenet_g3", "resnet20"):
+        model = build_model(name, zero_init_residual=True, num_classes=4)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+        for _ in range(3):
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(torch.randn(8, 3, 64, 64)), torch.randint(0, 4, (8,))).backward()
+            sgd.step()
+        for block in blocks(model).values():
+            first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+            assert first.weight.grad.abs().sum() > 0
+
+
+def test_what_only_looks_leaves_the_model_alone():
+    model = build_model("resnet20", ge="theta", stages=[2]).train()
+    model.bn.eval()  # frozen, as in detection
+    add_gather_excite(model, variant="theta_minus", extent=4, stages=[3], image_size=32)
+    assert model.training
+    assert not model.bn.training
+    assert [model.layer1[0].ge.variant, model.layer2[0].ge.variant] == ["theta", "theta_minus"]
+    assert isinstance(model.layer3[0].ge, nn.Identity)
+    with pytest.raises(ValueError, match="conv2_1 already holds"):
+        add_gather_excite(model, variant="theta_minus", stages=[2])
+
+
+def test_block_outputs_of_a_compiled_model():
+    model = build_model("resnet8", ge="theta_minus").eval()
+    x = torch.randn(1, 3, 16, 16)
+    want = block_outputs(model, x)
+    model.compile(backend="eager")
+    model(x)
+    got = block_outputs(model, x)
+    assert got.keys() == want.keys() == blocks(model).keys()
+    torch.testing.assert_close(got["conv4_1"], want["conv4_1"])
+
+
+@pytest.mark.parametrize("name", ["ge_resnet50", "ge_shufflenet_g3", "ge_resnet20"])
+def test_timms_handling_of_classifiers(name):
+    register_timm_models()
+    model = timm.create_model(name, num_classes=7, drop_rate=0.0, drop_path_rate=0.0, global_pool="avg", img_size=64)
+    x = torch.randn(2, 3, 64, 64)
+    assert model.num_classes == model.get_classifier().out_features == 7
+    pooled = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert pooled.shape == (2, model.num_features)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    assert timm.create_model(name, num_classes=0, img_size=64)(x).shape == (2, model.num_features)
+    with pytest.raises(ValueError, match=f"{name}: drop_rate=0.5"):
+        timm.create_model(name, drop_rate=0.5)
+
+
+def test_timms_data_config_is_the_home_of_the_backbone():
+    register_timm_models()
+    config = timm.data.resolve_model_data_config(timm.create_model("ge_resnet20", in_chans=1))
+    assert (config["input_size"], config["crop_pct"], len(config["mean"])) == ((1, 32, 32), 1.0, 1)
+    model = timm.create_model("ge_resnet50", ge="se", pretrained_cfg_overlay={"crop_pct": 0.9})
+    assert timm.data.resolve_model_data_config(model)["crop_pct"] == 0.9
+
+
+def test_networks_that_only_begin_like_a_resnet_are_refused():
+    with pytest.raises(ValueError, match="ResNet family"):
+        add_gather_excite(timm.create_model("hrnet_w18_small"), variant="theta_minus")
+    with pytest.raises(ValueError, match=r"stages=\[\]"):
+        add_gather_excite(timm.create_model("resnet18"), variant="theta_minus", stages=[])

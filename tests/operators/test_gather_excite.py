@@ -179,7 +179,16 @@ def test_says_what_is_wrong():
         GatherExcite(8, variant="theta", extent=2, pool="max")
     with pytest.raises(ValueError, match="reduction=16"):
         GatherExcite(8, variant="se", extent="global")
-    with pytest.raises(ValueError, match="built for 7x7 maps and was given 8x8"):
+    with pytest.raises(ValueError, match="built for 8 channels of 7x7 and was given 8 of 8x8"):
         GatherExcite(8, variant="theta", extent="global", size=7)(torch.randn(2, 8, 8, 8))
     with pytest.raises(ValueError, match="at least two images per device"):
         GatherExcite(8, variant="theta", extent=8)(torch.randn(1, 8, 7, 7))
+
+
+def test_a_global_gather_refuses_what_would_broadcast():
+    gather = DepthwiseProduct(16, (7, 7))
+    for shape in ((2, 16, 1, 1), (2, 1, 7, 7), (2, 16, 7, 1)):
+        with pytest.raises(ValueError, match="built for 16 channels of 7x7"):
+            gather(torch.randn(shape))
+    with pytest.raises(ValueError, match="GlobalConvGather"):
+        ConvGather(8, "global")

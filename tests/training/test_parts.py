@@ -85,7 +85,16 @@ def test_errors_are_counted_exactly_over_uneven_batches():
     assert metrics["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     count.reset()
     assert count.metrics() == {}
-    assert not count.state_dict()
+
+
+def test_the_loss_is_summed_in_its_own_precision():
+    count = ErrorCount()
+    for _ in range(1000):  # a sum in bfloat16 stands still after some hundreds
+        count.add(
+            torch.zeros(64, 10, dtype=torch.bfloat16), torch.zeros(64, dtype=torch.int64), torch.tensor(2.0).bfloat16()
+        )
+    assert count.metrics()["loss"] == 2.0
+    assert count.metrics()["images"] == 64_000
 
 
 def test_top5_of_three_classes_never_errs():

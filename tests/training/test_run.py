@@ -1,6 +1,7 @@
 """Whole runs as a user starts them: what they leave, how they go on, how they are measured again."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def test_a_run_from_start_to_evaluation(run, tmp_path):
     assert rows[-1]["train/loss"] < rows[0]["train/loss"] < 2.6
     assert rows[-1]["val/images"] == 5 * 64
     assert rows[-1]["train/images"] == 20 * 64
+    # The rate that an epoch's last step was made with: step 59 of 60 is in epoch 2.95 of 3.
+    assert rows[-1]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * (59 / 20 - 0.5) / 2.5)))
     assert result["epochs"] == 3
     assert result["seconds"] > 0
     assert result["peak_memory_bytes"]["resident"] > 1e8

@@ -5,6 +5,7 @@ the block's attribute ``ge``; timm calls the same place ``se``.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 def stages(model: nn.Module) -> dict[int, nn.Sequential]:
     """The stages by number, first to last. Raises ``ValueError`` for a model that has none."""
     found = {s: getattr(model, f"layer{s - 1}") for s in range(2, 6) if hasattr(model, f"layer{s - 1}")}
-    if not found:
+    if len(found) < 2:
         raise ValueError(
-            f"{type(model).__name__} has no layer1, layer2, …: only networks of the ResNet family have stages"
+            f"{type(model).__name__} has no layer1 and layer2: only networks of the ResNet family have stages"
         )
     return found
 
@@ -54,7 +55,8 @@ def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = Non
         for name in wanted
     ]
     try:
-        model(x)
+        with _eager():
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -95,10 +97,16 @@ def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     stand_ins = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _eager():
             torch.func.functional_call(model, stand_ins, torch.empty(1, *image_shape, device="meta"))
     finally:
-        model.train(was_training)
+        for module, training in modes.items():  # one by one: some may have been frozen
+            module.training = training
+
+
+def _eager() -> AbstractContextManager[None]:
+    """Hooks added after a model was compiled are seen by its eager code only."""
+    return torch.compiler.set_stance("force_eager")

@@ -21,8 +21,9 @@ def add_gather_excite(
 ) -> nn.Module:
     """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
 
-    It goes into the residual branch immediately before the sum with the identity branch. The model is one of ours or
-    any timm network of the ResNet family (``resnet50``, ``resnext50_32x4d``, ``wide_resnet50_2``, …).
+    It goes into the residual branch immediately before the sum with the identity branch. The model is one of ours or a
+    timm network whose blocks have the slot ``se`` free (``resnet50``, ``resnext50_32x4d``, ``wide_resnet50_2``,
+    ``resnet50d``, ``res2net50_26w_4s``, …). Call it again for other stages with another operator.
 
     Args:
         model: the network; changed in place.
@@ -40,24 +41,25 @@ def add_gather_excite(
     if image_size is None:
         image_size = tuple(getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))[1:])
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    by_name = blocks(model)
-    for name, block in by_name.items():
+    chosen_blocks = {name: block for name, block in blocks(model).items() if int(name[4]) in chosen}
+    for name, block in chosen_blocks.items():
         occupant = getattr(block, slot(block))
         if occupant is not None and not isinstance(occupant, nn.Identity):
             raise ValueError(f"block {name} already holds a {type(occupant).__name__} where Gather-Excite goes")
 
     shapes = slot_shapes(model, (channels, height, width))
     reference = next(model.parameters())
-    for name, block in by_name.items():
-        if int(name[4]) in chosen:
-            _, C, H, W = shapes[name]
-            operator = GatherExcite(C, variant=variant, extent=extent, size=(H, W), pool=pool, reduction=reduction)
-            setattr(block, slot(block), operator.to(reference.device, reference.dtype).train(model.training))
+    for name, block in chosen_blocks.items():
+        _, C, H, W = shapes[name]
+        operator = GatherExcite(C, variant=variant, extent=extent, size=(H, W), pool=pool, reduction=reduction)
+        setattr(block, slot(block), operator.to(reference.device, reference.dtype).train(model.training))
     return model
 
 
 def _checked_stages(model: nn.Module, wanted: Sequence[int] | None) -> set[int]:
     available = tuple(stages(model))
+    if wanted is not None and not wanted:
+        raise ValueError("stages=[]: no stage would get an operator; None means all of them")
     for stage in wanted or ():
         if stage not in available:
             raise ValueError(f"stages={list(wanted or ())}: this network has stages {', '.join(map(str, available))}")

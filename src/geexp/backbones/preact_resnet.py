@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from geexp.backbones.classifier_head import ClassifierHead
+
 
 def resnet8(**options: Any) -> nn.Module:
     return PreActResNet(BasicBlock, 1, (16, 32, 64), **options)
@@ -86,7 +88,7 @@ class Bottleneck(PreActBlock):
         super().__init__(in_channels, channels, stride, convs)
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(ClassifierHead):
     """Images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``; ``depth`` blocks in each of three stages."""
 
     def __init__(
@@ -111,12 +113,9 @@ class PreActResNet(nn.Module):
         self.layer3 = stage(widths[1], widths[2], 2)
         self.bn = nn.BatchNorm2d(widths[-1])
         self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(widths[-1], num_classes)
+        self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's map after the final BN and ReLU, ``[N, num_features, H/4, W/4]``."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.relu(self.bn(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x).mean((2, 3)))

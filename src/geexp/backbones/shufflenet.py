@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geexp.backbones.classifier_head import ClassifierHead
+
 GROUPS = 3
 
 
@@ -50,10 +52,12 @@ class ShuffleUnit(nn.Module):
         return self.relu(self.ge(torch.cat([shortcut, branch], dim=1)))
 
     def zero_init_last(self) -> None:
-        nn.init.zeros_(self.bn3.weight)
+        """Let the unit start as its shortcut. Only where they are summed: concatenated zeros would never learn."""
+        if self.stride == 1:
+            nn.init.zeros_(self.bn3.weight)
 
 
-class ShuffleNet(nn.Module):
+class ShuffleNet(ClassifierHead):
     """Images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``."""
 
     num_features = 960
@@ -67,7 +71,7 @@ class ShuffleNet(nn.Module):
         self.layer1 = self._stage(24, 240, 4, first_groups=1)
         self.layer2 = self._stage(240, 480, 8)
         self.layer3 = self._stage(480, 960, 4)
-        self.fc = nn.Linear(960, num_classes)
+        self.reset_classifier(num_classes)
 
     @staticmethod
     def _stage(in_channels: int, channels: int, units: int, *, first_groups: int = GROUPS) -> nn.Sequential:
@@ -78,6 +82,3 @@ class ShuffleNet(nn.Module):
         """The last stage's map, ``[N, 960, H/32, W/32]``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x).mean((2, 3)))

@@ -1,5 +1,6 @@
 """Our networks under timm's roof: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,10 @@ from torch import nn
 
 from geexp.backbones.build import build_model
 from geexp.config.catalog import BACKBONES
+
+# What timm's scripts pass to every model, with the only value that ours have.
+_NEUTRAL = {"drop_rate": 0.0, "drop_path_rate": 0.0, "global_pool": "avg"}
+_OPTIONS = set(inspect.signature(build_model).parameters)
 
 
 def register_timm_models() -> list[str]:
@@ -20,7 +25,7 @@ def register_timm_models() -> list[str]:
     names = [f"ge_{name}" for name in BACKBONES]
     for name in names:
         if not is_model(name):
-            register_model(_entry_point(name))
+            globals()[name] = register_model(_entry_point(name))  # timm finds a model in the module that defines it
     return names
 
 
@@ -35,12 +40,17 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
         img_size: int | tuple[int, int] | None = None,
         ge: str = "theta",
         pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
         cache_dir: Any = None,
         **options: Any,
     ) -> nn.Module:
-        if pretrained:
+        if pretrained or pretrained_cfg:
             raise ValueError(f"{timm_name}: there are no pretrained weights; load a checkpoint of a run instead")
+        for option in list(options):
+            if option in _NEUTRAL and options[option] in (None, _NEUTRAL[option]):
+                del options[option]
+            elif option not in _OPTIONS:
+                raise ValueError(f"{timm_name}: {option}={options[option]!r} is not an option of this model")
         image_size = BACKBONES[name].image_size if img_size is None else img_size
         model = build_model(
             name, ge=ge, num_classes=num_classes, in_channels=in_chans, image_size=image_size, **options
@@ -52,14 +62,24 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
             "num_classes": BACKBONES[name].num_classes if num_classes is None else num_classes,
             "input_size": (in_chans, height, width),
             "interpolation": "bilinear",
-            "crop_pct": 0.875,
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
             "first_conv": "conv1",
             "classifier": "fc",
+            **_statistics(name, in_chans),
+            **(pretrained_cfg_overlay or {}),
         }
         return model
 
     create.__name__ = create.__qualname__ = timm_name
     create.__doc__ = f"{name} with Gather-Excite (geexp.build_model)."
     return create
+
+
+def _statistics(name: str, channels: int) -> dict[str, Any]:
+    """The crop and the normalisation of the data set that a backbone is at home on."""
+    if BACKBONES[name].image_size == 224:
+        crop, mean, std = 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    else:
+        crop, mean, std = 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    if channels != 3:
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels  # type: ignore[assignment]
+    return {"crop_pct": crop, "mean": mean, "std": std}

@@ -109,6 +109,8 @@ def check_data(data: DataConfig) -> None:
             raise ConfigError(f"data.{key}={values}: one number per channel is needed, data.channels={data.channels}.")
     if data.augmentation.crop is not None:
         check_choice("data.augmentation.crop", data.augmentation.crop, ("pad", "resized"))
+    if data.evaluation_crop is not None:
+        check_choice("data.evaluation_crop", data.evaluation_crop, ("centre",))
     check_at_least("data.augmentation.pad", data.augmentation.pad, 0)
 
 

@@ -41,6 +41,7 @@ class DataConfig:
     std: list[float] = MISSING
     root: str | None = None
     download: bool = False
+    evaluation_crop: str | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 

@@ -37,7 +37,7 @@ def evaluation_transform(data: DataConfig) -> T.Compose:
 
 
 def _centre(data: DataConfig) -> list[object]:
-    if data.augmentation.crop != "resized":
+    if data.evaluation_crop is None:
         return []  # the images have their size already
     return [T.Resize(round(data.image_size * 256 / 224)), T.CenterCrop(data.image_size)]
 

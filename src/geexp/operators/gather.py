@@ -61,7 +61,9 @@ class ConvGather(nn.Sequential):
     """
 
     def __init__(self, channels: int, extent: int, *, final_relu: bool = False) -> None:
-        steps = int(check_extent(extent)).bit_length() - 1
+        if check_extent(extent) == "global":
+            raise ValueError("extent='global': a chain of convolutions has a finite extent; see GlobalConvGather")
+        steps = extent.bit_length() - 1
         layers: list[nn.Module] = []
         for step in range(steps):
             layers += [
@@ -78,13 +80,21 @@ class DepthwiseProduct(nn.Conv2d):
     """A depth-wise convolution as large as its input, computed as one product and one sum per channel.
 
     Weight ``[C, 1, H, W]``, as a convolution's, and the convolution's result ``[N, C, 1, 1]``; but one pass over
-    memory, where the depth-wise kernels of cuDNN and oneDNN are made for small windows.
+    memory, where the depth-wise kernels of cuDNN and oneDNN are made for small windows. Accepts maps of its own size
+    only and raises ``ValueError`` for any other.
     """
 
     def __init__(self, channels: int, size: Size) -> None:
         super().__init__(channels, channels, size, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (self.in_channels, *self.kernel_size):
+            expected = "x".join(map(str, self.kernel_size))
+            raise ValueError(
+                f"this global gather was built for {self.in_channels} channels of {expected} and was given "
+                f"{x.shape[1]} of {x.shape[2]}x{x.shape[3]}: its kernel is as large as the map. Build it for this "
+                "image size, or use a finite extent or GE-θ⁻, which take any size"
+            )
         # Under autocast the weight is float32: the cast keeps a convolution's behaviour and the product small.
         weight = self.weight.transpose(0, 1).to(x.dtype)
         if is_channels_last(x):
@@ -95,8 +105,7 @@ class DepthwiseProduct(nn.Conv2d):
 class GlobalConvGather(nn.Sequential):
     """The parametrised gather of global extent (GE-θ, GE-θ⁺): a depth-wise convolution of the map's size, then BN.
 
-    ``size`` is the feature map's (H, W): the weight is as large, so the module accepts maps of that size only and
-    raises ``ValueError`` for any other.
+    ``size`` is the feature map's (H, W), the only one that the module accepts.
     """
 
     def __init__(self, channels: int, size: Size, *, final_relu: bool = False) -> None:
@@ -104,17 +113,8 @@ class GlobalConvGather(nn.Sequential):
         if final_relu:
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
-        self.size = size
+        self.size = tuple(size)
         init_gather(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(
-                f"this global gather was built for {self.size[0]}x{self.size[1]} maps and was given "
-                f"{x.shape[-2]}x{x.shape[-1]}: its kernel is as large as the map. Build it for this image size, "
-                "or use a finite extent or GE-θ⁻, which take any size"
-            )
-        return super().forward(x)
 
 
 class BatchNorm(nn.BatchNorm2d):

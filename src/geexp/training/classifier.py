@@ -14,7 +14,10 @@ from geexp.training.schedules import lr_factor
 
 
 class Classifier(pl.LightningModule):
-    """Trains ``model``; after each epoch ``metrics`` holds that epoch's ``train/…``, ``val/…`` and ``lr``."""
+    """Trains ``model``.
+
+    After each epoch ``metrics`` holds that epoch's ``train/…`` and ``val/…`` figures, and the ``lr`` of its last step.
+    """
 
     def __init__(
         self, model: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, *, channels_last: bool = False
@@ -44,6 +47,9 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.training_errors.reset()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._lr: float = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on after the step
+
     def on_validation_epoch_start(self) -> None:
         self.validation_errors.reset()
 
@@ -51,7 +57,7 @@ class Classifier(pl.LightningModule):
         self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics().items()}
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.metrics |= {f"train/{name}": value for name, value in self.training_errors.metrics().items()}
-            self.metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.metrics["lr"] = self._lr
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
         self.log_dict(shown, prog_bar=False)
 

@@ -1,44 +1,41 @@
 """Top-1 and top-5 errors as integer counts: exact, whatever the batches, and without a host sync per step."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class ErrorCount(nn.Module):
+class ErrorCount:
     """Adds up images, top-1 errors, top-5 errors and the loss of the batches it is shown.
 
-    With fewer than five classes, top-5 counts the classes there are.
+    With fewer than five classes, top-5 counts the classes there are. The sums live on the device of the logits, in
+    types of their own: they are no part of the network, whose precision may be low.
     """
 
-    counts: Tensor
-    loss: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("counts", torch.zeros(3, dtype=torch.int64), persistent=False)
-        self.register_buffer("loss", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.reset()
 
     def reset(self) -> None:
-        self.counts.zero_()
-        self.loss.zero_()
+        self._counts: Tensor | None = None
+        self._loss: Tensor | None = None
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """``logits`` [N, classes], ``labels`` [N], ``loss`` the batch's mean."""
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hit = best == labels[:, None]
-        self.counts[0] += len(labels)
-        self.counts[1] += (~hit[:, 0]).sum()
-        self.counts[2] += (~hit.any(dim=1)).sum()
-        self.loss += loss.float() * len(labels)
+        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        images = torch.tensor(len(labels), device=logits.device)
+        counts = torch.stack([images, (~hit[:, 0]).sum(), (~hit.any(dim=1)).sum()])
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
+        total = loss.detach().to(wide) * len(labels)
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._loss = total if self._loss is None else self._loss + total
 
     def metrics(self) -> dict[str, float]:
         """``loss``, ``top1_error`` and ``top5_error`` (percent), and the counts they were computed from."""
-        images, top1, top5 = self.counts.tolist()
-        if images == 0:
+        if self._counts is None or self._loss is None:
             return {}
+        images, top1, top5 = self._counts.tolist()
         return {
-            "loss": self.loss.item() / images,
+            "loss": self._loss.item() / images,
             "top1_error": 100 * top1 / images,
             "top5_error": 100 * top5 / images,
             "top1_wrong": top1,
