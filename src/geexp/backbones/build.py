@@ -41,8 +41,8 @@ def build_model(
         init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias) or ``torch`` (the layers' own default).
             The operators initialise themselves, always as in the paper.
         bn_momentum: of every BN; 0.05 is the paper's moving average factor of 0.95.
-        zero_init_residual: start every block with a sum as its identity. Off in the paper. GE's gates start near 0.5 and
-            halve the residual branches; with both, the branches start at zero and grow half as fast.
+        zero_init_residual: start every block with a sum as its identity. Off in the paper. GE's gates start near
+            0.5 and halve the residual branches; with both, the branches start at zero and grow half as fast.
 
     Raises:
         ValueError: for an unknown name or value; the message lists what is allowed.
