@@ -17,12 +17,13 @@ def main(config: EvaluateConfig) -> None:
     measured, recorded = result["measured"], result["recorded"]
     print(f"{result['checkpoint']} (after epoch {result['epoch']})")
     for name in ("top1", "top5"):
+        record = f"recorded {recorded[f'val/{name}_error']:.2f} %" if recorded else "nothing recorded"
+        wrong, images = measured[f"val/{name}_wrong"], measured["val/images"]
         print(
-            f"{name[:3]}-{name[3]} error {measured[f'val/{name}_error']:.2f} %  "
-            f"({measured[f'val/{name}_wrong']} of {measured['val/images']} images)  "
-            f"recorded {recorded[f'val/{name}_error']:.2f} %"
+            f"{name[:3]}-{name[3]} error {measured[f'val/{name}_error']:.2f} %  ({wrong} of {images} images)  {record}"
         )
-    print("identical to the record" if result["identical"] else "NOT identical to the record")
+    if recorded:
+        print("identical to the record" if result["identical"] else "NOT identical to the record")
 
 
 if __name__ == "__main__":

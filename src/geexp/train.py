@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from geexp.config.command import command
+from geexp.config.identity import require_same_identity
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.results.record import read_result
@@ -21,8 +22,10 @@ def compare(folders: list[Path]) -> None:
 @command("train", TrainConfig, after_sweep=compare)
 def main(config: TrainConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    result: dict[str, Any] | None = None if config.force else read_result(folder)
+    start_over = config.force or config.resume is False
+    result: dict[str, Any] | None = None if start_over else read_result(folder)
     if result is not None:
+        require_same_identity(folder, result["identity"], config)
         print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
     else:
         require_data(config.data)

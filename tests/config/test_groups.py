@@ -85,6 +85,10 @@ def test_a_run_is_named_by_what_determines_its_result():
     assert "stage45-" not in base
 
 
+def test_a_quoted_extent_is_a_number():
+    assert config("ge.extent='8'").ge.extent == 8
+
+
 def test_slugs_are_readable():
     def slug(*overrides):
         c = config("model=resnet50", *overrides)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import wandb
 import yaml
 
 from geexp import build_model
@@ -15,7 +16,7 @@ from geexp.config.errors import DataError
 from geexp.config.schema import OptimConfig, ScheduleConfig
 from geexp.training.checkpoints import load_checkpoint
 from geexp.training.errors_count import ErrorCount
-from geexp.training.loggers import _usual_mode
+from geexp.training.loggers import usual_mode
 from geexp.training.optimizer import make_sgd, parameter_groups
 from geexp.training.schedules import lr_factor
 
@@ -122,7 +123,7 @@ def test_checkpoints_that_are_not_ours(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(DataError, match="not written by a run of geexp"):
+    with pytest.raises(DataError, match="not written by a run of this geexp"):
         load_checkpoint(path)
 
 
@@ -130,13 +131,14 @@ def test_wandb_is_online_only_for_who_is_logged_in(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert _usual_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
-    assert _usual_mode() == "online"
+    assert usual_mode() == "offline"
+    host = wandb.Settings().base_url.removeprefix("https://")
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
+    assert usual_mode() == "online"
     (tmp_path / "netrc").write_text("machine elsewhere.example login user password secret\n")
-    assert _usual_mode() == "offline"
+    assert usual_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert _usual_mode() == "online"
+    assert usual_mode() == "online"
 
 
 def test_there_is_no_unsafe_load_in_the_package():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import environment
 
@@ -139,12 +140,42 @@ def test_force_and_resume_false_start_over(run, tmp_path):
     one_batch = ["debug=one_batch", "logger=none", "ge=none"]
     assert run("train", *one_batch).returncode == 0
     folder = only_run(tmp_path)
-    before = (folder / "result.json").read_text()
-    done = run("train", *one_batch, "force=true")
-    assert done.returncode == 0
-    assert "training into" in done.stderr
-    assert (folder / "result.json").read_text() != before
-    assert len(history(folder)) == 1
+    for again in ("force=true", "resume=false"):
+        before = (folder / "result.json").read_text()
+        done = run("train", *one_batch, again)
+        assert done.returncode == 0
+        assert "training into" in done.stderr
+        assert (folder / "result.json").read_text() != before
+        assert len(history(folder)) == 1
+
+
+def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
+    one_batch = ["debug=one_batch", "logger=none", "hydra.run.dir=mine"]
+    assert run("train", *one_batch, "ge=none").returncode == 0
+    other = run("train", *one_batch, "ge=se")
+    assert other.returncode == 2
+    assert "ge.variant=se (there: none)" in other.stderr
+    (tmp_path / "mine/result.json").unlink()
+    other = run("train", *one_batch, "ge=none", "optim.lr=0.5")
+    assert other.returncode == 2
+    assert "optim.lr=0.5 (there: 0.1)" in other.stderr
+    assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
+
+
+def test_a_diverged_run_stops_and_keeps_the_epoch_before(run, tmp_path):
+    done = run("train", *SHORT, "optim.lr=1e9")
+    assert done.returncode == 1
+    assert "the run has diverged" in done.stderr
+    assert "optim.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = only_run(tmp_path)
+    assert not (folder / "result.json").exists()
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    again = run("evaluate", f"checkpoint={folder / 'checkpoints/last.ckpt'}")
+    assert again.returncode == 0
+    assert "(after epoch 0)" in again.stdout
+    assert "nothing recorded" in again.stdout
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
@@ -228,3 +259,32 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     done = run("train", "debug=one_batch")
     assert done.returncode == 1
+    assert "outputs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(run):
+    done = run("train", "trainer=gpu", "logger=none")
+    assert done.returncode == 2
+    assert "Lightning refuses" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_ends_in_one_line(run, tmp_path, workers):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (64, 64), (40 * i, 90, 20)).save(tmp_path / split / name / f"{i}.JPEG")
+    bad = tmp_path / "train/dog/2.JPEG"
+    bad.write_bytes(bad.read_bytes()[:400])
+    done = run(
+        "train", "data=imagenet", "data.root=.", "data.num_classes=2", "data.image_size=32", "optim.batch_size=4",
+        "logger=none", f"feed.workers={workers}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("geexp.train: cannot read")
+    assert "2.JPEG" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

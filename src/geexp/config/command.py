@@ -18,9 +18,10 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 import geexp
-from geexp.config.errors import ConfigError, UserError, bad_value, unknown_key
+from geexp.config.errors import ConfigError, DataError, UserError, bad_value, unknown_key
 from geexp.config.identity import register_resolvers
 from geexp.config.validation import known_keys, validated, wrong_type
 
@@ -62,6 +63,8 @@ def command(
             register_resolvers()
             ConfigStore.instance().store(name=f"{name}_schema", node=schema)
             sys.argv[1:] = [_quoted_choice(argument) for argument in sys.argv[1:]]
+            if after_sweep is None and {"-m", "--multirun"} & set(sys.argv):
+                _refuse(name, ConfigError("does one thing at a time: leave -m out."))
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
             try:
@@ -96,8 +99,10 @@ def explain(error: BaseException, schema: type) -> UserError | None:
             return link
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if not group:
+            return ConfigError(f"there is no configuration {choice!r}.")
         hint = "Any other power of two goes as ge.extent=16." if group == "extent" else ""
-        return bad_value(group or "config", choice, error.options or [], hint=hint)
+        return bad_value(group, choice, error.options or [], hint=hint)
     of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
     of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
     for link in of_ours:
@@ -105,8 +110,10 @@ def explain(error: BaseException, schema: type) -> UserError | None:
             return unknown_key(str(link.full_key), known_keys(schema))
     if of_ours:
         return wrong_type(schema, of_ours[0])
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         return ConfigError(" ".join(str(error).split()))
+    if isinstance(error, OSError) and error.filename:
+        return DataError(f"{error.filename}: {error.strerror}.")
     return None
 
 

@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # A DataLoader's worker puts its whole traceback in front; the message is what stands behind the last name.
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
 
 class ConfigError(UserError):
     """A mistake in the configuration or on the command line."""
@@ -17,7 +21,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set, an image or a checkpoint that is not what it should be."""
+    """A data set, an image, a checkpoint or a folder that is not what it should be."""
+
+
+class TrainingError(UserError):
+    """A training that cannot go on."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from geexp.config.catalog import BACKBONES
+from geexp.config.errors import ConfigError
 from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
 
@@ -62,6 +64,28 @@ def run_folder(config: TrainConfig) -> str:
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     ge = ge_slug(config.ge, config.model)
     return f"{config.data.name}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
+
+
+def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainConfig) -> None:
+    """Raise ``ConfigError``, naming the keys, if what lies in a run's folder came from another configuration."""
+    ours, theirs = _flat(identity(config)), _flat(recorded)
+    different = [
+        f"{key}={ours.get(key)} (there: {theirs.get(key)})"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if different:
+        raise ConfigError(
+            f"{folder} holds a run of another configuration: {', '.join(different)}. "
+            "Choose another folder, or start over in this one with force=true."
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def register_resolvers() -> None:

@@ -1,5 +1,6 @@
 """What a composed configuration must fulfil beyond keys and types. Every rule raises ``ConfigError``."""
 
+import math
 from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, VARIANTS
@@ -32,6 +33,13 @@ def check_train(config: TrainConfig) -> None:
     check_optim(config.optim)
     check_trainer(config.trainer)
     check_logger(config.logger)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}: must be from 0 to 4294967295.")
+    if not config.outputs:
+        raise ConfigError("outputs is empty: say in which folder the runs go, as in outputs=outputs.")
+    for name, callback in config.callbacks.items():
+        if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
+            raise ConfigError(f"callbacks.{name}={callback}: must be null, or have a _target_ that makes a callback.")
     if config.schedule.kind == "cosine" and config.trainer.max_epochs > config.schedule.epochs:
         raise ConfigError(
             f"trainer.max_epochs={config.trainer.max_epochs}: the learning rate of schedule={config.schedule.name} is "
@@ -56,10 +64,11 @@ def check_complexity(config: ComplexityConfig) -> None:
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    if (config.run is None) == (config.checkpoint is None):
+    if bool(config.run) == bool(config.checkpoint):
         raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
     check_choice("which", config.which, ("best", "last"))
     check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
+    check_at_least("workers", config.workers, 0)
     check_choice("format", config.format, ("text", "json"))
 
 
@@ -90,6 +99,8 @@ def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
     if ge.stages is not None:
         if not ge.stages:
             raise ConfigError("ge.stages=[]: no stage would hold GE; for the plain backbone use ge=none.")
+        if len(set(ge.stages)) < len(ge.stages):
+            raise ConfigError(f"ge.stages={ge.stages}: names a stage twice.")
         for stage in ge.stages:
             if stage not in BACKBONES[model.name].stages:
                 allowed = ", ".join(map(str, BACKBONES[model.name].stages))
@@ -107,6 +118,8 @@ def check_data(data: DataConfig) -> None:
         values = getattr(data, key)
         if len(values) != data.channels:
             raise ConfigError(f"data.{key}={values}: one number per channel is needed, data.channels={data.channels}.")
+    if not all(value > 0 for value in data.std):
+        raise ConfigError(f"data.std={data.std}: must be above 0.")
     if data.augmentation.crop is not None:
         check_choice("data.augmentation.crop", data.augmentation.crop, ("pad", "resized"))
     if data.evaluation_crop is not None:
@@ -130,14 +143,14 @@ def check_schedule(schedule: ScheduleConfig) -> None:
 
 def check_optim(optim: OptimConfig) -> None:
     for key in ("lr", "bias_lr_factor"):
-        if not getattr(optim, key) > 0:
-            raise ConfigError(f"optim.{key}={getattr(optim, key)}: must be above 0.")
+        if not 0 < getattr(optim, key) < math.inf:
+            raise ConfigError(f"optim.{key}={getattr(optim, key)}: must be above 0 and finite.")
     if not 0 <= optim.momentum < 1:
         raise ConfigError(f"optim.momentum={optim.momentum}: must be from 0 to below 1.")
     if optim.nesterov and optim.momentum == 0:
         raise ConfigError("optim.nesterov=true needs optim.momentum above 0.")
     check_at_least("optim.weight_decay", optim.weight_decay, 0)
-    check_at_least("optim.batch_size", optim.batch_size, 1)
+    check_at_least("optim.batch_size", optim.batch_size, 2)  # batch normalisation needs two
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
@@ -169,5 +182,5 @@ def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
 
 
 def check_at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ConfigError(f"{key}={value}: must be at least {least}.")
+    if not least <= value < math.inf:  # written so that NaN fails
+        raise ConfigError(f"{key}={value}: must be at least {least} and finite.")

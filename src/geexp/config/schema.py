@@ -23,6 +23,10 @@ class GatherExciteConfig:
     pool: str = "avg"
     reduction: int = 16
 
+    def __post_init__(self) -> None:
+        if isinstance(self.extent, str) and self.extent.isdigit():  # '8' in quotes, from YAML or a shell
+            self.extent = int(self.extent)
+
 
 @dataclass
 class AugmentationConfig:

@@ -8,7 +8,12 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from geexp.config.errors import ConfigError, unknown_key
 from geexp.config.rules import check_complexity, check_evaluate, check_report, check_train
@@ -61,6 +66,8 @@ def wrong_type(schema: type, error: OmegaConfBaseException) -> ConfigError:
     reason = str(error).splitlines()[0].rstrip(".")
     if not error.full_key:
         return ConfigError(f"{reason}.")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(f"{error.full_key}: {reason}.")
     expected = _in_words(_hint_of(schema, error.full_key))
     return ConfigError(f"{error.full_key}: {expected} belongs there. ({reason}.)")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from geexp.backbones import build_model
 from geexp.complexity_count import Complexity, count_complexity
 from geexp.config.catalog import BACKBONES
+from geexp.config.errors import ConfigError
 from geexp.config.identity import ge_slug
 from geexp.config.schema import ComplexityConfig
 from geexp.results.paper import network_of, paper, table_rows
@@ -37,13 +38,16 @@ def count_network(
 def print_model(config: ComplexityConfig) -> None:
     """``model=… ge=…``: parameters and multiply-accumulates by stage."""
     model, ge = asdict(config.model), asdict(config.ge)
-    complexity = count_network(
-        image_size=config.image_size,
-        num_classes=config.num_classes,
-        in_channels=config.in_channels,
-        **model,
-        **{"ge": ge.pop("variant"), **ge},
-    )
+    try:
+        complexity = count_network(
+            image_size=config.image_size,
+            num_classes=config.num_classes,
+            in_channels=config.in_channels,
+            **model,
+            **{"ge": ge.pop("variant"), **ge},
+        )
+    except ValueError as error:  # what only the built network can know
+        raise ConfigError(f"model={config.model.name} ge={config.ge.variant}: {error}.") from error
     if config.format == "json":
         print(json.dumps({"model": config.model.name, "ge": ge_slug(config.ge, config.model), **complexity.as_dict()}))
         return

@@ -1,6 +1,7 @@
 """The files that tell of a run: ``result.json``, written once at its end, and ``history.jsonl``, one row per epoch."""
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -33,7 +34,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(json.dumps(_finite(row)).encode() + b"\n")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity are no JSON."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:

@@ -46,11 +46,12 @@ class RunInCheckpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        metrics: dict[str, float] = dict(pl_module.metrics)  # type: ignore[arg-type]
         checkpoint[FORMAT] = {
             "format": 1,
             "config": self.config,
-            "epoch": trainer.current_epoch + 1,
-            "metrics": dict(pl_module.metrics),  # type: ignore[arg-type]
+            "epoch": trainer.current_epoch + 1 if metrics else 0,
+            "metrics": metrics,
         }
 
 
@@ -102,13 +103,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: for a file that is missing, unreadable, unsafe to load, or not of a run of geexp.
     """
     if not path.is_file():
-        raise DataError(f"checkpoint {path}: there is no such file")
+        raise DataError(f"checkpoint {path}: there is no such file.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage provokes
         raise DataError(f"checkpoint {path}: cannot be read as one ({type(error).__name__}); is it damaged?") from error
-    if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
+    about = checkpoint.get(FORMAT) if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or not {"config", "epoch", "metrics"} <= about.keys() or about.get("format") != 1:
         raise DataError(
-            f"checkpoint {path}: was not written by a run of geexp, so it does not say which network it belongs to"
+            f"checkpoint {path}: not written by a run of this geexp, so it does not say which network it belongs to."
         )
     return checkpoint

@@ -1,5 +1,6 @@
 """The Lightning module: cross-entropy, SGD, a schedule, errors counted exactly."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geexp.config.errors import TrainingError
 from geexp.config.schema import OptimConfig, ScheduleConfig
 from geexp.training.errors_count import ErrorCount
 from geexp.training.optimizer import make_sgd
@@ -58,8 +60,18 @@ class Classifier(pl.LightningModule):
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.metrics |= {f"train/{name}": value for name, value in self.training_errors.metrics().items()}
             self.metrics["lr"] = self._lr
+            self._require_finite()
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
         self.log_dict(shown, prog_bar=False)
+
+    def _require_finite(self) -> None:
+        """Stop before the epoch's checkpoint is written, so that the last one is of a network that still works."""
+        loss = self.metrics["train/loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss is {loss} in epoch {self.trainer.current_epoch + 1} (learning rate {self._lr:g}): "
+                "the run has diverged. Its last checkpoint is of the epoch before; try a lower optim.lr."
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer = make_sgd(self.model, self.optim)

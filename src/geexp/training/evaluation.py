@@ -13,6 +13,8 @@ from geexp.training.checkpoints import FORMAT, load_checkpoint
 from geexp.training.classifier import Classifier
 from geexp.training.run import build_network, make_trainer
 
+_COUNTS = ("val/images", "val/top1_wrong", "val/top5_wrong")
+
 
 def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
     """The trained network, the configuration of its run and the metrics recorded with the checkpoint.
@@ -39,7 +41,10 @@ def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
 
 
 def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
-    """Run the network over the evaluation split; returns measured and recorded metrics and whether they are equal."""
+    """Run the network over the evaluation split; returns measured and recorded metrics and whether they are equal.
+
+    Nothing is recorded in the checkpoint before the first epoch; ``identical`` is None then.
+    """
     path = _checkpoint_path(settings)
     classifier, config, about = restore(path)
     data_config = config.data if settings.root is None else replace(config.data, root=settings.root)
@@ -56,7 +61,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "epoch": about["epoch"],
         "measured": measured,
         "recorded": recorded,
-        "identical": all(measured[key] == recorded.get(key) for key in ("val/top1_wrong", "val/top5_wrong")),
+        "identical": all(measured[key] == recorded[key] for key in _COUNTS) if recorded else None,
     }
 
 

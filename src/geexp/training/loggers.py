@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from geexp.config.errors import ConfigError
 from geexp.config.schema import LoggerConfig
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ def make_logger(logger: LoggerConfig, run: Path, config: dict[str, Any]) -> Logg
 def _wandb(logger: LoggerConfig, run: Path, config: dict[str, Any]) -> WandbLogger:
     import wandb
 
-    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or _usual_mode()
+    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
+    if mode not in ("online", "offline", "disabled"):
+        raise ConfigError(f"WANDB_MODE={mode} in the environment: allowed are online, offline and disabled.")
     # The run's folder names what determines its result; the same words make a stable id, so a resumed run goes on.
     words = run.parts[-5:]
     arguments: dict[str, Any] = {
@@ -45,17 +48,20 @@ def _wandb(logger: LoggerConfig, run: Path, config: dict[str, Any]) -> WandbLogg
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         log.warning("W&B cannot be reached (%s); logging offline.", str(error).splitlines()[0])
         mode = "offline"
+        wandb.teardown()  # the failed attempt still holds the run's id
         experiment = wandb.init(mode=mode, settings=quick, **arguments)
     if mode == "offline":
         log.info("W&B offline; to upload later: wandb sync %s", Path(experiment.dir).parent)
     return WandbLogger(experiment=experiment)
 
 
-def _usual_mode() -> str:
-    """Online for who is logged in: a key in the environment, or wandb's entry in the netrc file."""
+def usual_mode() -> str:
+    """Online for who is logged in: a key in the environment, or one for W&B's host in the netrc file."""
+    import wandb
+
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(wandb.Settings().base_url).hostname or ""
     try:
         return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
     except (OSError, netrc.NetrcParseError):

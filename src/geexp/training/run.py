@@ -4,6 +4,8 @@ import logging
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,24 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from geexp.backbones import build_model
 from geexp.complexity_count import count_complexity
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.identity import ge_slug, identity
+from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.config.validation import validated
 from geexp.data.module import ImageData
 from geexp.results.config_tree import print_config
 from geexp.results.environment import environment, peak_memory
 from geexp.results.record import HISTORY, RESULT, read_history, write_json
 from geexp.training.checkpoints import (
+    FORMAT,
     AtomicCheckpointIO,
     BestCheckpoint,
     LastCheckpoint,
@@ -91,13 +98,16 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
 def build_network(model: ModelConfig, ge: GatherExciteConfig, data: DataConfig) -> nn.Module:
     """The network that a configuration describes, for the images of its data set."""
     settings = asdict(ge)
-    return build_model(
-        **asdict(model),
-        **{"ge": settings.pop("variant"), **settings},
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        in_channels=data.channels,
-    )
+    try:
+        return build_model(
+            **asdict(model),
+            **{"ge": settings.pop("variant"), **settings},
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            in_channels=data.channels,
+        )
+    except ValueError as error:  # what only the built network can know, such as a reduction beyond its channels
+        raise ConfigError(f"model={model.name} ge={ge.variant}: {error}.") from error
 
 
 def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Trainer:
@@ -106,27 +116,38 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator=settings.accelerator,
-        devices=1,
-        precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=settings.max_epochs,
-        deterministic=settings.deterministic,
-        limit_train_batches=settings.limit_train_batches,
-        limit_val_batches=settings.limit_val_batches,
-        overfit_batches=settings.overfit_batches,
-        detect_anomaly=settings.detect_anomaly,
-        profiler=settings.profiler,
-        plugins=[AtomicCheckpointIO()],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=True,
-        enable_model_summary=False,
-        enable_progress_bar=has_bar,
-        **options,
-    )
+    with _lightnings_refusals():
+        return pl.Trainer(
+            default_root_dir=folder,
+            accelerator=settings.accelerator,
+            devices=1,
+            precision=settings.precision,  # type: ignore[arg-type]
+            max_epochs=settings.max_epochs,
+            deterministic=settings.deterministic,
+            limit_train_batches=settings.limit_train_batches,
+            limit_val_batches=settings.limit_val_batches,
+            overfit_batches=settings.overfit_batches,
+            detect_anomaly=settings.detect_anomaly,
+            profiler=settings.profiler,
+            plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            enable_progress_bar=has_bar,
+            **options,
+        )
+
+
+@contextmanager
+def _lightnings_refusals() -> Iterator[None]:
+    """No GPU, a share of the batches that is none, a callback without its logger: the user's to mend."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(f"Lightning refuses this configuration: {' '.join(str(error).split())}") from error
 
 
 def _resume_from(config: TrainConfig, last: Path) -> Path | None:
@@ -134,9 +155,10 @@ def _resume_from(config: TrainConfig, last: Path) -> Path | None:
         return None
     if last.is_file():
         try:
-            load_checkpoint(last)
+            recorded = load_checkpoint(last)[FORMAT]["config"]
         except DataError as error:
-            raise DataError(f"{error}. To start this run over: resume=false") from error
+            raise DataError(f"{error} To start this run over: resume=false") from error
+        require_same_identity(last.parents[1], identity(validated(TrainConfig, recorded)), config)
         return last
     if config.resume is True:
         raise ConfigError(f"resume=true: there is no checkpoint at {last}. Leave it out to start this run.")
@@ -145,19 +167,26 @@ def _resume_from(config: TrainConfig, last: Path) -> Path | None:
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, last: Path) -> None:
     try:
-        trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
+        with _lightnings_refusals():
+            trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
     except SystemExit as stop:  # Lightning turns Ctrl-C into one
         if not trainer.interrupted:
             raise
-        command = shlex.join(["python", "-m", "geexp.train", *(a for a in sys.argv[1:] if a != "force=true")])
         if last.is_file():
             done = len(read_history(last.parents[1]))
             print(
                 f"\nInterrupted in epoch {trainer.current_epoch + 1}; the {done} finished epochs are safe in {last}\n"
-                f"Go on with: {command} resume=true",
+                f"Go on with: {_go_on_command()}",
                 file=sys.stderr,
             )
         raise KeyboardInterrupt from stop
+
+
+def _go_on_command() -> str:
+    """The command that was typed, made to go on. In a sweep the other jobs have nothing to go on with yet."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return shlex.join(["python", "-m", "geexp.train", *arguments, *([] if in_sweep else ["resume=true"])])
 
 
 def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks: list[pl.Callback]) -> dict[str, Any]:
