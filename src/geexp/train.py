@@ -10,7 +10,7 @@ from geexp.config.command import command
 from geexp.config.identity import require_same_identity
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
-from geexp.results.record import read_result
+from geexp.records.run_files import read_result
 
 
 def compare(folders: list[Path]) -> None:

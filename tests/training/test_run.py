@@ -57,6 +57,7 @@ def test_a_run_from_start_to_evaluation(run, tmp_path):
     assert result["peak_memory_bytes"]["resident"] > 1e8
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert result["config"]["ge"]["variant"] == "theta_plus"
+    assert result["command"] == f"python -m geexp.train ge=theta_plus {' '.join(SHORT)}"
     assert result["complexity"]["params"] == sum(
         value.numel() for name, value in weights(folder).items() if "running" not in name and "num_batches" not in name
     )
@@ -247,6 +248,12 @@ def test_wandb_online_without_a_network_goes_on_offline(run, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "logging offline" in done.stderr
+
+
+def test_profiler_leaves_its_report(run, tmp_path):
+    done = run("train", "debug=profiler", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "logger=none")
+    assert done.returncode == 0, done.stderr
+    assert "run_training_batch" in (only_run(tmp_path) / "fit-profile.txt").read_text()
 
 
 def test_overfit_learns_its_batches_by_heart(run, tmp_path):

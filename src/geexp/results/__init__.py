@@ -1,1 +1,1 @@
-"""Run records, the paper's numbers, tables and pictures."""
+"""The paper's numbers, tables and pictures."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import DataError
-from geexp.results.record import RESULT, read_history, read_result
+from geexp.records.run_files import RESULT, read_history, read_result
 from geexp.results.style import VARIANT_STYLE, ge_label
 
 HEADINGS = ("top-1 error", "best", "parameters", "MACs", "seconds")

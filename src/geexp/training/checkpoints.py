@@ -1,7 +1,5 @@
 """Checkpoints: written atomically, loadable with ``weights_only=True``, and enough to rebuild the network alone."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from geexp.config.errors import DataError
+from geexp.records.whole_file import whole_file
 
 FORMAT = "geexp"
 
@@ -23,18 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".ckpt", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class RunInCheckpoint(pl.Callback):

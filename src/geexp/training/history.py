@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from geexp.results.record import append_row
+from geexp.records.run_files import append_row
 
 
 class History(pl.Callback):

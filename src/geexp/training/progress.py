@@ -13,14 +13,17 @@ def progress() -> Callback:
 
 
 class TerminalBar(RichProgressBar):
-    """Lightning's bar, with the errors of the last epoch and without the version number."""
+    """Lightning's bar, with the error after the last epoch, without the version number, and epochs counted from 1."""
 
     def __init__(self) -> None:
         super().__init__(leave=True, console_kwargs={"stderr": True})
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict]:
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
-        return {"val top-1": f"{metrics['val/top1_error']:.2f} %"} if "val/top1_error" in metrics else {}
+        return {"val-top1-error": f"{metrics['val/top1_error']:.2f}%"} if "val/top1_error" in metrics else {}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class EpochLines(Callback):

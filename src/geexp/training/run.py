@@ -4,7 +4,7 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from torch import nn
 
 from geexp.backbones import build_model
@@ -26,9 +27,9 @@ from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
 from geexp.data.module import ImageData
-from geexp.results.config_tree import print_config
-from geexp.results.environment import environment, peak_memory
-from geexp.results.record import HISTORY, RESULT, read_history, write_json
+from geexp.records.config_tree import print_config
+from geexp.records.environment import environment, peak_memory
+from geexp.records.run_files import HISTORY, RESULT, read_history, write_json
 from geexp.training.checkpoints import (
     FORMAT,
     AtomicCheckpointIO,
@@ -130,7 +131,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             limit_val_batches=settings.limit_val_batches,
             overfit_batches=settings.overfit_batches,
             detect_anomaly=settings.detect_anomaly,
-            profiler=settings.profiler,
+            profiler=_profiler(settings.profiler, folder),
             plugins=[AtomicCheckpointIO()],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -139,6 +140,15 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             enable_progress_bar=has_bar,
             **options,
         )
+
+
+def _profiler(name: str | None, folder: Path) -> Profiler | None:
+    """One that writes its report into the run's folder."""
+    if name is None:
+        return None
+    log.info("profile: %s", folder / "fit-profile.txt")
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return kinds[name](dirpath=folder, filename="profile")
 
 
 @contextmanager
@@ -186,7 +196,11 @@ def _go_on_command() -> str:
     """The command that was typed, made to go on. In a sweep the other jobs have nothing to go on with yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return shlex.join(["python", "-m", "geexp.train", *arguments, *([] if in_sweep else ["resume=true"])])
+    return _command([*arguments, *([] if in_sweep else ["resume=true"])])
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "geexp.train", *arguments])
 
 
 def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks: list[pl.Callback]) -> dict[str, Any]:
@@ -203,6 +217,7 @@ def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks
         "complexity": count_complexity(classifier.model, shape).as_dict(),
         "peak_memory_bytes": peak_memory(),
         "config": asdict(config),
+        "command": _command(HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]),
         **environment(),
     }
 

@@ -3,9 +3,10 @@
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from geexp.records.whole_file import whole_file
 
 RESULT = "result.json"
 HISTORY = "history.jsonl"
@@ -14,16 +15,8 @@ HISTORY = "history.jsonl"
 def write_json(path: Path, content: Any) -> None:
     """Write atomically: readers see the old file or the new one, whole. Refuses NaN and infinity."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""On what a result was obtained: versions, commit, hardware, command, peak memory."""
+"""On what a result was obtained: versions, commit, hardware, peak memory."""
 
 import platform
 import resource
@@ -23,7 +23,6 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 
