@@ -1,7 +1,6 @@
 """A file that is there whole or not at all."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Readers see the old file or the new one. After an exception the old one is still there, and nothing else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".writing-{path.name}-", dir=path.parent)
+    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")  # mkstemp would make it private to the user
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
