@@ -161,6 +161,9 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     assert other.returncode == 2
     assert "optim.lr=0.5 (there: 0.1)" in other.stderr
     assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
+    spoilt = run("train", *one_batch, "ge=se", "force=true", "optim.batch_size=20000")
+    assert spoilt.returncode == 2
+    assert (tmp_path / "mine/result.json").is_file()  # a start that fails takes nothing with it
 
 
 def test_a_diverged_run_stops_and_keeps_the_epoch_before(run, tmp_path):
@@ -209,6 +212,8 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(run, tmp_path):
     assert len(list(tmp_path.glob("outputs/**/result.json"))) == 2
     assert "baseline" in done.stdout  # the table of what was finished is printed all the same
     assert done.stdout.count("not finished") == 2
+    assert done.stderr.count("job failed: ") == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(run, tmp_path):

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage 
 """
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from geexp.config.identity import register_resolvers
 from geexp.config.validation import known_keys, validated, wrong_type
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def config_directory() -> str:
@@ -54,10 +56,12 @@ def command(
                 folders.append(Path(HydraConfig.get().runtime.output_dir))
             try:
                 return task(validated(schema, composed))
-            except UserError as error:
-                if in_sweep:  # Hydra notes the failure and goes on with the other jobs
-                    raise
-                _refuse(name, error)
+            except Exception as error:
+                if in_sweep:  # Hydra goes on with the other jobs and shows the first failure only, at the end
+                    log.error("job failed: %s", error, exc_info=not isinstance(error, UserError))
+                elif isinstance(error, UserError):
+                    _refuse(name, error)
+                raise
 
         def main() -> None:
             register_resolvers()

@@ -69,7 +69,7 @@ def compare_runs(folders: list[Path], *, out: Path | None = None, format: str = 
     done = {folder: result for folder, result in results.items() if result is not None}
     if done:
         plot_curves(done, labels, out / "curves.png", _title(results))
-    print(f"table: {out / 'table.md'}\ncurves: {out / 'curves.png'}" if done else "", file=sys.stderr)
+        print(f"table: {out / 'table.md'}\ncurves: {out / 'curves.png'}", file=sys.stderr)
     return rows
 
 

@@ -56,9 +56,6 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     plain = asdict(config)
     last = LastCheckpoint(checkpoint_folder(folder))
     resume_from = _resume_from(config, last.path)
-    if resume_from is None:
-        (folder / HISTORY).unlink(missing_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
     callbacks: list[pl.Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
     tree = print_config(plain, title=ge_slug(config.ge, config.model))
     (folder / "config_tree.txt").write_text(tree, encoding="utf-8")
@@ -83,6 +80,9 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
             logger=logger or False,
             callbacks=[History(folder / HISTORY), RunInCheckpoint(plain), *callbacks, last],
         )
+        if resume_from is None:  # what an earlier run left goes only now that this one can start
+            (folder / HISTORY).unlink(missing_ok=True)
+            (folder / RESULT).unlink(missing_ok=True)
         _fit(trainer, classifier, data, resume_from, last.path)
         result = _result(config, folder, classifier, callbacks)
         if logger is not None:
