@@ -1,5 +1,7 @@
 """Runs side by side, and the paper's numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from geexp.results.comparison import compare_runs, finished_runs
@@ -30,3 +32,13 @@ def test_labels_are_the_papers():
     assert ge_label({"variant": "none"}) == "baseline"
     assert ge_label({"variant": "theta_minus", "extent": 4, "stages": [2, 3, 4, 5], "pool": "max"}) == "GE-θ⁻ (E4, max)"
     assert ge_label({"variant": "theta", "extent": "global", "stages": [4]}) == "GE-θ (stage 4)"
+
+
+def test_the_published_table_is_what_its_runs_give(run, tmp_path):
+    published = Path(__file__).parents[2] / "outputs/published/demo"
+    done = run("report", f"runs={published}", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "table.md").read_text() == (published / "table.md").read_text()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    for label in ("baseline", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"):
+        assert f"│ {label} " in done.stdout

@@ -1,5 +1,7 @@
 """The head that our own backbones share, with the names by which timm and its users handle it."""
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
 
@@ -13,8 +15,9 @@ class ClassifierHead(nn.Module):
     num_classes: int
     fc: nn.Module
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Images ``[N, in_channels, H, W]`` → the last stage's map."""
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Features → logits; with ``pre_logits`` → the averaged features ``[N, num_features]``."""

@@ -43,11 +43,20 @@ class Row:
 
 
 def finished_runs(folder: Path) -> list[Path]:
-    """The folders of all finished runs at or below ``folder``. Raises ``DataError`` if there is none."""
-    runs = sorted(path.parent for path in folder.rglob(RESULT) if read_result(path.parent) is not None)
-    if not runs:
+    """The folders of all finished runs at or below ``folder``: by network, then by variant in the paper's order.
+
+    Raises ``DataError`` if there is none.
+    """
+    order = list(VARIANT_STYLE)
+    found = []
+    for path in folder.rglob(RESULT):
+        result = read_result(path.parent)
+        if result is not None:
+            known = result["identity"]
+            found.append((known["model"]["name"], order.index(known["ge"]["variant"]), path.parent))
+    if not found:
         raise DataError(f"runs={folder}: no finished run there (a folder with a {RESULT}). Train one first: make demo")
-    return runs
+    return [run for _, _, run in sorted(found)]
 
 
 def compare_runs(folders: list[Path], *, out: Path | None = None, format: str = "text") -> list[Row]:
