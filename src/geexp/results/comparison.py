@@ -94,7 +94,7 @@ def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], pa
         history = read_history(folder)
         epochs = [row["epoch"] for row in history]
         style = VARIANT_STYLE[result["identity"]["ge"]["variant"]]
-        drawing = {"color": style["color"], "linestyle": style["linestyle"], "marker": "o", "markersize": 3}
+        drawing = {key: style[key] for key in ("color", "linestyle", "marker")} | {"markersize": 4}
         axes[0].plot(epochs, [row["train/top1_error"] for row in history], **drawing)
         axes[1].plot(epochs, [row["val/top1_error"] for row in history], label=labels[folder], **drawing)
     for axis, split in zip(axes, ("training images, augmented", "validation images"), strict=True):

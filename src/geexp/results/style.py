@@ -2,13 +2,13 @@
 
 from typing import Any
 
-# Okabe & Ito's palette, which the colour-blind can tell apart; the dashes tell the lines apart without colour.
+# Okabe & Ito's palette, which the colour-blind can tell apart; dashes and markers tell the lines apart without colour.
 VARIANT_STYLE: dict[str, dict[str, Any]] = {
-    "none": {"label": "baseline", "color": "#000000", "linestyle": (0, (4, 2))},
-    "se": {"label": "SE", "color": "#E69F00", "linestyle": (0, (1, 1))},
-    "theta_minus": {"label": "GE-θ⁻", "color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1))},
-    "theta": {"label": "GE-θ", "color": "#0072B2", "linestyle": "-"},
-    "theta_plus": {"label": "GE-θ⁺", "color": "#D55E00", "linestyle": "-"},
+    "none": {"label": "baseline", "marker": "o", "color": "#000000", "linestyle": (0, (4, 2))},
+    "se": {"label": "SE", "marker": "s", "color": "#E69F00", "linestyle": (0, (1, 1))},
+    "theta_minus": {"label": "GE-θ⁻", "marker": "^", "color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1))},
+    "theta": {"label": "GE-θ", "marker": "D", "color": "#0072B2", "linestyle": "-"},
+    "theta_plus": {"label": "GE-θ⁺", "marker": "v", "color": "#D55E00", "linestyle": "-"},
 }
 
 
