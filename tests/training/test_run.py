@@ -51,7 +51,7 @@ def test_a_run_from_start_to_evaluation(run, tmp_path):
     assert rows[-1]["val/images"] == 5 * 64
     assert rows[-1]["train/images"] == 20 * 64
     # The rate that an epoch's last step was made with: step 59 of 60 is in epoch 2.95 of 3.
-    assert rows[-1]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * (59 / 20 - 0.5) / 2.5)))
+    assert rows[-1]["lr"] == pytest.approx(0.0125 * (1 + math.cos(math.pi * (59 / 20 - 0.5) / 2.5)))
     assert result["epochs"] == 3
     assert result["seconds"] > 0
     assert result["peak_memory_bytes"]["resident"] > 1e8
@@ -159,7 +159,7 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     (tmp_path / "mine/result.json").unlink()
     other = run("train", *one_batch, "ge=none", "optim.lr=0.5")
     assert other.returncode == 2
-    assert "optim.lr=0.5 (there: 0.1)" in other.stderr
+    assert "optim.lr=0.5 (there: 0.025)" in other.stderr
     assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
     spoilt = run("train", *one_batch, "ge=se", "force=true", "optim.batch_size=20000")
     assert spoilt.returncode == 2
