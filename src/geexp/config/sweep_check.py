@@ -1,6 +1,5 @@
 """Every job of a multirun is composed and checked before the first one starts."""
 
-import logging
 import sys
 from typing import Any
 
@@ -13,8 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from geexp.config.errors import UserError
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
-
-log = logging.getLogger(__name__)
 
 
 class CheckEveryJob(Callback):
@@ -35,4 +32,3 @@ class CheckEveryJob(Callback):
             except UserError as error:
                 print(f"geexp.train: job {number} ({' '.join(job)}): {error}", file=sys.stderr)
                 sys.exit(error.exit_code)  # Hydra turns exceptions of callbacks into warnings
-        log.info("%d jobs", len(jobs))

@@ -1,15 +1,14 @@
 """A configuration as a tree, for eyes."""
 
 import io
-import sys
 from typing import Any
 
 from rich.console import Console
 from rich.tree import Tree
 
 
-def print_config(config: dict[str, Any], *, title: str) -> str:
-    """Print the tree to standard error and return it as text."""
+def config_tree(config: dict[str, Any], *, title: str) -> Tree:
+    """One branch per group, one leaf per key."""
     tree = Tree(f"[bold]{title}[/]", guide_style="dim")
     for key, value in config.items():
         if isinstance(value, dict):
@@ -18,7 +17,11 @@ def print_config(config: dict[str, Any], *, title: str) -> str:
                 branch.add(f"{name}: {item}")
         else:
             tree.add(f"{key}: {value}")
-    Console(file=sys.stderr).print(tree)
+    return tree
+
+
+def as_text(tree: Tree) -> str:
+    """The tree without colours, for a file."""
     text = io.StringIO()
     Console(file=text, width=120).print(tree)
     return text.getvalue()

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from rich.console import Console
 from torch import nn
 
 from geexp.backbones import build_model
@@ -27,7 +28,7 @@ from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
 from geexp.data.module import ImageData
-from geexp.records.config_tree import print_config
+from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
 from geexp.records.run_files import HISTORY, RESULT, read_history, write_json
 from geexp.training.checkpoints import (
@@ -57,8 +58,10 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     last = LastCheckpoint(checkpoint_folder(folder))
     resume_from = _resume_from(config, last.path)
     callbacks: list[pl.Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
-    tree = print_config(plain, title=ge_slug(config.ge, config.model))
-    (folder / "config_tree.txt").write_text(tree, encoding="utf-8")
+    tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
+    if not _in_sweep():  # where each job would repeat it
+        Console(stderr=True).print(tree)
+    (folder / "config_tree.txt").write_text(as_text(tree), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -195,8 +198,11 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_fr
 def _go_on_command() -> str:
     """The command that was typed, made to go on. In a sweep the other jobs have nothing to go on with yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return _command([*arguments, *([] if in_sweep else ["resume=true"])])
+    return _command([*arguments, *([] if _in_sweep() else ["resume=true"])])
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _command(arguments: Sequence[str]) -> str:
