@@ -18,6 +18,8 @@ class CheckEveryJob(Callback):
     """Hydra itself composes all jobs first, but neither types nor values are checked until a job's turn comes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+            return  # a sweeper that searches does not know its jobs beforehand
         loader = GlobalHydra.instance().config_loader()
         parameters = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
         assert isinstance(parameters, dict)
