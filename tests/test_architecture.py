@@ -18,7 +18,8 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names.append(node.module or "")
+            assert node.level == 0, f"{path}: relative imports would pass unseen"
+            names += [f"geexp.{alias.name}" for alias in node.names] if node.module == "geexp" else [node.module or ""]
     return names
 
 

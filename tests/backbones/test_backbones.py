@@ -109,10 +109,10 @@ def test_placement(name, chosen):
 
 def test_global_gathers_have_the_size_of_their_maps():
     model = build_model("resnet50", ge="theta")
-    sizes = {stage: sequence[0].se.gather.size for stage, sequence in stages(model).items()}
+    sizes = {stage: sequence[0].se.gather[0].kernel_size for stage, sequence in stages(model).items()}
     assert sizes == {2: (56, 56), 3: (28, 28), 4: (14, 14), 5: (7, 7)}
     model = build_model("resnet20", ge="theta", image_size=(28, 20), in_channels=1)
-    assert [sequence[0].ge.gather.size for sequence in stages(model).values()] == [(28, 20), (14, 10), (7, 5)]
+    assert [sequence[0].ge.gather[0].kernel_size for sequence in stages(model).values()] == [(28, 20), (14, 10), (7, 5)]
 
 
 def test_block_outputs_by_the_papers_names():
@@ -175,7 +175,7 @@ def test_any_timm_resnet_takes_ge(name, variant):
 
 def test_add_gather_excite_uses_the_size_that_timm_configured():
     model = add_gather_excite(timm.create_model("resnet18", num_classes=4), variant="theta")
-    assert model.layer1[0].se.gather.size == (56, 56)
+    assert model.layer1[0].se.gather[0].kernel_size == (56, 56)
     assert all(not isinstance(m, nn.Identity) for m in (model.layer1[0].se,))
 
 

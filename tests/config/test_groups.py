@@ -81,6 +81,10 @@ def test_a_run_is_named_by_what_determines_its_result():
         "resume=false",
     ):
         assert run_folder(config(same)) == base
+    assert run_folder(config("+callbacks.swa={_target_: a.B}")) != base
+    assert run_folder(config("callbacks=device_stats")) == base
+    resnet = ("model=resnet50", "ge=none")
+    assert run_folder(config(*resnet, "model.stride_in=null")) == run_folder(config(*resnet))
     assert run_folder(config("ge=none", "ge.extent=8")) == run_folder(config("ge=none"))
     assert "stage45-" not in base
 

@@ -1,5 +1,7 @@
 """Every mistake gets one message that names key, value and way out; exit code 2; no traceback; nothing made."""
 
+import shlex
+
 import pytest
 
 # arguments, what the message must say
@@ -50,6 +52,13 @@ MISTAKES = [
     ("data.image_size=32", ["data.image_size=32", "28x28"]),
     ("callbacks.progress=1", ["callbacks.progress=1", "_target_"]),
     ("ge.extent=${nope}", ["nope"]),
+    ("schedule=fixed100 schedule.factor=nan", ["schedule.factor=nan"]),
+    ("schedule=fixed100 schedule.milestones=[-5,200]", ["schedule.milestones", "from 1 on"]),
+    ("data.mean=[nan]", ["data.mean=[nan]", "finite"]),
+    ("logger=null", ["name of an option"]),
+    ("'+callbacks.x={_target_: builtins.dict}'", ["callbacks.x", "not a callback"]),
+    ("'+callbacks.x={_target_: nowhere.Nothing}'", ["callbacks.x", "nowhere"]),
+    ("trainer=cpu trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
     ("--config-name=foo", ["no configuration 'foo'"]),
     ("ge.extent", ["EQUAL"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
@@ -58,7 +67,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
 def test_train_refuses(run, tmp_path, arguments, parts):
-    done = run("train", *arguments.split())
+    done = run("train", *shlex.split(arguments))
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     message = done.stderr.strip().splitlines()[-1]
@@ -98,6 +107,7 @@ def test_typos_in_a_yaml_file_are_refused(run, tmp_path, yaml, part):
     ("entry", "arguments", "part"),
     [
         ("complexity", ["table=7"], "table=7"),
+        ("complexity", ["table=1", "image_size=64"], "image_size=64"),
         ("complexity", ["format=xml"], "text, json"),
         ("complexity", ["data=cifar10"], "data"),
         ("evaluate", [], "run=<a run's folder>"),

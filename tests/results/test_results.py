@@ -42,3 +42,12 @@ def test_the_published_table_is_what_its_runs_give(run, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     for label in ("baseline", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"):
         assert f"│ {label} " in done.stdout
+
+
+def test_runs_that_differ_have_labels_that_differ(run, tmp_path):
+    one_batch = ["debug=one_batch", "logger=none", "ge=theta"]
+    for change in ([], ["optim.lr=0.5"], ["data.augmentation.flip=false"]):
+        assert run("train", *one_batch, *change).returncode == 0
+    shown = run("report").stdout
+    assert "optim.lr=0.5 data.augmentation.flip=True" in shown
+    assert "optim.lr=0.025 data.augmentation.flip=False" in shown

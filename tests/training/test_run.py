@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     straight.mkdir()
     broken.mkdir()
-    arguments = [*SHORT, "ge=theta", "feed.workers=0"]
+    arguments = [*SHORT[1:], "trainer.limit_train_batches=60", "ge=theta", "feed.workers=0"]  # long enough to be hit
     assert run("train", *arguments, f"outputs={straight}").returncode == 0
     stopped = interrupted(tmp_path, *arguments, f"outputs={broken}", when="epoch 1/3")
     assert stopped.returncode == 130, stopped.stderr
@@ -131,7 +131,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path):
 
 
 def test_killed_in_the_first_epoch(run, tmp_path):
-    """The first checkpoint is written before the first step."""
+    """Or before it: in either case the end is clean, and the run starts again."""
     stopped = interrupted(tmp_path, "trainer.limit_val_batches=2", "logger=none", when="training into")
     assert stopped.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in stopped.stderr
@@ -148,6 +148,12 @@ def test_force_and_resume_false_start_over(run, tmp_path):
         assert "training into" in done.stderr
         assert (folder / "result.json").read_text() != before
         assert len(history(folder)) == 1
+
+
+def test_evaluation_in_double_precision_is_exact(run, tmp_path):
+    assert run("train", "debug=one_batch", "logger=none", "trainer.precision=64-true").returncode == 0
+    measured = json.loads(run("evaluate", f"run={only_run(tmp_path)}", "format=json").stdout)
+    assert measured["measured"] == measured["recorded"]
 
 
 def test_a_folder_of_another_configuration_is_refused(run, tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from geexp.backbones.anatomy import blocks
 from geexp.backbones.placement import add_gather_excite
-from geexp.config.catalog import BACKBONES
+from geexp.config.catalog import BACKBONES, VARIANTS
 from geexp.operators.gather import Extent
 
 
@@ -30,8 +30,8 @@ def build_model(
     """Build a network: images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``.
 
     Args:
-        name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``resnet20``, ``resnet56``,
-            ``resnet110``, ``resnet164`` (these four with pre-activation) or ``wrn16_8``.
+        name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``wrn16_8``, or with pre-activation
+            ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
         ge: ``none``, ``theta_minus``, ``theta``, ``theta_plus`` or ``se``.
         extent, pool, reduction: of the operators, see :class:`~geexp.operators.GatherExcite`.
         stages: those that get GE, by the paper's numbers; None for all.
@@ -49,6 +49,8 @@ def build_model(
     """
     if name not in BACKBONES:
         raise ValueError(f"model {name!r}: allowed are {', '.join(BACKBONES)}")
+    if ge not in ("none", *VARIANTS):
+        raise ValueError(f"ge={ge!r}: allowed are none, {', '.join(VARIANTS)}")
     if init not in ("paper", "torch"):
         raise ValueError(f"init={init!r}: allowed are 'paper' and 'torch'")
     facts = BACKBONES[name]

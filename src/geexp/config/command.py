@@ -66,7 +66,7 @@ def command(
         def main() -> None:
             register_resolvers()
             ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-            sys.argv[1:] = [_quoted_choice(argument) for argument in sys.argv[1:]]
+            sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
             if after_sweep is None and {"-m", "--multirun"} & set(sys.argv):
                 _refuse(name, ConfigError("does one thing at a time: leave -m out."))
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -116,9 +116,15 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         return wrong_type(schema, of_ours[0])
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         return ConfigError(" ".join(str(error).split()))
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return ConfigError("a group takes the name of an option, not null or a number; --help shows the options.")
     if isinstance(error, OSError) and error.filename:
         return DataError(f"{error.filename}: {error.strerror}.")
     return None
+
+
+# What conf/train.yaml says already; on the command line Hydra refuses it.
+_NOTHING_CHOSEN = ("experiment=null", "debug=null")
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:

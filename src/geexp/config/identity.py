@@ -15,12 +15,17 @@ from geexp.config.validation import validated
 
 # Where the data lie and how they were fetched does not change them.
 _NOT_OF_THE_DATA = ("root", "download")
+# Our own callbacks, which change nothing; those of a user may.
+_ONLY_WATCH = ("progress", "best", "device_stats")
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The part of the configuration that determines the result, in one form per meaning."""
+    """The part of the configuration that determines the result; settings of GE without an effect are left out."""
     whole = asdict(config)
+    if BACKBONES[config.model.name].module == "geexp.backbones.resnet":
+        whole["model"]["stride_in"] = config.model.stride_in or "1x1"
+    callbacks = {name: c for name, c in config.callbacks.items() if c is not None and name not in _ONLY_WATCH}
     return {
         "model": whole["model"],
         "ge": effective_ge(config.ge, config.model),
@@ -29,6 +34,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         "optim": whole["optim"],
         "trainer": {key: whole["trainer"][key] for key in _OF_THE_TRAINER},
         "seed": config.seed,
+        **({"callbacks": callbacks} if callbacks else {}),
     }
 
 
@@ -68,7 +74,7 @@ def run_folder(config: TrainConfig) -> str:
 
 def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainConfig) -> None:
     """Raise ``ConfigError``, naming the keys, if what lies in a run's folder came from another configuration."""
-    ours, theirs = _flat(identity(config)), _flat(recorded)
+    ours, theirs = flat(identity(config)), flat(recorded)
     different = [
         f"{key}={ours.get(key)} (there: {theirs.get(key)})"
         for key in sorted(ours.keys() | theirs.keys())
@@ -81,11 +87,12 @@ def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainC
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary with dotted keys."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
 
 
 def register_resolvers() -> None:

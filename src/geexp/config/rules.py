@@ -56,6 +56,11 @@ def check_complexity(config: ComplexityConfig) -> None:
     check_ge(config.ge, config.model)
     if config.table is not None:
         check_choice("table", config.table, (1, 2, 3, 4))
+        for key, usual in (("image_size", None), ("num_classes", None), ("in_channels", 3)):
+            if getattr(config, key) != usual:
+                raise ConfigError(
+                    f"{key}={getattr(config, key)}: a table has its own networks and setting; leave it out."
+                )
     check_choice("format", config.format, ("text", "json"))
     for key in ("image_size", "num_classes"):
         if getattr(config, key) is not None:
@@ -118,8 +123,8 @@ def check_data(data: DataConfig) -> None:
         values = getattr(data, key)
         if len(values) != data.channels:
             raise ConfigError(f"data.{key}={values}: one number per channel is needed, data.channels={data.channels}.")
-    if not all(value > 0 for value in data.std):
-        raise ConfigError(f"data.std={data.std}: must be above 0.")
+    if not all(0 < value < math.inf for value in data.std) or not all(map(math.isfinite, data.mean)):
+        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: must be finite, and std above 0.")
     if data.augmentation.crop is not None:
         check_choice("data.augmentation.crop", data.augmentation.crop, ("pad", "resized"))
     if data.evaluation_crop is not None:
@@ -137,8 +142,10 @@ def check_schedule(schedule: ScheduleConfig) -> None:
         )
     if schedule.kind == "cosine" and schedule.milestones:
         raise ConfigError(f"schedule.milestones={schedule.milestones}: only schedule.kind=steps has milestones.")
-    if schedule.milestones != sorted(set(schedule.milestones)):
-        raise ConfigError(f"schedule.milestones={schedule.milestones}: must be epochs in rising order.")
+    if schedule.milestones != sorted(set(schedule.milestones)) or any(m < 1 for m in schedule.milestones):
+        raise ConfigError(f"schedule.milestones={schedule.milestones}: must be epochs from 1 on, in rising order.")
+    if not 0 < schedule.factor < math.inf:
+        raise ConfigError(f"schedule.factor={schedule.factor}: must be above 0 and finite.")
 
 
 def check_optim(optim: OptimConfig) -> None:

@@ -1,4 +1,4 @@
-"""The configuration of every entry point as dataclasses: keys, types and defaults. Values come from ``conf/``."""
+"""The configuration of every entry point as dataclasses: keys, types and defaults; ``conf/`` chooses values."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -113,12 +113,17 @@ class GlobalConvGather(nn.Sequential):
         if final_relu:
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
-        self.size = tuple(size)
         init_gather(self)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of gathered maps, which says what to do when a batch holds one value per channel."""
+    """Batch normalisation of gathered maps, which says what to do when a batch holds one value per channel.
+
+    Its momentum is the paper's (moving average factor 0.95).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.05)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:

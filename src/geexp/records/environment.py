@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of our own source, ``-dirty`` if it was changed since; None where it is not under git."""
+    """The commit of our own source, ``-dirty`` if it or ``conf/`` was changed since; None where it is not under git."""
     source = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
@@ -42,7 +42,7 @@ def git_commit() -> str | None:
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", ".") else commit
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", ".", "../../conf") else commit
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import DataError
+from geexp.config.identity import flat
 from geexp.records.run_files import RESULT, read_history, read_result
 from geexp.results.style import VARIANT_STYLE, ge_label
 
@@ -45,13 +46,15 @@ class Row:
 def finished_runs(folder: Path) -> list[Path]:
     """The folders of all finished runs at or below ``folder``: by network, then by variant in the paper's order.
 
+    Those that a checkout publishes are found only in their own folder, ``outputs/published``.
+
     Raises ``DataError`` if there is none.
     """
     order = list(VARIANT_STYLE)
     found = []
     for path in folder.rglob(RESULT):
         result = read_result(path.parent)
-        if result is not None:
+        if result is not None and "published" not in path.relative_to(folder).parts:
             known = result["identity"]
             found.append((known["model"]["name"], order.index(known["ge"]["variant"]), path.parent))
     if not found:
@@ -137,6 +140,12 @@ def _labels(results: dict[Path, dict[str, Any] | None]) -> dict[Path, str]:
             values.add(str(value))
         return len(values) > 1
 
+    said = ("model.name", "ge.", "data.", "schedule.", "trainer.max_epochs", "seed")
+    leaves = [flat(result["identity"]) for result in finished]
+    keys = sorted({key for leaf in leaves for key in leaf})
+    others = [k for k in keys if len({str(leaf.get(k)) for leaf in leaves}) > 1 and not k.startswith(said)]
+    if not varies("data", "name"):
+        others += [k for k in keys if k.startswith("data.") and len({str(leaf.get(k)) for leaf in leaves}) > 1]
     labels = {}
     for folder, result in results.items():
         if result is None:
@@ -152,6 +161,7 @@ def _labels(results: dict[Path, dict[str, Any] | None]) -> dict[Path, str]:
             words.append(f"{result['epochs']} epochs")
         if varies("seed"):
             words.append(f"seed {known['seed']}")
+        words += [f"{key}={flat(known).get(key)}" for key in others]
         labels[folder] = " ".join(words)
     return labels
 

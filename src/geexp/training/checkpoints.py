@@ -12,6 +12,7 @@ from geexp.config.errors import DataError
 from geexp.records.whole_file import whole_file
 
 FORMAT = "geexp"
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -52,7 +53,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "last.ckpt"
+        self.path = folder / LAST
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -72,7 +73,7 @@ class BestCheckpoint(Checkpoint):
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
         if self.best is None or metrics["val/top1_error"] < self.best["val/top1_error"]:
             self.best = {"epoch": trainer.current_epoch + 1, **metrics}
-            trainer.save_checkpoint(checkpoint_folder(Path(trainer.default_root_dir)) / "best.ckpt")
+            trainer.save_checkpoint(checkpoint_folder(Path(trainer.default_root_dir)) / BEST)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

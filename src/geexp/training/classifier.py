@@ -57,7 +57,7 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics().items()}
-        if self.trainer.training or self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit":
             self.metrics |= {f"train/{name}": value for name, value in self.training_errors.metrics().items()}
             self.metrics["lr"] = self._lr
             self._require_finite()

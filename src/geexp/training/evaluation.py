@@ -31,6 +31,8 @@ def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
         config.schedule,
         channels_last=config.trainer.channels_last,
     )
+    # Trained in another precision than float32, the weights are compared and loaded in it.
+    classifier.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
     try:
         classifier.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, KeyError) as error:
@@ -51,7 +53,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     require_data(data_config)
     feed = replace(config.feed, workers=settings.workers)
     data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
-    quiet = replace(config, trainer=replace(config.trainer, accelerator=settings.accelerator))
+    quiet = replace(config, trainer=replace(config.trainer, accelerator=settings.accelerator, profiler=None))
     trainer = make_trainer(quiet, path.parent, logger=False, callbacks=[])
     trainer.validate(classifier, data, verbose=False)
     measured = {key: value for key, value in classifier.metrics.items() if key.startswith("val/")}

@@ -61,7 +61,7 @@ def usual_mode() -> str:
 
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    host = urlsplit(wandb.Settings().base_url).hostname or ""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
     try:
         return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
     except (OSError, netrc.NetrcParseError):

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -32,6 +33,7 @@ from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
 from geexp.records.run_files import HISTORY, RESULT, read_history, write_json
 from geexp.training.checkpoints import (
+    BEST,
     FORMAT,
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -57,7 +59,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     plain = asdict(config)
     last = LastCheckpoint(checkpoint_folder(folder))
     resume_from = _resume_from(config, last.path)
-    callbacks: list[pl.Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
+    callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
     if not _in_sweep():  # where each job would repeat it
         Console(stderr=True).print(tree)
@@ -86,6 +88,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         if resume_from is None:  # what an earlier run left goes only now that this one can start
             (folder / HISTORY).unlink(missing_ok=True)
             (folder / RESULT).unlink(missing_ok=True)
+            last.path.with_name(BEST).unlink(missing_ok=True)
         _fit(trainer, classifier, data, resume_from, last.path)
         result = _result(config, folder, classifier, callbacks)
         if logger is not None:
@@ -97,6 +100,16 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
             wandb.finish()
     return result
+
+
+def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
+    try:
+        callback = instantiate(target)
+    except InstantiationException as error:
+        raise ConfigError(f"callbacks.{name}: {' '.join(str(error.__cause__ or error).split())}") from error
+    if not isinstance(callback, pl.Callback):
+        raise ConfigError(f"callbacks.{name}: {target['_target_']} makes a {type(callback).__name__}, not a callback.")
+    return callback
 
 
 def build_network(model: ModelConfig, ge: GatherExciteConfig, data: DataConfig) -> nn.Module:
@@ -123,7 +136,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
     with _lightnings_refusals():
-        return pl.Trainer(
+        trainer = pl.Trainer(
             default_root_dir=folder,
             accelerator=settings.accelerator,
             devices=1,
@@ -143,6 +156,11 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             enable_progress_bar=has_bar,
             **options,
         )
+    if trainer.precision != settings.precision:  # Lightning takes another with a warning only
+        raise ConfigError(
+            f"trainer.precision={settings.precision}: this device cannot; Lightning would take {trainer.precision}."
+        )
+    return trainer
 
 
 def _profiler(name: str | None, folder: Path) -> Profiler | None:
