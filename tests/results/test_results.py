@@ -31,6 +31,7 @@ def test_the_papers_numbers():
 def test_labels_are_the_papers():
     assert ge_label({"variant": "none"}) == "baseline"
     assert ge_label({"variant": "theta_minus", "extent": 4, "stages": [2, 3, 4, 5], "pool": "max"}) == "GE-θ⁻ (E4, max)"
+    assert ge_label({"variant": "se", "reduction": 8}) == "SE (r = 8)"
     assert ge_label({"variant": "theta", "extent": "global", "stages": [4]}) == "GE-θ (stage 4)"
 
 
@@ -49,5 +50,5 @@ def test_runs_that_differ_have_labels_that_differ(run, tmp_path):
     for change in ([], ["optim.lr=0.5"], ["data.augmentation.flip=false"]):
         assert run("train", *one_batch, *change).returncode == 0
     shown = run("report").stdout
-    assert "optim.lr=0.5 data.augmentation.flip=True" in shown
-    assert "optim.lr=0.025 data.augmentation.flip=False" in shown
+    assert "data.augmentation.flip=True optim.lr=0.5" in shown
+    assert "data.augmentation.flip=False optim.lr=0.025" in shown

@@ -129,39 +129,26 @@ def _row(folder: Path, result: dict[str, Any] | None, label: str) -> Row:
 
 def _labels(results: dict[Path, dict[str, Any] | None]) -> dict[Path, str]:
     """The variant, and in front or behind whatever else differs between the runs."""
-    finished = [result for result in results.values() if result is not None]
-
-    def varies(*keys: str) -> bool:
-        values = set()
-        for result in finished:
-            value: Any = result["identity"]
-            for key in keys:
-                value = value[key]
-            values.add(str(value))
-        return len(values) > 1
-
-    said = ("model.name", "ge.", "data.", "schedule.", "trainer.max_epochs", "seed")
-    leaves = [flat(result["identity"]) for result in finished]
-    keys = sorted({key for leaf in leaves for key in leaf})
-    others = [k for k in keys if len({str(leaf.get(k)) for leaf in leaves}) > 1 and not k.startswith(said)]
-    if not varies("data", "name"):
-        others += [k for k in keys if k.startswith("data.") and len({str(leaf.get(k)) for leaf in leaves}) > 1]
+    leaves = {folder: flat(result["identity"]) for folder, result in results.items() if result is not None}
+    keys = sorted({key for leaf in leaves.values() for key in leaf})
+    varying = [key for key in keys if len({str(leaf.get(key)) for leaf in leaves.values()}) > 1]
+    named = [group for group in ("model", "data", "schedule") if f"{group}.name" in varying]
+    # Groups of other names differ in their settings too: there the names say it.
+    single = [
+        key for key in varying if not key.startswith(("ge.", *(f"{group}." for group in named))) and key != "seed"
+    ]
     labels = {}
     for folder, result in results.items():
         if result is None:
             labels[folder] = "/".join(folder.parts[-4:])
             continue
-        known = result["identity"]
-        words = [ge_label(known["ge"])]
-        if varies("model", "name"):
-            words.insert(0, known["model"]["name"])
-        if varies("data", "name"):
-            words.append(known["data"]["name"])
-        if varies("schedule", "name") or varies("trainer", "max_epochs"):
-            words.append(f"{result['epochs']} epochs")
-        if varies("seed"):
-            words.append(f"seed {known['seed']}")
-        words += [f"{key}={flat(known).get(key)}" for key in others]
+        leaf = leaves[folder]
+        words = [ge_label(result["identity"]["ge"]), *(leaf[f"{group}.name"] for group in named if group != "model")]
+        if "model" in named:
+            words.insert(0, leaf["model.name"])
+        words += [f"{key}={leaf.get(key)}" for key in single]
+        if "seed" in varying:
+            words.append(f"seed {leaf['seed']}")
         labels[folder] = " ".join(words)
     return labels
 

@@ -19,6 +19,8 @@ def ge_label(ge: dict[str, Any]) -> str:
         words.append(f"E{ge['extent']}")
     if ge.get("pool") == "max":
         words.append("max")
+    if ge.get("reduction", 16) != 16:
+        words.append(f"r = {ge['reduction']}")
     if len(ge.get("stages", [])) in (1, 2):
         words.append(f"stage {', '.join(map(str, ge['stages']))}")
     label = VARIANT_STYLE[ge["variant"]]["label"]
