@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,16 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "GEEXP_", "HYDRA_"))}
+    kept["GEEXP_CACHE"] = os.environ["GEEXP_CACHE"]
     return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered from run to run stays out of the tester's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

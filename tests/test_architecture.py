@@ -8,7 +8,17 @@ import pytest
 import geexp
 
 PACKAGE = Path(geexp.__file__).parent
-FLOORS = ["operators", "config", "records", "backbones", "complexity_count", "data", "training", "results"]
+FLOORS = [
+    "operators",
+    "config",
+    "records",
+    "backbones",
+    "complexity_count",
+    "data",
+    "training",
+    "results",
+    "benchmarks",
+]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -2,10 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from geexp import GatherExcite
+from geexp.benchmarks.photographs import make_photo_folder
+from geexp.config.schema import AugmentationConfig
+from geexp.data.images import ArrayImages
+from geexp.data.resident_feed import ResidentImages
 from geexp.operators import VARIANTS
 
 pytestmark = pytest.mark.gpu
@@ -41,3 +46,34 @@ def test_a_run_on_the_gpu(run, tmp_path, arguments):
     assert result["peak_memory_bytes"]["gpu"] > 0
     (folder,) = (str(path.parent) for path in tmp_path.glob("outputs/**/result.json"))
     assert "identical to the record" in run("evaluate", f"run={folder}").stdout
+
+
+@pytest.mark.parametrize("feed", ["resident", "reference"])
+def test_a_feed_on_the_gpu(run, tmp_path, feed):
+    done = run("train", "trainer=gpu", "debug=limit", "logger=none", f"feed={feed}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_resident_batches_are_the_same_on_the_gpu():
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
+    images = ArrayImages(pixels, np.arange(500) % 10)
+    cpu, gpu = (
+        ResidentImages(images, AugmentationConfig("pad", 4, True), channels=3, seed=0, device=torch.device(device))
+        for device in ("cpu", "cuda")
+    )
+    for epoch in range(3):
+        a, b = (resident.batch(epoch, torch.arange(100, 300)) for resident in (cpu, gpu))
+        assert b.images.device.type == "cuda"
+        assert torch.equal(a.images, b.images.cpu())
+        assert torch.equal(a.labels, b.labels.cpu())
+
+
+@pytest.mark.parametrize("engine", ["threads", "workers"])
+def test_photographs_on_the_gpu(run, tmp_path, engine):
+    photos = make_photo_folder(tmp_path / "photos", classes=4, train=64, val=16)
+    assert photos
+    done = run(
+        "train", "model=resnet50", "ge=theta", "data=imagenet", "data.root=photos", "data.num_classes=4", "trainer=gpu",
+        "trainer.max_epochs=1", "optim.batch_size=16", "feed.workers=4", f"feed.engine={engine}", "logger=none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ def main(config: TrainConfig) -> float:
         require_same_identity(folder, result["identity"], config)
         print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
     else:
-        require_data(config.data)
+        require_data(config.data, config.feed)
         from geexp.training.run import train
 
         result = train(config, folder)

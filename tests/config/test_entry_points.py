@@ -34,7 +34,7 @@ def probe(*arguments: str, cwd=None) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "complexity", "report"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "complexity", "report", "pack", "check_data", "benchmark"])
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_cfg_import_nothing_heavy(entry, flag, tmp_path):
     assert probe(entry, flag, cwd=tmp_path).strip().endswith("LOADED []")

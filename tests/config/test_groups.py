@@ -27,9 +27,19 @@ def config(*overrides: str) -> TrainConfig:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_is_valid(group, option):
-    backbone = "model=resnet50" if (group, option) == ("placement", "stage5") else "model=resnet20"
+    needs = {
+        "model": [],
+        "placement": ["model=resnet50" if option == "stage5" else "model=resnet20"],
+        "recipe": ["data=imagenet", "feed=pack"],
+        "feed": ["data=imagenet"] if option in ("folder", "pack") else [],
+    }
     overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
-    config(*([backbone] if group != "model" else []), *overrides)
+    config(*needs.get(group, ["model=resnet20"]), *overrides)
+
+
+@pytest.mark.parametrize("augmentation", sorted(path.stem for path in CONF.glob("data/augmentation/*.yaml")))
+def test_every_augmentation_is_valid(augmentation):
+    config("data=imagenet", "feed=reference", f"data/augmentation={augmentation}")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
@@ -75,12 +85,16 @@ def test_a_run_is_named_by_what_determines_its_result():
     for same in (
         "outputs=elsewhere",
         "logger=none",
-        "feed.workers=2",
+        "feed=reference",
+        "feed.on_error=skip",
         "ge.stages=[2,3,4]",
         "ge.pool=avg",
         "resume=false",
     ):
         assert run_folder(config(same)) == base
+    photos, pack = config("data=imagenet"), ("data=imagenet", "feed=pack")
+    assert run_folder(config(*pack)) == run_folder(photos)  # the same bytes
+    assert run_folder(config(*pack, "recipe=jpeg")).startswith("imagenet-jpeg-max500-q90/")  # another data set
     assert run_folder(config("+callbacks.swa={_target_: a.B}")) != base
     assert run_folder(config("callbacks=device_stats")) == base
     resnet = ("model=resnet50", "ge=none")

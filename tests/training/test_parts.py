@@ -69,6 +69,9 @@ def test_parameter_groups_can_be_switched_off():
     assert all(group["nesterov"] and group["momentum"] == 0.8 for group in sgd.param_groups)
 
 
+CPU = torch.device("cpu")
+
+
 def test_errors_are_counted_exactly_over_uneven_batches():
     torch.manual_seed(0)
     logits, labels = torch.randn(103, 20), torch.randint(0, 20, (103,))
@@ -79,12 +82,12 @@ def test_errors_are_counted_exactly_over_uneven_batches():
     order = logits.argsort(dim=1, descending=True)
     top1 = sum(int(order[i, 0]) != int(labels[i]) for i in range(103))
     top5 = sum(int(labels[i]) not in order[i, :5].tolist() for i in range(103))
-    metrics = count.metrics()
+    metrics = count.metrics(CPU)
     assert (metrics["top1_wrong"], metrics["top5_wrong"], metrics["images"]) == (top1, top5, 103)
     assert metrics["top1_error"] == 100 * top1 / 103
     assert metrics["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     count.reset()
-    assert count.metrics() == {}
+    assert count.metrics(CPU) == {}
 
 
 def test_the_loss_is_summed_in_its_own_precision():
@@ -93,14 +96,14 @@ def test_the_loss_is_summed_in_its_own_precision():
         count.add(
             torch.zeros(64, 10, dtype=torch.bfloat16), torch.zeros(64, dtype=torch.int64), torch.tensor(2.0).bfloat16()
         )
-    assert count.metrics()["loss"] == 2.0
-    assert count.metrics()["images"] == 64_000
+    assert count.metrics(CPU)["loss"] == 2.0
+    assert count.metrics(CPU)["images"] == 64_000
 
 
 def test_top5_of_three_classes_never_errs():
     count = ErrorCount()
     count.add(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor(1.0))
-    assert (count.metrics()["top1_wrong"], count.metrics()["top5_wrong"]) == (1, 0)
+    assert (count.metrics(CPU)["top1_wrong"], count.metrics(CPU)["top5_wrong"]) == (1, 0)
 
 
 class Evil:

@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     straight.mkdir()
     broken.mkdir()
-    arguments = [*SHORT[1:], "trainer.limit_train_batches=60", "ge=theta", "feed.workers=0"]  # long enough to be hit
+    arguments = [*SHORT[1:], "trainer.limit_train_batches=60", "ge=theta", "feed=reference"]  # long enough to be hit
     assert run("train", *arguments, f"outputs={straight}").returncode == 0
     stopped = interrupted(tmp_path, *arguments, f"outputs={broken}", when="epoch 1/3")
     assert stopped.returncode == 130, stopped.stderr
@@ -128,6 +128,41 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path):
     assert history(folder) == history(reference)
     for name, value in weights(reference).items():
         assert torch.equal(weights(folder)[name], value), name
+
+
+def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(run, tmp_path):
+    """Killed with no chance to clean up; all of the epoch's figures are those of the whole epoch."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    straight.mkdir()
+    broken.mkdir()
+    arguments = ["ge=theta", "logger=none", "trainer.max_epochs=2", "trainer.limit_val_batches=4"]
+    assert run("train", *arguments, f"outputs={straight}").returncode == 0
+    often = [*arguments, f"outputs={broken}", "trainer.checkpoint_every_n_steps=7"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geexp.train", *often],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (steps := [step for step in map(step_of, broken.glob("**/last.ckpt")) if step % 156]):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert steps[0] % 7 == 0
+    resumed = run("train", *often, "resume=true")
+    assert resumed.returncode == 0, resumed.stderr
+    (reference,), (folder,) = ([p.parent for p in place.glob("**/config_tree.txt")] for place in (straight, broken))
+    assert history(folder) == history(reference)
+    for name, value in weights(reference).items():
+        assert torch.equal(weights(folder)[name], value), name
+
+
+def step_of(checkpoint) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
 
 
 def test_killed_in_the_first_epoch(run, tmp_path):
@@ -289,8 +324,8 @@ def test_no_gpu(run):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_image_ends_in_one_line(run, tmp_path, workers):
+@pytest.mark.parametrize("feed", ["reference", "folder feed.engine=workers feed.workers=2", "folder"])
+def test_a_truncated_image_ends_in_one_line(run, tmp_path, feed):
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -300,7 +335,7 @@ def test_a_truncated_image_ends_in_one_line(run, tmp_path, workers):
     bad.write_bytes(bad.read_bytes()[:400])
     done = run(
         "train", "data=imagenet", "data.root=.", "data.num_classes=2", "data.image_size=32", "optim.batch_size=4",
-        "logger=none", f"feed.workers={workers}",
+        "logger=none", *f"feed={feed}".split(),
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("geexp.train: cannot read")

@@ -33,3 +33,12 @@ BACKBONES: dict[str, BackboneFacts] = {
         for name in ("resnet8", "resnet20", "resnet56", "resnet110", "resnet164", "wrn16_8")
     },
 }
+
+# Data sets, and whether they are folders of image files (the others are arrays of small images).
+DATASETS: dict[str, bool] = {
+    "fashion_mnist_mini": False,
+    "fashion_mnist": False,
+    "cifar10": False,
+    "cifar100": False,
+    "imagenet": True,
+}

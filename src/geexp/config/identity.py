@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from geexp.config.catalog import BACKBONES
 from geexp.config.errors import ConfigError
-from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, TrainConfig
 from geexp.config.validation import validated
 
 # Where the data lie and how they were fetched does not change them.
-_NOT_OF_THE_DATA = ("root", "download")
+_NOT_OF_THE_DATA = ("root", "download", "default_feed")
 # Our own callbacks, which change nothing; those of a user may.
 _ONLY_WATCH = ("progress", "best", "device_stats")
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
@@ -65,11 +65,21 @@ def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
     return "-".join(words)
 
 
+def recipe_slug(recipe: RecipeConfig) -> str:
+    """``original``, ``jpeg-max500-q90``, ``raw-short256`` and the like."""
+    words = [recipe.name]
+    words += [f"{kind}{side}" for kind, side in (("max", recipe.max_side), ("short", recipe.short_side)) if side]
+    return "-".join([*words, f"q{recipe.quality}"] if recipe.quality else words)
+
+
 def run_folder(config: TrainConfig) -> str:
     """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     ge = ge_slug(config.ge, config.model)
-    return f"{config.data.name}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
+    data = config.data.name
+    if config.data.recipe.name != "original":  # another data set
+        data += f"-{recipe_slug(config.data.recipe)}"
+    return f"{data}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
 
 
 def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainConfig) -> None:

@@ -3,16 +3,21 @@
 import math
 from collections.abc import Collection
 
-from geexp.config.catalog import BACKBONES, VARIANTS
+from geexp.config.catalog import BACKBONES, DATASETS, VARIANTS
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.schema import (
+    BenchmarkConfig,
+    CheckDataConfig,
     ComplexityConfig,
     DataConfig,
     EvaluateConfig,
+    FeedConfig,
     GatherExciteConfig,
     LoggerConfig,
     ModelConfig,
     OptimConfig,
+    PackConfig,
+    RecipeConfig,
     ReportConfig,
     ScheduleConfig,
     TrainConfig,
@@ -20,15 +25,15 @@ from geexp.config.schema import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
-DATASETS = ("fashion_mnist_mini", "fashion_mnist", "cifar10", "cifar100", "imagenet")
+FEEDS = ("reference", "folder", "pack", "resident")
+DECODERS = ("auto", "torchvision", "torchcodec", "simplejpeg", "pil")
 
 
 def check_train(config: TrainConfig) -> None:
     check_model(config.model)
     check_ge(config.ge, config.model)
     check_data(config.data)
-    check_choice("feed.name", config.feed.name, ("reference",))
-    check_at_least("feed.workers", config.feed.workers, 0)
+    check_feed(config.feed, config.data)
     check_schedule(config.schedule)
     check_optim(config.optim)
     check_trainer(config.trainer)
@@ -73,7 +78,8 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
     check_choice("which", config.which, ("best", "last"))
     check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
-    check_at_least("workers", config.workers, 0)
+    if config.workers is not None:
+        check_at_least("workers", config.workers, 0)
     check_choice("format", config.format, ("text", "json"))
 
 
@@ -129,7 +135,68 @@ def check_data(data: DataConfig) -> None:
         check_choice("data.augmentation.crop", data.augmentation.crop, ("pad", "resized"))
     if data.evaluation_crop is not None:
         check_choice("data.evaluation_crop", data.evaluation_crop, ("centre",))
-    check_at_least("data.augmentation.pad", data.augmentation.pad, 0)
+    augmentation = data.augmentation
+    check_at_least("data.augmentation.pad", augmentation.pad, 0)
+    if not 0 <= augmentation.rotation <= 180:
+        raise ConfigError(f"data.augmentation.rotation={augmentation.rotation}: must be from 0 to 180 degrees.")
+    if not 0 <= augmentation.jitter <= 255:
+        raise ConfigError(f"data.augmentation.jitter={augmentation.jitter}: must be from 0 to 255 levels.")
+    check_recipe(data.recipe)
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    check_choice("recipe", recipe.name, ("original", "jpeg", "raw"))
+    sides = {key: getattr(recipe, key) for key in ("max_side", "short_side") if getattr(recipe, key) is not None}
+    for key, value in sides.items():
+        check_at_least(f"data.recipe.{key}", value, 32)
+    if recipe.name == "original" and sides:
+        raise ConfigError(f"recipe=original keeps every file as it is: leave out data.recipe.{next(iter(sides))}.")
+    if recipe.name != "original" and len(sides) != 1:
+        raise ConfigError(
+            f"recipe={recipe.name} shrinks images to data.recipe.max_side or to data.recipe.short_side pixels: give "
+            "one of the two, and null for the other."
+        )
+    if (recipe.quality is None) == (recipe.name == "jpeg"):
+        raise ConfigError(f"data.recipe.quality={recipe.quality}: recipe=jpeg needs one, the others have none.")
+    if recipe.quality is not None and not 1 <= recipe.quality <= 100:
+        raise ConfigError(f"data.recipe.quality={recipe.quality}: must be from 1 to 100.")
+
+
+def check_feed(feed: FeedConfig, data: DataConfig) -> None:
+    """A feed on its own, and whether it can feed this data set with this augmentation."""
+    check_choice("feed.name", feed.name, FEEDS)
+    check_choice("feed.engine", feed.engine, ("threads", "workers"))
+    check_choice("feed.decode", feed.decode, DECODERS)
+    check_choice("feed.on_error", feed.on_error, ("stop", "skip"))
+    if feed.workers is not None:
+        check_at_least("feed.workers", feed.workers, 0)
+    others = f"Use feed={data.default_feed} or feed=reference."
+    if feed.name == "reference" and feed.engine == "threads":
+        raise ConfigError("feed.engine=threads: feed=reference draws from the one generator of torch; use workers.")
+    if feed.name == "resident":
+        if DATASETS[data.name]:
+            raise ConfigError(f"feed=resident: the images of data={data.name} differ in size. {others}")
+        if feed.workers:
+            raise ConfigError(f"feed.workers={feed.workers}: feed=resident has no workers; leave it out.")
+        if data.evaluation_crop is not None:
+            raise ConfigError(f"data.evaluation_crop={data.evaluation_crop}: feed=resident does not resize. {others}")
+    if feed.name in ("folder", "pack"):
+        if not DATASETS[data.name]:
+            raise ConfigError(f"feed={feed.name}: data={data.name} is no folder of image files. {others}")
+        if data.channels != 3:
+            raise ConfigError(f"data.channels={data.channels}: feed={feed.name} gives colour images, data.channels=3.")
+        if data.evaluation_crop is None:
+            raise ConfigError(f"data.evaluation_crop=null: feed={feed.name} needs data.evaluation_crop=centre.")
+    possible = {"reference": ("pad", "resized", None), "resident": ("pad", None)}.get(feed.name, ("resized", None))
+    if data.augmentation.crop not in possible:
+        raise ConfigError(f"data.augmentation.crop={data.augmentation.crop}: not with feed={feed.name}. {others}")
+    if feed.name == "resident" and (data.augmentation.rotation or data.augmentation.jitter):
+        raise ConfigError(f"data.augmentation.rotation and jitter: not with feed=resident. {others}")
+    if data.recipe.name != "original" and feed.name != "pack":
+        raise ConfigError(
+            f"recipe={data.recipe.name}: images that were shrunk are read from a pack; say feed=pack, or "
+            "recipe=original."
+        )
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
@@ -169,6 +236,8 @@ def check_trainer(trainer: TrainerConfig) -> None:
             f"trainer.devices={trainer.devices}: this version trains on one device; several come with the launcher "
             "that gives each job a process tree of its own. Use trainer.devices=1."
         )
+    if trainer.checkpoint_every_n_steps is not None:
+        check_at_least("trainer.checkpoint_every_n_steps", trainer.checkpoint_every_n_steps, 1)
     for key in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
         value = getattr(trainer, key)
         off = value is None or (key == "overfit_batches" and value == 0)
@@ -191,3 +260,34 @@ def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
 def check_at_least(key: str, value: float, least: float) -> None:
     if not least <= value < math.inf:  # written so that NaN fails
         raise ConfigError(f"{key}={value}: must be at least {least} and finite.")
+
+
+def check_benchmark(config: BenchmarkConfig) -> None:
+    check_choice("what", config.what, ("feed",))
+    for key in ("images", "rounds", "batch_size", "workers"):
+        check_at_least(key, getattr(config, key), 1)
+    if config.images < config.batch_size:
+        raise ConfigError(f"images={config.images}: does not fill one batch of batch_size={config.batch_size}.")
+    check_choice("format", config.format, ("text", "json"))
+
+
+def check_pack(config: PackConfig) -> None:
+    check_data(config.data)
+    if not DATASETS[config.data.name]:
+        raise ConfigError(
+            f"data={config.data.name}: its images are small and lie in one file already; there is nothing to pack. "
+            f"Train with feed={config.data.default_feed}."
+        )
+    check_choice("source", config.source, ("auto", "folders", "archives"))
+    if config.workers is not None:
+        check_at_least("workers", config.workers, 1)
+    check_choice("on_error", config.on_error, ("stop", "skip"))
+    check_choice("format", config.format, ("text", "json"))
+
+
+def check_data_check(config: CheckDataConfig) -> None:
+    check_data(config.data)
+    check_feed(config.feed, config.data)
+    if config.workers is not None:
+        check_at_least("workers", config.workers, 1)
+    check_choice("format", config.format, ("text", "json"))

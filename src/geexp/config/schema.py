@@ -33,6 +33,16 @@ class AugmentationConfig:
     crop: str | None = None
     pad: int = 0
     flip: bool = False
+    rotation: float = 0.0
+    jitter: int = 0
+
+
+@dataclass
+class RecipeConfig:
+    name: str = "original"
+    max_side: int | None = None
+    short_side: int | None = None
+    quality: int | None = None
 
 
 @dataclass
@@ -45,14 +55,20 @@ class DataConfig:
     std: list[float] = MISSING
     root: str | None = None
     download: bool = False
+    default_feed: str = MISSING
     evaluation_crop: str | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
 
 @dataclass
 class FeedConfig:
     name: str = MISSING
-    workers: int = 0
+    engine: str = "threads"
+    workers: int | None = None
+    decode: str = "auto"
+    on_error: str = "stop"
+    pack: str | None = None
 
 
 @dataclass
@@ -85,6 +101,7 @@ class TrainerConfig:
     deterministic: bool = False
     channels_last: bool = True
     compile: bool = False
+    checkpoint_every_n_steps: int | None = None
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     overfit_batches: int | float = 0
@@ -129,7 +146,7 @@ class EvaluateConfig:
     which: str = "best"
     root: str | None = None
     accelerator: str = "auto"
-    workers: int = 0
+    workers: int | None = None
     format: str = "text"
 
 
@@ -152,4 +169,41 @@ class ReportConfig:
 
     runs: str = "outputs"
     out: str | None = None
+    format: str = "text"
+
+
+@dataclass
+class BenchmarkConfig:
+    """``python -m geexp.benchmark``."""
+
+    what: str = "feed"
+    root: str | None = None
+    images: int = 512
+    rounds: int = 5
+    batch_size: int = 64
+    workers: int = 2
+    out: str = MISSING
+    format: str = "text"
+
+
+@dataclass
+class PackConfig:
+    """``python -m geexp.pack``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str | None = None
+    source: str = "auto"
+    workers: int | None = None
+    on_error: str = "stop"
+    force: bool = False
+    format: str = "text"
+
+
+@dataclass
+class CheckDataConfig:
+    """``python -m geexp.check_data``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    workers: int | None = None
     format: str = "text"

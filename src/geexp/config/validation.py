@@ -16,8 +16,24 @@ from omegaconf.errors import (
 )
 
 from geexp.config.errors import ConfigError, unknown_key
-from geexp.config.rules import check_complexity, check_evaluate, check_report, check_train
-from geexp.config.schema import ComplexityConfig, EvaluateConfig, ReportConfig, TrainConfig
+from geexp.config.rules import (
+    check_benchmark,
+    check_complexity,
+    check_data_check,
+    check_evaluate,
+    check_pack,
+    check_report,
+    check_train,
+)
+from geexp.config.schema import (
+    BenchmarkConfig,
+    CheckDataConfig,
+    ComplexityConfig,
+    EvaluateConfig,
+    PackConfig,
+    ReportConfig,
+    TrainConfig,
+)
 
 T = TypeVar("T")
 
@@ -26,6 +42,9 @@ _RULES = {
     EvaluateConfig: check_evaluate,
     ComplexityConfig: check_complexity,
     ReportConfig: check_report,
+    BenchmarkConfig: check_benchmark,
+    PackConfig: check_pack,
+    CheckDataConfig: check_data_check,
 }
 
 

@@ -1,35 +1,23 @@
-"""The data sets: what the images and labels are, image by image, before any augmentation."""
+"""The data sets: what the images and labels are, before any augmentation."""
 
 import gzip
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torchvision.datasets as tv
-from PIL import Image
-from torch.utils.data import Dataset
 
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.schema import DataConfig
+from geexp.config.schema import DataConfig, FeedConfig
+from geexp.data.cifar import CIFAR10, CIFAR100, read_cifar
+from geexp.data.folder import FolderImages, class_folders
+from geexp.data.images import ArrayImages, Images
+from geexp.data.pack import open_pack
+from geexp.data.presence import pack_folder
 
 
-class ArrayImages(Dataset):
-    """Images held as one uint8 array ``[N, H, W]``, given out as PIL images."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels = images, labels
-        self.classes = [str(label) for label in np.unique(labels)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), int(self.labels[index])
-
-
-def open_dataset(data: DataConfig, *, train: bool) -> Dataset:
-    """The training or the evaluation split: a sized data set of (PIL image, label).
+def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
+    """The training or the evaluation split.
 
     Raises:
         ConfigError: if the classes or the size of the images are not what the configuration says.
@@ -37,26 +25,28 @@ def open_dataset(data: DataConfig, *, train: bool) -> Dataset:
     """
     root = Path(str(data.root)).expanduser()
     try:
-        dataset = _open(data, root, train)
+        images = _open(data, feed, root, train)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
+        if isinstance(error, (ConfigError, DataError)):
+            raise
         raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
     split = "training" if train else "evaluation"
-    if len(dataset.classes) != data.num_classes:
+    if len(images.classes) != data.num_classes:
         raise ConfigError(
-            f"data.num_classes={data.num_classes}: data={data.name} has {len(dataset.classes)} classes in its {split} "
+            f"data.num_classes={data.num_classes}: data={data.name} has {len(images.classes)} classes in its {split} "
             "split."
         )
-    if data.evaluation_crop is None:
-        size = dataset[0][0].size
-        if size != (data.image_size, data.image_size):
+    if isinstance(images, ArrayImages) and data.evaluation_crop is None:
+        height, width = images.images.shape[1:3]
+        if (height, width) != (data.image_size, data.image_size):
             raise ConfigError(
-                f"data.image_size={data.image_size}: the images of data={data.name} are {size[0]}x{size[1]} and are "
-                "not resized; data.evaluation_crop=centre resizes them."
+                f"data.image_size={data.image_size}: the images of data={data.name} are {width}x{height} and are "
+                "not resized; data.evaluation_crop=centre with feed=reference resizes them."
             )
-    return dataset
+    return images
 
 
-def _open(data: DataConfig, root: Path, train: bool) -> Any:
+def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Images:
     if data.name == "fashion_mnist_mini":
         split = "train" if train else "test"
         with files("geexp.data").joinpath("fashion_mnist_mini.npz").open("rb") as file:
@@ -67,15 +57,22 @@ def _open(data: DataConfig, root: Path, train: bool) -> Any:
             tv.FashionMNIST(str(root), train=train, download=True)
         stem = root / "FashionMNIST" / "raw" / ("train" if train else "t10k")
         return ArrayImages(read_idx(Path(f"{stem}-images-idx3-ubyte")), read_idx(Path(f"{stem}-labels-idx1-ubyte")))
-    if data.name == "cifar10":
-        return tv.CIFAR10(str(root), train=train, download=data.download)
-    if data.name == "cifar100":
-        return tv.CIFAR100(str(root), train=train, download=data.download)
-    classes = {split: {path.name for path in (root / split).iterdir() if path.is_dir()} for split in ("train", "val")}
-    only = sorted(classes["train"] ^ classes["val"])
+    if data.name in ("cifar10", "cifar100"):
+        kind, official = (tv.CIFAR10, CIFAR10) if data.name == "cifar10" else (tv.CIFAR100, CIFAR100)
+        if data.download:
+            kind(str(root), train=train, download=True)
+        return read_cifar(root, official, train=train)
+    if feed.name == "pack":
+        return open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
+    return _class_folders(root, train)
+
+
+def _class_folders(root: Path, train: bool) -> FolderImages:
+    train_classes, val_classes = (set(class_folders(root / split)) for split in ("train", "val"))
+    only = sorted(train_classes ^ val_classes)
     if only:  # labels are given by the order of the folders: a difference would shift them without a word
         raise ValueError(f"Only one of train and val has the class folders {', '.join(only[:5])}.")
-    return tv.ImageFolder(str(root / ("train" if train else "val")))
+    return FolderImages(root / ("train" if train else "val"))
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -4,19 +4,25 @@ from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.datasets import open_dataset
-from geexp.data.reference_feed import EpochSampler, TransformedImages, evaluation_transform, training_transform
+from geexp.data.feeds import Feed, make_feed, normalised
+from geexp.data.images import Images
+from geexp.data.order import FixedOrder, TrainingOrder
 
 
 class ImageData(pl.LightningDataModule):
-    """Batches of (images ``[N, C, H, W]`` float, normalised; labels ``[N]`` int64).
+    """Batches of (images ``[N, C, H, W]`` float, normalised on the device; labels ``[N]`` int64).
 
-    Training drops the last, smaller batch, evaluation never does.
+    Training drops the last, smaller batch; evaluation never does, and shows every image once over all ranks.
+
+    Args:
+        batch_size: of all ranks together.
     """
 
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
@@ -24,8 +30,8 @@ class ImageData(pl.LightningDataModule):
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
 
     @cached_property
-    def training_images(self) -> TransformedImages:
-        images = TransformedImages(open_dataset(self.data, train=True), training_transform(self.data), self.seed)
+    def training_images(self) -> Images:
+        images = open_dataset(self.data, self.feed, train=True)
         if len(images) < self.batch_size:
             raise ConfigError(
                 f"optim.batch_size={self.batch_size}: {self.data.name} has only {len(images)} training images."
@@ -33,23 +39,68 @@ class ImageData(pl.LightningDataModule):
         return images
 
     @cached_property
-    def evaluation_images(self) -> TransformedImages:
-        return TransformedImages(open_dataset(self.data, train=False), evaluation_transform(self.data), self.seed)
+    def evaluation_images(self) -> Images:
+        return open_dataset(self.data, self.feed, train=False)
 
-    def train_dataloader(self) -> DataLoader:
-        # A resumed run starts in the middle of the order of epochs, and workers fetch before anyone sets the epoch.
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        sampler = EpochSampler(len(self.training_images), seed=self.seed, epoch=epoch)
-        return self._loader(self.training_images, sampler=sampler, drop_last=True)
+    @cached_property
+    def training_feed(self) -> Feed:
+        images = self.training_images
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the same images again and again
+            return self._feed(images, FixedOrder(len(images), **self._share()), train=True)
+        return self._feed(images, TrainingOrder(len(images), seed=self.seed, **self._share()), train=True)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.evaluation_images)
+    @cached_property
+    def evaluation_feed(self) -> Feed:
+        images = self.evaluation_images
+        return self._feed(images, FixedOrder(len(images), **self._share()), train=False)
 
-    def _loader(self, images: TransformedImages, **options: Any) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            images,
-            batch_size=self.batch_size,
-            num_workers=self.feed.workers,
-            persistent_workers=self.feed.workers > 0,
-            **options,
-        )
+    def train_dataloader(self) -> Feed:
+        return self.training_feed
+
+    def val_dataloader(self) -> Feed:
+        return self.evaluation_feed
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        if images.dtype == torch.uint8:
+            images = normalised(images, self.data.mean, self.data.std)
+            if self.trainer is not None:  # Lightning converts what comes as floating point only
+                images = self.trainer.precision_plugin.convert_input(images)
+        return images, labels
+
+    def account(self) -> dict[str, Any]:
+        """What the feeds of all ranks could not read as intended; every rank must ask.
+
+        ``fallbacks`` counts images that went to Pillow, epoch by epoch; ``skipped`` names each left out image once.
+        """
+        feeds = {"train": self.training_feed, "val": self.evaluation_feed}
+        mine = {
+            split: {"fallbacks": feed.fallbacks, "skipped": {one.name: one.reason for one in feed.skipped.values()}}
+            for split, feed in feeds.items()
+        }
+        ranks: list[Any] = [mine]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, mine)
+        total: dict[str, Any] = {}
+        for split in feeds:
+            skipped: dict[str, str] = {}
+            for rank in ranks:
+                skipped |= rank[split]["skipped"]
+            total[split] = {"fallbacks": sum(rank[split]["fallbacks"] for rank in ranks), "skipped": skipped}
+        return total
+
+    def _share(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"batch_size": self.batch_size}
+        world = self.trainer.world_size
+        if self.batch_size % world:
+            raise ConfigError(f"optim.batch_size={self.batch_size}: does not divide among {world} devices.")
+        return {"batch_size": self.batch_size // world, "rank": self.trainer.global_rank, "world": world}
+
+    def _feed(self, images: Images, order: TrainingOrder | FixedOrder, *, train: bool) -> Feed:
+        trainer = self.trainer
+        options: dict[str, Any] = {"device": torch.device("cpu")}
+        if trainer is not None:
+            options = {"device": trainer.strategy.root_device, "processes": trainer.num_devices}
+        return make_feed(images, self.data, self.feed, train=train, order=order, seed=self.seed, **options)

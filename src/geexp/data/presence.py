@@ -3,41 +3,88 @@
 from pathlib import Path
 
 from geexp.config.errors import ConfigError
-from geexp.config.schema import DataConfig
+from geexp.config.identity import recipe_slug
+from geexp.config.schema import DataConfig, FeedConfig
 
 _FASHION = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
-# Relative to data.root; a file of Fashion-MNIST may be gzipped.
-LAYOUTS: dict[str, list[str]] = {
+# What lies below data.root; each with the forms that it may have.
+LAYOUTS: dict[str, list[tuple[str, ...]]] = {
     "fashion_mnist_mini": [],
-    "fashion_mnist": [f"FashionMNIST/raw/{name}" for name in _FASHION],
-    "cifar10": ["cifar-10-batches-py"],
-    "cifar100": ["cifar-100-python"],
-    "imagenet": ["train", "val"],
+    "fashion_mnist": [(f"FashionMNIST/raw/{name}", f"FashionMNIST/raw/{name}.gz") for name in _FASHION],
+    "cifar10": [("cifar-10-batches-py", "cifar-10-python.tar.gz")],
+    "cifar100": [("cifar-100-python", "cifar-100-python.tar.gz")],
+    "imagenet": [("train",), ("val",)],
 }
 
+# The official archives of ILSVRC2012: training, validation, development kit.
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 
-def require_data(data: DataConfig) -> None:
+
+def require_data(data: DataConfig, feed: FeedConfig) -> None:
     """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on."""
-    layout = LAYOUTS[data.name]
-    if not layout:
+    if not LAYOUTS[data.name]:
         return
-    if data.root is None:
+    if data.root is None and feed.pack is None:
         raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
-    root = Path(data.root).expanduser()
+    if feed.name == "pack":
+        _require_pack(data, feed)
+        return
+    root = Path(str(data.root)).expanduser()
     if data.download and data.name != "imagenet":
         return
-    missing = [part for part in layout if not (root / part).exists() and not (root / f"{part}.gz").exists()]
+    missing = [forms[0] for forms in LAYOUTS[data.name] if not any((root / form).exists() for form in forms)]
     if not missing:
         return
     if data.name == "imagenet":
         second = (
             "or arrange it as train/<class>/*.JPEG and val/<class>/*.JPEG there "
-            "(it cannot be downloaded without an account at its owners')"
+            "(it cannot be downloaded without an account at its owners'), or make a pack of the official archives with "
+            "python -m geexp.pack and say feed=pack"
         )
     else:
         second = "or let it be downloaded there with data.download=true"
     raise ConfigError(
         f"data={data.name}: {' and '.join(missing)} not found in {root.absolute()} (data.root). "
         f"Either say where the data are, with data.root=<folder> or GEEXP_DATA in the environment, {second}."
+    )
+
+
+def pack_folder(data: DataConfig, feed: FeedConfig) -> Path:
+    """Where the pack of a data set lies: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
+    return Path(feed.pack or f"{data.root}/pack-{recipe_slug(data.recipe)}").expanduser().absolute()
+
+
+def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
+    folder = pack_folder(data, feed)
+    missing = [f"{split}{suffix}" for split in ("train", "val") for suffix in (".npz", ".bin")]
+    missing = [name for name in missing if not (folder / name).exists()]
+    if missing:
+        raise ConfigError(
+            f"feed=pack: {' and '.join(missing)} not found in {folder}. Either say where the pack is, with "
+            f"feed.pack=<folder>, or make it: python -m geexp.pack data={data.name} data.root={data.root} "
+            f"recipe={data.recipe.name}{f' out={feed.pack}' if feed.pack else ''}"
+        )
+
+
+def pack_source(data: DataConfig, wanted: str) -> str:
+    """What a pack is made from: ``folders`` or ``archives``; ``auto`` takes folders if they are there.
+
+    Raises:
+        ConfigError: if something is missing.
+    """
+    if data.root is None:
+        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
+    root = Path(data.root).expanduser()
+    needed = {"folders": [forms[0] for forms in LAYOUTS[data.name]], "archives": list(ARCHIVES)}
+    kinds = list(needed) if wanted == "auto" else [wanted]
+    missing = {kind: [name for name in needed[kind] if not (root / name).exists()] for kind in kinds}
+    for kind in kinds:
+        if not missing[kind]:
+            return kind
+    looked_for = ", and no ".join(" or ".join(names) for names in missing.values())
+    raise ConfigError(
+        f"source={wanted}: no {looked_for} found in {root.absolute()} (data.root). A pack is made of class folders "
+        "(train/<class>/*.JPEG and val/<class>/*.JPEG) or of the three official archives as they were downloaded. Say "
+        "where they are with data.root=<folder> or GEEXP_DATA in the environment."
     )

@@ -1,19 +1,16 @@
-"""The reference feed: image by image, PIL and torchvision's transforms, in the plainest way there is.
-
-Augmentation is a pure function of (seed, epoch, index): it depends neither on the number of workers nor on what was
-drawn before, so a resumed run sees what an uninterrupted one would have seen.
-"""
-
-import hashlib
-from collections.abc import Iterator
+"""The reference feed: image by image, PIL and torchvision's transforms, in the plainest way there is."""
 
 import torch
 import torchvision.transforms as T
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+import torchvision.transforms.functional as TF
+from PIL import Image
+from torch import Tensor, nn
 
-from geexp.config.errors import DataError
 from geexp.config.schema import DataConfig
+from geexp.data.decode import DAMAGED
+from geexp.data.images import Images
+from geexp.data.order import Key, mix
+from geexp.data.reading import Batch, Unreadable
 
 
 def training_transform(data: DataConfig) -> T.Compose:
@@ -28,12 +25,32 @@ def training_transform(data: DataConfig) -> T.Compose:
         steps += _centre(data)
     if augmentation.flip:
         steps.append(T.RandomHorizontalFlip())
-    return T.Compose([*steps, *_to_tensor(data)])
+    if augmentation.rotation:
+        steps.append(T.RandomRotation(augmentation.rotation, T.InterpolationMode.BILINEAR))
+    if augmentation.jitter:
+        steps.append(ChannelJitter(augmentation.jitter))
+    return T.Compose([_mode(data), *steps, *_to_tensor(data)])
 
 
 def evaluation_transform(data: DataConfig) -> T.Compose:
     """PIL image → normalised float tensor ``[C, H, W]``; large images as in the paper: short side 256, centre 224."""
-    return T.Compose([*_centre(data), *_to_tensor(data)])
+    return T.Compose([_mode(data), *_centre(data), *_to_tensor(data)])
+
+
+class ChannelJitter(nn.Module):
+    """Adds to each channel one whole number, drawn evenly from ``-levels … levels``, and clamps to 0 … 255.
+
+    The "pixel jitter ±20" of the authors' repository; that it is one number per channel is our reading of it.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        pixels = TF.pil_to_tensor(image).int()
+        shift = torch.randint(-self.levels, self.levels + 1, (len(pixels), 1, 1))
+        return TF.to_pil_image((pixels + shift).clamp_(0, 255).to(torch.uint8))
 
 
 def _centre(data: DataConfig) -> list[object]:
@@ -42,60 +59,46 @@ def _centre(data: DataConfig) -> list[object]:
     return [T.Resize(round(data.image_size * 256 / 224)), T.CenterCrop(data.image_size)]
 
 
-def _to_tensor(data: DataConfig) -> list[object]:
-    mode = T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
-    return [mode, T.ToTensor(), T.Normalize(data.mean, data.std)]
+def _mode(data: DataConfig) -> object:
+    return T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
 
 
-def _rgb(image):
+def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class TransformedImages(Dataset):
-    """(tensor, label) by index, or by (epoch, index) where the epoch takes part in the randomness."""
+def _to_tensor(data: DataConfig) -> list[object]:
+    return [T.ToTensor(), T.Normalize(data.mean, data.std)]
 
-    def __init__(self, images: Dataset, transform: T.Compose, seed: int) -> None:
+
+class ReferenceReader:
+    """Keys (epoch, index) → a batch of normalised float images ``[N, C, H, W]``.
+
+    Augmentation is a pure function of (seed, epoch, index): it depends neither on the number of workers nor on what
+    was drawn before.
+    """
+
+    def __init__(self, images: Images, transform: T.Compose, seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+    def read(self, keys: list[Key]) -> Batch:
+        rows, labels, unreadable = [], [], []
+        for epoch, index in keys:
+            try:
+                picture = self.images.picture(index)
+            except DAMAGED as error:
+                unreadable.append(Unreadable.of(self.images, index, error))
+                continue
+            rows.append(self._transformed(picture, epoch, index))
+            labels.append(int(self.images.labels[index]))
+        pixels = torch.stack(rows) if rows else torch.empty(0)
+        return Batch(pixels, torch.tensor(labels, dtype=torch.int64), unreadable)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        try:
-            image, label = self.images[index]
-        except (OSError, SyntaxError) as error:
-            files = getattr(self.images, "samples", None)
-            name = files[index][0] if files else f"image {index}"
-            raise DataError(f"cannot read {name} (sample {index}): {error}") from error
+    def _transformed(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
         # The transforms draw from the default generator. torch.manual_seed would also record a traceback for CUDA.
         state = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
-            return self.transform(image), label
+            return self.transform(picture)
         finally:
             torch.default_generator.set_state(state)
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """A permutation of n samples that is a pure function of (seed, epoch); yields (epoch, index)."""
-
-    def __init__(self, n: int, *, seed: int, epoch: int = 0) -> None:
-        self.n, self.seed, self.epoch = n, seed, epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(mix(self.seed, "order", self.epoch))
-        for index in torch.randperm(self.n, generator=generator).tolist():
-            yield self.epoch, index
-
-
-def mix(*parts: object) -> int:
-    """A 63-bit seed from any parts, the same in every process."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -28,35 +28,51 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunInCheckpoint(pl.Callback):
-    """Puts into every checkpoint what is needed to rebuild the network, and the metrics of its epoch; plain types."""
+    """Puts into every checkpoint what is needed to rebuild the network, and the metrics of the last finished epoch.
+
+    Plain types only.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
+        self.epochs = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs = trainer.current_epoch + 1
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         metrics: dict[str, float] = dict(pl_module.metrics)  # type: ignore[arg-type]
-        checkpoint[FORMAT] = {
-            "format": 1,
-            "config": self.config,
-            "epoch": trainer.current_epoch + 1 if metrics else 0,
-            "metrics": metrics,
-        }
+        checkpoint[FORMAT] = {"format": 1, "config": self.config, "epoch": self.epochs, "metrics": metrics}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        about = checkpoint[FORMAT]
+        self.epochs, pl_module.metrics = about["epoch"], dict(about["metrics"])  # type: ignore[assignment]
 
 
 class LastCheckpoint(Checkpoint):
-    """``checkpoints/last.ckpt`` after the validation of every epoch, and once before the first.
+    """``checkpoints/last.ckpt`` after the validation of every epoch, once before the first, and in between if asked.
 
-    Always at an epoch's boundary: a run that is interrupted within an epoch begins that epoch again, with the same
-    order of images and the same augmentation.
+    Args:
+        every_n_steps: also within epochs, after so many steps each; None: a run that is interrupted within an epoch
+            begins that epoch again. Either way it sees the images that it would have seen.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LAST
+    def __init__(self, folder: Path, *, every_n_steps: int | None = None) -> None:
+        self.path, self.every_n_steps = folder / LAST, every_n_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # After an epoch's last step Lightning would go on with the next epoch, without this one's validation.
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,6 +14,8 @@ from geexp.training.errors_count import ErrorCount
 from geexp.training.optimizer import make_sgd
 from geexp.training.schedules import lr_factor
 
+_ERRORS = "training_errors"
+
 
 class Classifier(pl.LightningModule):
     """Trains ``model``.
@@ -46,7 +48,7 @@ class Classifier(pl.LightningModule):
         errors.add(logits.detach(), labels, loss.detach())
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_epoch_start(self) -> None:  # not when an epoch is entered in the middle
         self.training_errors.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -56,13 +58,21 @@ class Classifier(pl.LightningModule):
         self.validation_errors.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics().items()}
+        self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics(self.device).items()}
         if self.trainer.state.fn == "fit":
-            self.metrics |= {f"train/{name}": value for name, value in self.training_errors.metrics().items()}
+            of_training = self.training_errors.metrics(self.device)
+            self.metrics |= {f"train/{name}": value for name, value in of_training.items()}
             self.metrics["lr"] = self._lr
             self._require_finite()
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
         self.log_dict(shown, prog_bar=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # of an epoch that may be half done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.global_rank == 0 and _ERRORS in checkpoint:  # the sums are of all ranks
+            self.training_errors.restore(checkpoint[_ERRORS], self.device)
 
     def _require_finite(self) -> None:
         """Stop before the epoch's checkpoint is written, so that the last one is of a network that still works."""

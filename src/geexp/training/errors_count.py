@@ -1,6 +1,7 @@
 """Top-1 and top-5 errors as integer counts: exact, whatever the batches, and without a host sync per step."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -29,13 +30,30 @@ class ErrorCount:
         self._counts = counts if self._counts is None else self._counts + counts
         self._loss = total if self._loss is None else self._loss + total
 
-    def metrics(self) -> dict[str, float]:
-        """``loss``, ``top1_error`` and ``top5_error`` (percent), and the counts they were computed from."""
-        if self._counts is None or self._loss is None:
+    def totals(self, device: torch.device) -> list[float]:
+        """Images, top-1 and top-5 errors and the summed loss over all ranks; every rank must ask, on its ``device``."""
+        sums = torch.zeros(4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        if self._counts is not None and self._loss is not None:
+            sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
+            sums[3] += self._loss.to(sums)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def restore(self, totals: list[float], device: torch.device) -> None:
+        """Go on from what ``totals`` gave; to be done on one rank only."""
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self._counts = torch.tensor([int(count) for count in totals[:3]], device=device)
+        self._loss = torch.tensor(totals[3], dtype=wide, device=device)
+
+    def metrics(self, device: torch.device) -> dict[str, float]:
+        """``loss``, ``top1_error`` and ``top5_error`` (percent), and the counts they were computed from; see totals."""
+        *counts, loss = self.totals(device)
+        images, top1, top5 = map(int, counts)
+        if not images:
             return {}
-        images, top1, top5 = self._counts.tolist()
         return {
-            "loss": self._loss.item() / images,
+            "loss": loss / images,
             "top1_error": 100 * top1 / images,
             "top5_error": 100 * top5 / images,
             "top1_wrong": top1,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from geexp.config.errors import DataError
+from geexp.config.rules import check_feed
 from geexp.config.schema import EvaluateConfig, TrainConfig
 from geexp.config.validation import validated
 from geexp.data.module import ImageData
@@ -50,8 +51,9 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     path = _checkpoint_path(settings)
     classifier, config, about = restore(path)
     data_config = config.data if settings.root is None else replace(config.data, root=settings.root)
-    require_data(data_config)
-    feed = replace(config.feed, workers=settings.workers)
+    feed = config.feed if settings.workers is None else replace(config.feed, workers=settings.workers)
+    check_feed(feed, data_config)
+    require_data(data_config, feed)
     data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
     quiet = replace(config, trainer=replace(config.trainer, accelerator=settings.accelerator, profiler=None))
     trainer = make_trainer(quiet, path.parent, logger=False, callbacks=[])

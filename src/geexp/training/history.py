@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -16,9 +17,14 @@ class History(pl.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._start = time.monotonic()
+        self._before = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # an epoch that is entered in the middle has no start of its own
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()
+        self._start, self._before = time.monotonic(), 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
@@ -27,8 +33,18 @@ class History(pl.Callback):
             {
                 "epoch": trainer.current_epoch + 1,
                 "step": trainer.global_step,
-                "seconds": round(time.monotonic() - self._start, 3),
+                "seconds": round(self._seconds(), 3),
                 "time": round(time.time(), 3),
                 **metrics,
             },
         )
+
+    def _seconds(self) -> float:
+        """Spent on the epoch, also before an interruption."""
+        return self._before + time.monotonic() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["seconds"]

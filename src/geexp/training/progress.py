@@ -29,6 +29,9 @@ class TerminalBar(RichProgressBar):
 class EpochLines(Callback):
     """One line when an epoch has been validated."""
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # for an epoch that is entered in the middle
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
 

@@ -57,7 +57,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, when the last checkpoint has been named.
     """
     plain = asdict(config)
-    last = LastCheckpoint(checkpoint_folder(folder))
+    last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=config.trainer.checkpoint_every_n_steps)
     resume_from = _resume_from(config, last.path)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
@@ -90,7 +90,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
             (folder / RESULT).unlink(missing_ok=True)
             last.path.with_name(BEST).unlink(missing_ok=True)
         _fit(trainer, classifier, data, resume_from, last.path)
-        result = _result(config, folder, classifier, callbacks)
+        result = _result(config, folder, classifier, data, callbacks)
         if logger is not None:
             logger.log_metrics(_summary(result))
         write_json(folder / RESULT, result)
@@ -133,6 +133,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
+    warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # the feed has done it already
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
     with _lightnings_refusals():
@@ -227,7 +228,9 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "geexp.train", *arguments])
 
 
-def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks: list[pl.Callback]) -> dict[str, Any]:
+def _result(
+    config: TrainConfig, folder: Path, classifier: Classifier, data: ImageData, callbacks: list[pl.Callback]
+) -> dict[str, Any]:
     rows = read_history(folder)
     best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None)
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
@@ -239,6 +242,7 @@ def _result(config: TrainConfig, folder: Path, classifier: Classifier, callbacks
         "epochs": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "complexity": count_complexity(classifier.model, shape).as_dict(),
+        "feed": {"name": config.feed.name, **data.account()},
         "peak_memory_bytes": peak_memory(),
         "config": asdict(config),
         "command": _command(HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]),

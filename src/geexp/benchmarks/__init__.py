@@ -1,0 +1,1 @@
+"""Measurements of speed, and the realistic data that they are made on."""

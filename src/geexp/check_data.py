@@ -1,0 +1,35 @@
+"""``python -m geexp.check_data``: read every image of a data set once, and name all that cannot be read."""
+
+from geexp.config.command import command
+from geexp.config.errors import DataError
+from geexp.config.schema import CheckDataConfig
+from geexp.data.presence import require_data
+
+
+@command("check_data", CheckDataConfig)
+def main(config: CheckDataConfig) -> None:
+    require_data(config.data, config.feed)
+    from geexp.data.check_report import as_json, as_text
+    from geexp.data.checking import check_images
+    from geexp.data.datasets import open_dataset
+    from geexp.data.reading import processors
+
+    # Both are opened before one is read: what is wrong with a folder is said at once.
+    opened = {split: open_dataset(config.data, config.feed, train=split == "train") for split in ("train", "val")}
+    decode = "pil" if config.feed.name == "reference" else config.feed.decode
+    workers = config.workers or processors()
+    splits = {
+        split: check_images(images, decode, workers=workers, what=f"reading {split}")
+        for split, images in opened.items()
+    }
+    print(as_json(config, splits) if config.format == "json" else as_text(config, splits), flush=True)
+    bad = sum(len(report.unreadable) for report in splits.values())
+    if bad:
+        raise DataError(
+            f"{bad:,} of {sum(map(len, opened.values())):,} images cannot be read. Either replace the files, or train "
+            "without them: feed.on_error=skip."
+        )
+
+
+if __name__ == "__main__":
+    main()

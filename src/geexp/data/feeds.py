@@ -1,0 +1,161 @@
+"""A feed: batches of (images, labels) from a data set, in an order, for an epoch, from any position in it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geexp.config.errors import DataError
+from geexp.config.schema import DataConfig, FeedConfig
+from geexp.data.decode import Decoder
+from geexp.data.images import ArrayImages, Images
+from geexp.data.order import FixedOrder, TrainingOrder
+from geexp.data.pixel_feed import PixelReader
+from geexp.data.reading import (
+    Batch,
+    Order,
+    Unreadable,
+    Workers,
+    processors,
+    read_here,
+    read_with_threads,
+)
+from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
+from geexp.data.resident_feed import ResidentImages, read_resident
+
+log = logging.getLogger(__name__)
+
+
+class Feed:
+    """What Lightning iterates over. One iteration is one epoch, or what is left of it after a checkpoint.
+
+    Nothing is read before the first batch is asked for: Lightning makes iterators before it says which epoch it is.
+    Its position goes into checkpoints by Lightning's protocol for stateful loaders, ``state_dict`` and
+    ``load_state_dict``.
+
+    Raises:
+        DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
+    """
+
+    def __init__(
+        self, batches: Callable[[], Iterator[Batch]], order: TrainingOrder | FixedOrder, on_error: str
+    ) -> None:
+        self.sampler = self.batch_sampler = order  # the names by which Lightning finds what to tell the epoch
+        self.on_error = on_error
+        self.skipped: dict[int, Unreadable] = {}
+        self.fallbacks = 0
+        self._batches = batches
+        self._given = 0
+        self._resume: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, resume = self.sampler, self._resume
+        self._resume = None
+        # The checkpoint of a finished epoch is resumed in the next one, from its start.
+        order.start = resume["batches"] if resume is not None and resume["epoch"] == self._epoch else 0
+        self._given = order.start
+        before = self.fallbacks
+        for batch in self._batches():
+            self.fallbacks += batch.fallbacks
+            self._note(batch)
+            self._given += 1
+            yield batch.images, batch.labels
+        if self.fallbacks and not before:
+            log.info("to Pillow went what the chosen decoder refused: %d of the images", self.fallbacks)
+
+    @property
+    def _epoch(self) -> int:
+        return self.sampler.epoch if isinstance(self.sampler, TrainingOrder) else 0
+
+    def _note(self, batch: Batch) -> None:
+        for one in batch.unreadable:
+            about = f"cannot read {one.name} (image {one.index}): {one.reason}"
+            if self.on_error == "stop":
+                raise DataError(
+                    f"{about}. Replace the file, or go on without it: feed.on_error=skip. "
+                    "All damaged files at once: python -m geexp.check_data"
+                )
+            if one.index not in self.skipped:
+                log.warning("skipped: %s", about)
+                self.skipped[one.index] = one
+        if not len(batch.labels):
+            raise DataError(
+                f"not one of the {len(batch.unreadable)} images of a batch can be read, the last because of: "
+                f"{batch.unreadable[-1].reason}. See python -m geexp.check_data"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self._epoch,
+            "batches": self._given,
+            "fallbacks": self.fallbacks,
+            "skipped": [asdict(one) for one in self.skipped.values()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resume = {"epoch": state["epoch"], "batches": state["batches"]}
+        self.fallbacks = state["fallbacks"]
+        self.skipped = {one["index"]: Unreadable(**one) for one in state["skipped"]}
+
+
+def make_feed(
+    images: Images,
+    data: DataConfig,
+    feed: FeedConfig,
+    *,
+    train: bool,
+    order: TrainingOrder | FixedOrder,
+    seed: int,
+    device: torch.device,
+    processes: int = 1,
+) -> Feed:
+    """The feed that a configuration names.
+
+    Args:
+        device: where the batches are going; a resident feed keeps its images there.
+        processes: how many processes of this machine share its processors, for the number of threads or workers.
+    """
+    augmentation = data.augmentation if train else None
+    if feed.name == "resident":
+        assert isinstance(images, ArrayImages)
+        resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
+        return Feed(lambda: read_resident(resident, order), order, feed.on_error)
+    workers = max(1, processors() // processes) if feed.workers is None else feed.workers
+    reader: ReferenceReader | PixelReader
+    if feed.name == "reference":
+        reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
+    else:
+        reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
+    return Feed(_batches(reader, order, feed.engine, workers, pin=device.type == "cuda"), order, feed.on_error)
+
+
+def _batches(
+    reader: ReferenceReader | PixelReader, order: Order, engine: str, workers: int, *, pin: bool
+) -> Callable[[], Iterator[Batch]]:
+    if not workers:
+        return lambda: read_here(reader, order)
+    if engine == "threads" and isinstance(reader, PixelReader):
+        return lambda: read_with_threads(reader, order, workers, pin=pin)
+    processes = Workers(reader, order, workers, pin=pin)
+    return lambda: iter(processes)
+
+
+def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """``uint8 [N, C, H, W]`` → float32 in channels_last memory, by the steps of ``ToTensor`` and ``Normalize``."""
+    n, c, h, w = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(n * h, w * c).to(torch.float32)  # long rows: channels alone are short
+    mean_row, std_row = (_row(tuple(values), w, images.device) for values in (mean, std))
+    return rows.div_(255).sub_(mean_row).div_(std_row).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    return torch.tensor(values).repeat(width).to(device)

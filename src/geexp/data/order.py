@@ -1,0 +1,55 @@
+"""Which sample comes when: a pure function of (seed, epoch, rank, world size, position), with no state to lose."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+Key = tuple[int, int]  # (epoch, index): what a sample's augmentation is drawn from, beside the seed
+
+
+class TrainingOrder:
+    """The batches of one rank in one epoch: lists of (epoch, index).
+
+    The k-th batches of all ranks together are the same samples whatever the number of ranks, and no sample comes twice.
+    What does not fill a batch on every rank is left out of the epoch; another epoch's permutation leaves out others.
+    """
+
+    def __init__(self, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Of the whole epoch, also when it is entered in the middle."""
+        return self.n // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator().manual_seed(mix(self.seed, "order", self.epoch))
+        mine = torch.randperm(self.n, generator=generator)[self.rank :: self.world]
+        for batch in range(self.start, len(self)):
+            indices = mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield [(self.epoch, index) for index in indices]
+
+
+class FixedOrder:
+    """The samples from first to last, each exactly once over all ranks; shares may differ by one sample."""
+
+    def __init__(self, n: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.batch_size, self.mine = batch_size, range(rank, n, world)
+        self.start = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in range(self.start, len(self)):
+            yield [(0, index) for index in self.mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+def mix(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same in every process."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,238 @@
+"""A pack: a split as one file of all contents end to end and an index of it. Read at random, verified by hash.
+
+``<split>.bin`` holds the images, in the order of class folders; ``<split>.npz`` is a ``PackIndex``. Packs are made by
+``python -m geexp.pack``.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geexp.config.errors import ConfigError, DataError
+from geexp.config.identity import recipe_slug
+from geexp.config.schema import RecipeConfig
+from geexp.data.decode import Decoder
+from geexp.data.folder import cache_folder
+from geexp.data.images import Decoding
+from geexp.data.meter import meter
+from geexp.data.names import name_at
+from geexp.data.reading import processors
+from geexp.records.whole_file import whole_file
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+AGAIN = "Make it again: python -m geexp.pack with the same data and recipe, and force=true."
+# So many records are one task of a thread.
+_RECORDS = 64
+
+
+@dataclass(frozen=True)
+class PackIndex:
+    """Arrays that worker processes share; of n images.
+
+    Args:
+        format: the number of this format.
+        recipe: JSON of the ``RecipeConfig``.
+        source: digest of the names and labels of all images that it was made from.
+        labels: ``int64 [n]``, into ``classes``.
+        ends: ``int64 [n]``, where each image's content ends in the ``.bin``; it starts where the one before ends.
+        digests: ``uint64 [n]``, see ``digest``.
+        names, name_ends: ``<class>/<file>``, as ``join_names`` makes them.
+        heights, widths: ``int32 [n]`` of recipe raw, else ``[0]``.
+    """
+
+    format: np.ndarray
+    recipe: np.ndarray
+    source: np.ndarray
+    classes: np.ndarray
+    labels: np.ndarray
+    ends: np.ndarray
+    digests: np.ndarray
+    names: np.ndarray
+    name_ends: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+
+
+def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "EncodedPack | RawPack":
+    """A pack of this recipe, verified on this machine now or earlier.
+
+    Raises:
+        ConfigError: if it was made by another recipe.
+        DataError: if a file is missing, damaged, or of another format.
+    """
+    path = folder / f"{split}.bin"
+    index, index_digest = read_index(path)
+    theirs = json.loads(str(index.recipe))
+    if theirs != asdict(recipe):
+        raise ConfigError(
+            f"{path} was packed with recipe {recipe_slug(RecipeConfig(**theirs))}, and the configuration says "
+            f"{recipe_slug(recipe)}: these are different data sets. Say recipe={theirs['name']} and data.recipe.* as "
+            "they were, or give the folder of another pack with feed.pack=<folder>."
+        )
+    _verify(path, index, index_digest)
+    return RawPack(path, index) if recipe.name == "raw" else EncodedPack(path, index)
+
+
+class _Pack:
+    def __init__(self, path: Path, index: PackIndex) -> None:
+        self.path, self.index = path, index
+        self.classes: list[str] = index.classes.tolist()
+        self.labels = index.labels
+
+    def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
+        return type(self), (self.path, self.index)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def relative_name(self, index: int) -> str:
+        """``<class>/<file>``."""
+        return name_at(self.index.names, self.index.name_ends, index)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: {self.relative_name(index)}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        return int(self.index.ends[index - 1]) if index else 0, int(self.index.ends[index])
+
+
+class EncodedPack(_Pack, Decoding):
+    """Recipes original and jpeg: ``EncodedImages``."""
+
+    def __init__(self, path: Path, index: PackIndex) -> None:
+        super().__init__(path, index)
+        # Read, not mapped: one request for all of an image, and an error of the disk is an exception, not a SIGBUS.
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def content(self, index: int) -> np.ndarray:
+        return read_between(self._file, *self._place(index))
+
+
+class RawPack(_Pack):
+    """Recipe raw: ``Images`` whose pixels are views of the mapped file."""
+
+    def __init__(self, path: Path, index: PackIndex) -> None:
+        super().__init__(path, index)
+        # mode="c" would spare the warning, but Linux refuses writable maps that are larger than the memory.
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        with warnings.catch_warnings():  # torch warns once in a process that nobody must write here; nobody does
+            warnings.simplefilter("ignore")
+            torch.from_numpy(self._bytes)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self._pixels(index))
+
+    def pixels(self, index: int, decode: Decoder) -> Tensor:
+        return torch.from_numpy(self._pixels(index))
+
+    def _pixels(self, index: int) -> np.ndarray:
+        start, end = self._place(index)
+        return self._bytes[start:end].reshape(self.index.heights[index], self.index.widths[index], 3)
+
+
+def index_path(path: Path) -> Path:
+    return path.with_suffix(".npz")
+
+
+def read_index(path: Path) -> tuple[PackIndex, str]:
+    """The index of the pack ``<split>.bin``, and a digest of it; the ``.bin`` has the size that it says.
+
+    Raises:
+        DataError: if one of the two files is missing, the index is damaged, or the size is another.
+    """
+    file = index_path(path)
+    try:
+        content, size = file.read_bytes(), path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is not there: no pack, or one that is not finished. {AGAIN}") from error
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            number = int(arrays["format"])
+            index = PackIndex(**{f.name: arrays[f.name] for f in fields(PackIndex)}) if number == FORMAT else None
+    except Exception as error:  # numpy, zipfile and zlib have many ways of saying it
+        raise DataError(f"{file} is damaged: {error}. {AGAIN}") from error
+    if index is None:
+        raise DataError(f"{file} has format {number}, and this version of geexp reads format {FORMAT}. {AGAIN}")
+    if size != index.ends[-1]:
+        raise DataError(f"{path} has {size:,} bytes instead of the {index.ends[-1]:,} of its index. {AGAIN}")
+    return index, hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest(content: bytes | memoryview) -> int:
+    """Eight bytes of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def read_between(file: int, start: int, end: int) -> np.ndarray:
+    """``uint8 [end - start]`` of an open file; less where it ends before."""
+    content = np.empty(end - start, dtype=np.uint8)
+    return content[: os.preadv(file, [content.data], start)]
+
+
+def first_damaged(path: Path, ends: np.ndarray, digests: np.ndarray) -> int:
+    """The first record of a file that is not what its digest says; ``len(ends)`` if all are sound."""
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
+
+    def first_of(first: int) -> int | None:
+        records = zip(starts[first : first + _RECORDS], ends[first:], digests[first:], strict=False)
+        for index, (start, end, expected) in enumerate(records, first):
+            if digest(read_between(file.fileno(), start, end).data) != expected:
+                return index
+        return None
+
+    with (
+        path.open("rb", buffering=0) as file,
+        meter(f"verifying {path.name}", len(ends)) as advance,
+        ThreadPoolExecutor(processors()) as pool,
+    ):
+        try:
+            tasks = range(0, len(ends), _RECORDS)
+            for first, bad in zip(tasks, pool.map(first_of, tasks), strict=True):
+                if bad is not None:
+                    return bad
+                last = min(first + _RECORDS, len(ends)) - 1
+                advance(last + 1 - first, int(ends[last] - starts[first]))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return len(ends)
+
+
+def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
+    """Compare every record with its digest, unless this machine has done so with these very files before."""
+    status = path.stat()
+    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
+    remembered = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+    try:
+        if remembered.read_bytes() == facts:
+            return
+    except OSError:
+        pass
+    start = time.monotonic()
+    bad = first_damaged(path, index.ends, index.digests)
+    if bad < len(index.ends):
+        name = name_at(index.names, index.name_ends, bad)
+        raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {AGAIN}")
+    log.info("%s: all %d images verified by hash in %.1f s", path, len(index.ends), time.monotonic() - start)
+    try:
+        with whole_file(remembered) as file:
+            file.write(facts)
+    except OSError as error:
+        log.info("that %s is verified is not remembered: %s", path, error)

@@ -1,0 +1,144 @@
+"""Reading whole batches: by threads of this process, or by processes of a DataLoader; the same batches either way."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from geexp.config.errors import DataError
+from geexp.data.images import Images
+from geexp.data.order import Key
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read."""
+
+    index: int
+    name: str
+    reason: str
+
+    @classmethod
+    def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
+        reason = getattr(error, "strerror", None) or str(error)  # which would name the file once more
+        return cls(index, images.name(index), reason)
+
+
+@dataclass
+class Batch:
+    """Images, labels ``[N]`` int64, which images are missing from it, and how many the chosen decoder refused."""
+
+    images: Tensor
+    labels: Tensor
+    unreadable: list[Unreadable] = field(default_factory=list)
+    fallbacks: int = 0
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.fallbacks)
+
+
+class Reader(Protocol):
+    def read(self, keys: list[Key]) -> Batch: ...
+
+
+class RowReader(Reader, Protocol):
+    """A reader whose batches can be made by many hands, a few rows each."""
+
+    def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch: ...
+
+    def read_rows(self, batch: Batch, keys: list[Key], first: int, last: int) -> list[Unreadable]: ...
+
+    def finish(self, batch: Batch, unreadable: list[Unreadable], keys: list[Key]) -> Batch: ...
+
+
+class Order(Iterable[list[Key]], Sized, Protocol):
+    start: int
+
+
+# So many rows are one task of a thread: few enough to share a batch out evenly, enough not to feel the hand-over.
+_ROWS = 8
+# So many batches are made ahead of the one that is being used.
+_AHEAD = 2
+
+
+def read_here(reader: Reader, order: Order) -> Iterator[Batch]:
+    for keys in order:
+        yield reader.read(keys)
+
+
+def read_with_threads(reader: RowReader, order: Order, threads: int, *, pin: bool = False) -> Iterator[Batch]:
+    """Batches in order; ``threads`` threads share the rows of the next ones.
+
+    Args:
+        pin: in memory from which a GPU copies while it computes.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="feed") as pool:
+        under_way: deque[tuple[Batch, list[Key], list[Future[list[Unreadable]]]]] = deque()
+
+        def begin(keys: list[Key]) -> None:
+            batch = reader.new_batch(keys, pin=pin)
+            starts = range(0, len(keys), _ROWS)
+            tasks = [pool.submit(reader.read_rows, batch, keys, s, min(s + _ROWS, len(keys))) for s in starts]
+            under_way.append((batch, keys, tasks))
+
+        def end() -> Batch:
+            batch, keys, tasks = under_way.popleft()
+            unreadable = [one for task in tasks for one in task.result()]
+            return reader.finish(batch, unreadable, keys)
+
+        try:
+            for keys in order:
+                begin(keys)
+                if len(under_way) > _AHEAD:
+                    yield end()
+            while under_way:
+                yield end()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Workers:
+    """Batches in order, made by the worker processes of a DataLoader, which live on from epoch to epoch."""
+
+    def __init__(self, reader: Reader, order: Order, workers: int, *, pin: bool = False) -> None:
+        self._loader: DataLoader = DataLoader(
+            _WholeBatches(reader),
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a worker process of the feed has died: {str(error).splitlines()[0]} Often the memory was used up: "
+                "try fewer feed.workers, or feed.engine=threads."
+            ) from error
+
+
+class _WholeBatches(Dataset):
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitems__(self, keys: list[Key]) -> Batch:  # what a DataLoader calls with all of a batch's keys
+        return self.reader.read(keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

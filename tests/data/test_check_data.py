@@ -1,0 +1,193 @@
+"""``python -m geexp.check_data`` as its users run it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from geexp.config.errors import DataError
+from geexp.config.schema import FeedConfig, RecipeConfig
+from geexp.data.checking import ClassSize, check_images
+from geexp.data.datasets import open_dataset
+from geexp.data.folder import FolderImages
+from geexp.data.pack import open_pack
+from geexp.data.packing import pack_split
+from tests.config.test_entry_points import probe
+from tests.conftest import environment
+from tests.data.configuration import data_config
+from tests.data.conftest import photo
+
+
+@pytest.fixture
+def three_classes(imagenet) -> list[str]:
+    return ["data=imagenet", f"data.root={imagenet}", "data.num_classes=3"]
+
+
+@pytest.fixture
+def damaged(imagenet) -> dict[str, Path]:
+    """One file of each kind of damage, two of them in the validation split."""
+    truncated = imagenet / "train/n01440764/n01440764_1.JPEG"
+    truncated.write_bytes(truncated.read_bytes()[:1500])
+    empty = imagenet / "train/n01484850/n01484850_0.JPEG"
+    empty.write_bytes(b"")
+    text = imagenet / "val/n01443537/n01443537_2.JPEG"
+    text.write_text("<html>404 Not Found</html>")
+    broken_link = imagenet / "val/n01484850/zzz.JPEG"
+    broken_link.symlink_to(imagenet / "nowhere")
+    return {"truncated": truncated, "empty": empty, "text": text, "link": broken_link}
+
+
+def test_all_is_well(run, three_classes):
+    done = run("check_data", *three_classes)
+    assert done.returncode == 0, done.stderr
+    lines = {line[:16].strip(): line[16:].split("  ") for line in done.stdout.splitlines()}
+    assert [cell.strip() for cell in lines["images"] if cell] == ["12", "9"]
+    assert [cell.strip() for cell in lines["largest class"] if cell] == ["n01440764: 4", "n01440764: 3"]
+    assert [cell.strip() for cell in lines["smallest image"] if cell] == ["256x300", "300x260"]
+    assert [cell.strip() for cell in lines["largest image"] if cell] == ["400x260", "400x260"]
+    assert [cell.strip() for cell in lines["read by Pillow"] if cell] == ["1 PNG RGB", "0"]
+    assert [cell.strip() for cell in lines["cannot be read"] if cell] == ["0", "0"]
+
+
+def test_images_in_memory():
+    images = open_dataset(data_config("data=fashion_mnist_mini"), FeedConfig("resident"), train=False)
+    report = check_images(images, "auto", workers=2)
+    assert (report.images, report.classes, report.unreadable) == (2_000, 10, [])
+    assert report.largest_class == ClassSize("0", 200)
+    assert report.smallest == report.largest == (28, 28)
+
+
+def test_every_damaged_file_is_named(run, three_classes, damaged):
+    done = run("check_data", *three_classes)
+    assert done.returncode == 1
+    listed = [line for line in done.stdout.splitlines() if line.startswith(("train ", "val "))]
+    assert listed == [
+        f"train 2: {damaged['truncated']}: image file is truncated (16 bytes not processed)",
+        f"train 8: {damaged['empty']}: empty file",
+        f"val 5: {damaged['text']}: 26 bytes that are no image, or whose header is damaged",
+        f"val 9: {damaged['link']}: No such file or directory",
+    ]
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("geexp.check_data: ")]
+    assert message == (
+        "geexp.check_data: 4 of 22 images cannot be read. Either replace the files, or train without them: "
+        "feed.on_error=skip."
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_json_is_one_document(run, three_classes, damaged):
+    done = run("check_data", *three_classes, "format=json", "workers=3")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["data"] == "imagenet"
+    assert report["unreadable"] == 4
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert [one["index"] for one in train["unreadable"]] == [2, 8]
+    assert [one["name"] for one in val["unreadable"]] == [str(damaged["text"]), str(damaged["link"])]
+    assert train["by_pillow"] == {"PNG RGB": 1}
+    assert train["smallest_class"] == {"name": "n01440764", "images": 4}
+    assert train["largest"] == [400, 260]
+
+
+@pytest.mark.parametrize("decode", ["torchvision", "torchcodec", "simplejpeg", "pil"])
+def test_every_decoder_finds_the_same(imagenet, damaged, decode):
+    config = data_config("data=imagenet", f"data.root={imagenet}", "data.num_classes=3")
+    report = check_images(open_dataset(config, FeedConfig("folder"), train=True), decode, workers=4)
+    assert [Path(one.name) for one in report.unreadable] == [damaged["truncated"], damaged["empty"]]
+    to_pillow = {"simplejpeg": {"PNG RGB": 1, "JPEG CMYK": 1}, "pil": {}}
+    assert report.by_pillow == to_pillow.get(decode, {"PNG RGB": 1})
+    assert (report.smallest, report.largest) == ((256, 300), (400, 260))
+
+
+def test_a_pack_is_verified_anew(imagenet):
+    """Damage that leaves size and time of the file as they are is not seen by a run that verified it before."""
+    pack_split(FolderImages(imagenet / "train"), imagenet / "pack", "train", RecipeConfig(), workers=2)
+    report = check_images(open_pack(imagenet / "pack", "train", RecipeConfig()), "auto", workers=2)
+    assert (report.images, report.unreadable, report.by_pillow) == (12, [], {"PNG RGB": 1})
+    path = imagenet / "pack/train.bin"
+    time, content = path.stat().st_mtime_ns, bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    images = open_pack(imagenet / "pack", "train", RecipeConfig())
+    with pytest.raises(DataError, match=r"train\.bin is damaged: n01484850/png\.JPEG \(image 11\)"):
+        check_images(images, "auto", workers=2)
+
+
+def test_nothing_can_be_read(imagenet):
+    for file in imagenet.glob("train/*/*"):
+        file.write_bytes(b"")
+    config = data_config("data=imagenet", f"data.root={imagenet}", "data.num_classes=3")
+    report = check_images(open_dataset(config, FeedConfig("folder"), train=True), "auto", workers=2)
+    assert len(report.unreadable) == report.images == 12
+    assert report.smallest is report.largest is None
+
+
+def test_another_number_of_classes_is_said_before_anything_is_read(run, three_classes):
+    done = run("check_data", *three_classes[:2])
+    assert done.returncode == 2
+    assert "data.num_classes=1000: data=imagenet has 3 classes in its training split." in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["workers=0"], "workers=0: must be at least 1"),
+        (["format=xml"], "format=xml: not allowed. Allowed: text, json."),
+        (["feed=folder"], "feed=folder: data=fashion_mnist_mini is no folder of image files."),
+        (["data=imagenet", "data.root=nowhere"], "train and val not found in"),
+        (["model=resnet50"], "model"),
+        (["-m", "workers=1,2"], "does one thing at a time"),
+    ],
+)
+def test_wrong_options(run, arguments, message):
+    done = run("check_data", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_help_and_cfg_import_nothing_heavy(flag, tmp_path):
+    assert probe("check_data", flag, cwd=tmp_path).strip().endswith("LOADED []")
+
+
+def test_interrupted_on_a_terminal(tmp_path):
+    """A bar is shown there; Ctrl-C ends it soon, with 130, and the terminal is as it was."""
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        photo(1, (3000, 3000)).save(tmp_path / "one.jpg")
+        for i in range(2000):
+            os.link(tmp_path / "one.jpg", tmp_path / split / "a" / f"{i}.jpg")
+        (tmp_path / "one.jpg").unlink()
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geexp.check_data", "data=imagenet", f"data.root={tmp_path}", "data.num_classes=1"],
+        env=environment(TERM="xterm"),
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=tmp_path,
+    )
+    os.close(terminal)
+    shown, until = b"", time.monotonic() + 60
+    while b"reading train" not in shown and time.monotonic() < until:
+        shown += os.read(controller, 1024)
+    process.send_signal(signal.SIGINT)
+    try:
+        while True:  # a terminal that nobody reads from would hold the process up
+            shown += os.read(controller, 1024)
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    assert process.wait(timeout=60) == 130
+    assert process.stdout is not None
+    assert process.stdout.read() == b""
+    assert b"Traceback" not in shown
+    assert shown.rstrip().endswith(b"\x1b[?25h") or shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")

@@ -1,0 +1,286 @@
+"""All feeds give what the reference feed gives, whatever makes the batches."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+
+from geexp.config.errors import DataError
+from geexp.config.schema import AugmentationConfig, FeedConfig
+from geexp.data.decode import Decoder
+from geexp.data.feeds import Feed, normalised
+from geexp.data.images import ArrayImages
+from geexp.data.module import ImageData
+from geexp.data.order import mix
+from geexp.data.pixel_feed import resized_crop_box
+from geexp.data.resident_feed import ResidentImages
+from tests.data.configuration import train_config
+
+REFERENCE = FeedConfig("reference", "workers", 0)
+IN_PROCESS = FeedConfig("folder", "threads", 0)
+ENGINES = [IN_PROCESS, *(FeedConfig("folder", engine, n) for engine in ("threads", "workers") for n in (1, 2))]
+
+
+def photos(imagenet, feed: FeedConfig, *overrides: str, batch_size: int = 6) -> ImageData:
+    data = train_config("data=imagenet", f"data.root={imagenet}", "data.num_classes=3", *overrides).data
+    return ImageData(data, feed, batch_size=batch_size, seed=0)
+
+
+def batches(data: ImageData, epochs: int = 1, *, train: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """As the network gets them."""
+    feed = data.train_dataloader() if train else data.val_dataloader()
+    found = []
+    for epoch in range(epochs):
+        if train:
+            feed.sampler.set_epoch(epoch)
+        found += [data.on_after_batch_transfer(batch, 0) for batch in feed]
+    return found
+
+
+def levels(images: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return 255 * (images * std[:, None, None] + mean[:, None, None])
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "train", "tolerance"),
+    [("paper", True, 0.05), ("senet", True, 0.05), ("none", True, 0.01), ("paper", False, 0.01)],
+)
+def test_folder_agrees_with_the_reference(imagenet, augmentation, train, tolerance):
+    """Same images in the same order with the same draws; what differs is the rounding of the resizing."""
+    option = f"data/augmentation={augmentation}"
+    wanted = batches(photos(imagenet, REFERENCE, option), 4, train=train)
+    found = batches(photos(imagenet, IN_PROCESS, option), 4, train=train)
+    assert len(wanted) == len(found)
+    for (want, want_labels), (got, got_labels) in zip(wanted, found, strict=True):
+        assert torch.equal(got_labels, want_labels)
+        assert got_labels.dtype == torch.int64
+        assert got.shape == want.shape
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        difference = (levels(got) - levels(want)).abs()
+        assert difference.mean() <= tolerance
+        assert difference.max() < 1.01
+
+
+@pytest.mark.parametrize("feed", ENGINES[1:], ids=lambda f: f"{f.engine}-{f.workers}")
+@pytest.mark.parametrize("train", [True, False])
+def test_engines_give_the_same_bytes(imagenet, feed, train):
+    wanted = batches(photos(imagenet, IN_PROCESS), 2, train=train)
+    found = batches(photos(imagenet, feed), 2, train=train)
+    assert len(found) == len(wanted)
+    for (want, want_labels), (got, got_labels) in zip(wanted, found, strict=True):
+        assert torch.equal(got, want)
+        assert torch.equal(got_labels, want_labels)
+
+
+def test_the_reference_with_workers_gives_the_same_bytes(imagenet):
+    alone = batches(photos(imagenet, REFERENCE), 2)
+    shared = batches(photos(imagenet, FeedConfig("reference", "workers", 2)), 2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, shared, strict=True))
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(imagenet):
+    """And training's own randomness is not touched."""
+    for feed in (REFERENCE, IN_PROCESS):
+        reader = photos(imagenet, feed, batch_size=12)
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        first = batches(reader, 2)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(6)
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches(reader, 2), strict=True))
+        assert not torch.equal(first[0][0].sort(0).values, first[1][0].sort(0).values)
+
+
+def test_crop_boxes_are_drawn_as_torchvision_draws_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    sizes = [(375, 500), (500, 333), (20, 1500), (1500, 20), (1, 1), (3, 2), (256, 256)]
+    for number, (height, width) in enumerate(sizes * 60):
+        torch.manual_seed(mix("boxes", number))
+        want = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.08, 1.0], [3 / 4, 4 / 3])
+        generator = torch.Generator().manual_seed(mix("boxes", number))
+        assert resized_crop_box(height, width, generator) == want
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_window_of_the_resident_feed_is_that_of_pil(channels):
+    """All 9 x 9 windows, mirrored or not, of several images: pad, crop, flip as torchvision does them on PIL images."""
+    shape = (5, 32, 32) if channels == 1 else (5, 32, 32, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    resident = ResidentImages(
+        ArrayImages(pixels, np.arange(5)),
+        AugmentationConfig("pad", 4, True),
+        channels=channels,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    for image, mirrored, top, left in itertools.product(range(5), range(2), range(9), range(9)):
+        want = TF.crop(TF.pad(Image.fromarray(pixels[image]), 4), top, left, 32, 32)
+        want = TF.pil_to_tensor(TF.hflip(want) if mirrored else want)
+        got = resident.window(*(torch.tensor([value]) for value in (image, mirrored, top, left)))[0]
+        assert torch.equal(got, want)
+
+
+def test_windows_of_the_resident_feed_are_drawn_evenly():
+    """Which of the 162 windows an image gets, over many epochs: a chi-squared test, at one in a million."""
+    from scipy.stats import chisquare
+
+    rows, columns = np.meshgrid(np.arange(1, 33), np.arange(1, 33), indexing="ij")
+    coordinates = np.stack([rows, columns, columns], -1).astype(np.uint8)
+    images = ArrayImages(np.repeat(coordinates[None], 50, 0), np.arange(50))
+    resident = ResidentImages(
+        images, AugmentationConfig("pad", 4, True), channels=3, seed=0, device=torch.device("cpu")
+    )
+    seen: dict[tuple[int, int, bool], int] = {}
+    for epoch in range(400):
+        centre = resident.batch(epoch, torch.arange(50)).images[:, :, 16, 16:18].int()
+        for (top, left), (_, right) in zip(centre[:, :2, 0].tolist(), centre[:, :2, 1].tolist(), strict=True):
+            key = (top, left if right > left else 34 - left, right < left)
+            seen[key] = seen.get(key, 0) + 1
+    assert len(seen) == 162
+    assert chisquare(list(seen.values())).pvalue > 1e-6
+
+
+def test_resident_batches_are_a_function_of_seed_epoch_and_index():
+    def data(feed: FeedConfig, *more: str) -> ImageData:
+        return ImageData(train_config(*more).data, feed, batch_size=250, seed=0)
+
+    resident = FeedConfig("resident")
+    first = batches(data(resident), 2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches(data(resident), 2), strict=True))
+    assert len(first) == 80
+    assert not torch.equal(first[0][1], first[40][1])
+    # Without augmentation nothing is left to differ from the reference feed: not one bit, and in the same order.
+    plain = ("data/augmentation=none",)
+    for train in (True, False):
+        wanted = batches(data(REFERENCE, *plain), train=train)
+        found = batches(data(resident, *plain), train=train)
+        for (want, want_labels), (got, got_labels) in zip(wanted, found, strict=True):
+            assert torch.equal(got, want)
+            assert torch.equal(got_labels, want_labels)
+
+
+def test_normalised_is_to_tensor_and_normalize():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).reshape(1, 3, 16, 16)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    assert torch.equal(normalised(pixels, mean, std)[0], TF.normalize(TF.to_tensor(picture), mean, std))
+    assert normalised(pixels.to(memory_format=torch.channels_last), mean, std).is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@pytest.fixture
+def damaged(imagenet):
+    """Two of the twelve training images, one of the nine of evaluation."""
+    train = imagenet / "train"
+    one, two = train / "n01440764/n01440764_1.JPEG", train / "n01443537/n01443537_2.JPEG"
+    one.write_bytes(one.read_bytes()[:1500])
+    two.write_bytes(b"")
+    (imagenet / "val/n01484850/n01484850_0.JPEG").write_text("not an image")
+    return imagenet
+
+
+@pytest.mark.parametrize("feed", [REFERENCE, *ENGINES], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
+def test_a_damaged_image_stops_with_its_name(damaged, feed):
+    with pytest.raises(DataError, match=r"cannot read .*n0144\d+_\d\.JPEG \(image \d+\).*feed.on_error=skip"):
+        batches(photos(damaged, feed, batch_size=12))
+
+
+@pytest.mark.parametrize("feed", [REFERENCE, *ENGINES], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
+def test_damaged_images_can_be_left_out(damaged, feed, caplog):
+    skipping = FeedConfig(feed.name, feed.engine, feed.workers, on_error="skip")
+    data = photos(damaged, skipping, batch_size=4)
+    with caplog.at_level(logging.WARNING):
+        found, evaluated = batches(data, 3), batches(data, train=False)
+    assert sum(len(labels) for _, labels in found) == 3 * 10
+    assert all(len(images) == len(labels) for images, labels in found)
+    assert sorted(torch.cat([labels for _, labels in found[:3]]).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert sum(len(labels) for _, labels in evaluated) == 8
+    account = data.account()
+    assert sorted(name[-16:] for name in account["train"]["skipped"]) == ["n01440764_1.JPEG", "n01443537_2.JPEG"]
+    assert [name[-16:] for name in account["val"]["skipped"]] == ["n01484850_0.JPEG"]
+    told = [record for record in caplog.records if "skipped" in record.message]
+    assert len(told) == 2 + 1  # each once, however often it comes
+
+
+def test_a_batch_of_damaged_images_only(damaged):
+    for path in (damaged / "train").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    data = photos(damaged, FeedConfig("folder", "threads", 2, on_error="skip"))
+    with pytest.raises(DataError, match="not one of the 6 images of a batch can be read"):
+        batches(data)
+
+
+def test_fallbacks_are_counted(imagenet):
+    """The PNG named .JPEG; twice, for two epochs."""
+    for feed in ENGINES:
+        data = photos(imagenet, feed)
+        batches(data, 2)
+        assert data.account()["train"] == {"fallbacks": 2, "skipped": {}}
+
+
+def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
+    import threading
+
+    before = threading.active_count()
+    feed = photos(imagenet, FeedConfig("folder", "threads", 3), batch_size=2).train_dataloader()
+    iterator = iter(feed)
+    next(iterator)
+    iterator.close()
+    assert threading.active_count() == before
+    assert len(list(feed)) == 6  # and the next epoch is whole
+
+
+def test_a_decoder_that_is_not_there(imagenet, monkeypatch):
+    monkeypatch.setattr("geexp.data.decode.find_spec", lambda name: None)
+    with pytest.raises(Exception, match=r"feed.decode=simplejpeg: the package simplejpeg is not installed"):
+        photos(imagenet, FeedConfig("folder", decode="simplejpeg")).train_dataloader()
+
+
+def test_a_dead_worker_is_explained(imagenet):
+    import os
+    import signal
+
+    import psutil
+
+    data = photos(imagenet, FeedConfig("folder", "workers", 1), batch_size=1)
+    iterator = iter(data.train_dataloader())
+    next(iterator)
+    for child in psutil.Process().children():
+        if "resource_tracker" not in " ".join(child.cmdline()):
+            os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="a worker process of the feed has died"):
+        list(iterator)
+
+
+def test_the_position_of_a_feed(imagenet):
+    whole = batches(photos(imagenet, IN_PROCESS, batch_size=3))
+    feed = photos(imagenet, IN_PROCESS, batch_size=3).train_dataloader()
+    iterator = iter(feed)
+    next(iterator), next(iterator)
+    state = feed.state_dict()
+    assert (state["epoch"], state["batches"]) == (0, 2)
+    data = photos(imagenet, IN_PROCESS, batch_size=3)
+    other: Feed = data.train_dataloader()
+    other.load_state_dict(state)
+    rest = [data.on_after_batch_transfer(batch, 0) for batch in other]
+    assert len(rest) == 2
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, whole[2:], strict=True))
+    assert len(list(other)) == 4  # the next epoch is whole again
+    other.load_state_dict(state)
+    other.sampler.set_epoch(1)  # the epoch of the checkpoint was its last batch's: the next one begins at its start
+    assert len(list(other)) == 4
+
+
+def test_decoders_can_be_chosen(imagenet):
+    wanted = batches(photos(imagenet, IN_PROCESS))
+    for decode in ("torchvision", "torchcodec", "simplejpeg", "pil"):
+        found = batches(photos(imagenet, FeedConfig("folder", "threads", 0, decode=decode)))
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(found, wanted, strict=True)), decode
+    assert Decoder("auto").backend == "torchvision"

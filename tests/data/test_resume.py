@@ -1,0 +1,95 @@
+"""Killed and resumed, a run sees the batches that it would have seen: byte for byte, on every rank."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import environment
+from tests.data.conftest import photo
+
+ROOT = Path(__file__).parents[2]
+
+# Twelve steps an epoch, a checkpoint every five and after each epoch's validation.
+KILLED = [
+    "step:8",  # in the middle of an epoch, after a checkpoint in the middle
+    "step:12",  # on the epoch's last batch: the checkpoint is from before
+    "epoch:2",  # between two epochs, after a resumed one
+    "epoch:3",  # the same, after a whole one
+]
+# A checkpoint taken on the last batch itself, as callbacks of users may. (After a second interruption Lightning 2.6
+# repeats an epoch in this case; our own checkpoint is never taken there.)
+SAVED_ON_LAST = ["saved:24"]
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    for split, number in (("train", 16), ("val", 3)):
+        for label in range(3):
+            folder = tmp_path / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(number):
+                photo(100 * label + i, (60, 48 + label)).save(folder / f"{i:02}.JPEG")
+    return tmp_path / "images"
+
+
+def launch(images: Path, run: Path, world: int, feed: dict, end: str) -> None:
+    script = [str(Path(__file__).with_name("killed_run.py")), str(images), str(run), str(world), json.dumps(feed), end]
+    launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    run.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, *launcher, *script],
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (done.returncode == 0) == (end == "whole"), done.stderr
+
+
+def seen(run: Path, rank: int) -> dict[int, set[str]]:
+    """What the rank was given at each step, however often it made that step."""
+    steps: dict[int, set[str]] = {}
+    for line in (run / f"rank{rank}.txt").read_text().splitlines():
+        step, rest = line.split(" ", 1)
+        steps.setdefault(int(step), set()).add(rest)
+    return steps
+
+
+def check(images: Path, tmp_path: Path, world: int, feeds: list[dict], *, last: bool = True) -> None:
+    launch(images, tmp_path / "whole", world, feeds[0], "whole")
+    for number, ends in enumerate([KILLED, SAVED_ON_LAST] if last else [KILLED]):
+        for restart, end in enumerate([*ends, "whole"]):
+            launch(images, tmp_path / f"killed{number}", world, feeds[restart % len(feeds)], end)
+        for rank in range(world):
+            uninterrupted, interrupted = seen(tmp_path / "whole", rank), seen(tmp_path / f"killed{number}", rank)
+            assert sorted(uninterrupted) == list(range(48))
+            assert all(len(batch) == 1 for batch in uninterrupted.values())
+            assert len({next(iter(batch)) for batch in uninterrupted.values()}) == 48
+            assert interrupted == uninterrupted
+
+
+THREADS = [{"name": "folder", "engine": "threads", "workers": n} for n in (0, 2)]
+WORKERS = {"name": "folder", "engine": "workers", "workers": 2}
+
+
+def test_one_process_whatever_makes_the_batches(images, tmp_path):
+    """The engine and the number of workers change at every restart."""
+    check(images, tmp_path, 1, [*THREADS, WORKERS], last=False)
+
+
+def test_two_ranks_with_workers(images, tmp_path):
+    check(images, tmp_path, 2, [WORKERS], last=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    "feed",
+    [*THREADS, WORKERS, *({"name": "reference", "engine": "workers", "workers": n} for n in (0, 2))],
+    ids=lambda f: f"{f['name']}-{f['engine']}-{f['workers']}",
+)
+def test_every_feed_and_engine(images, tmp_path, world, feed):
+    check(images, tmp_path, world, [feed])
