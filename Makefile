@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format bench clean
+.PHONY: help setup demo test test-slow test-gpu lint format bench bench-feed clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ format: $(STAMP)  ## Let ruff format and mend what it can
 
 bench: $(STAMP)  ## Compare the operators with their plain composition
 	@$(BIN)/python scripts/bench_operators.py
+
+bench-feed: $(STAMP)  ## Compare all feeds with the reference, on realistic images made for it
+	@$(BIN)/python -m geexp.benchmark what=feed
 
 clean:  ## Remove the environment and what tools left; outputs/ stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,16 +12,14 @@ from tests.data.conftest import photo
 
 ROOT = Path(__file__).parents[2]
 
-# Twelve steps an epoch, a checkpoint every five and after each epoch's validation.
-KILLED = [
-    "step:8",  # in the middle of an epoch, after a checkpoint in the middle
-    "step:12",  # on the epoch's last batch: the checkpoint is from before
-    "epoch:2",  # between two epochs, after a resumed one
-    "epoch:3",  # the same, after a whole one
-]
-# A checkpoint taken on the last batch itself, as callbacks of users may. (After a second interruption Lightning 2.6
-# repeats an epoch in this case; our own checkpoint is never taken there.)
-SAVED_ON_LAST = ["saved:24"]
+# How a run ends: see killed_run.py. Twelve steps an epoch, a checkpoint every five and after each epoch's validation.
+IN_THE_MIDDLE = "step:8"  # of an epoch, after a checkpoint in the middle
+ON_THE_LAST_BATCH = "step:12"  # the checkpoint is from before
+BETWEEN_EPOCHS = "epoch:2"  # after a resumed one
+AFTER_A_WHOLE_EPOCH = "epoch:3"
+# With a checkpoint taken on the last batch itself, as callbacks of users may. (After a second interruption Lightning
+# 2.6 repeats an epoch in this case; our own checkpoint is never taken there.)
+SAVED_ON_THE_LAST_BATCH = "saved:24"
 
 
 @pytest.fixture
@@ -58,9 +56,10 @@ def seen(run: Path, rank: int) -> dict[int, set[str]]:
     return steps
 
 
-def check(images: Path, tmp_path: Path, world: int, feeds: list[dict], *, last: bool = True) -> None:
+def check(images: Path, tmp_path: Path, world: int, feeds: list[dict], *kills: list[str]) -> None:
+    """Runs that are killed as listed and then go on to the end, against one that is not killed."""
     launch(images, tmp_path / "whole", world, feeds[0], "whole")
-    for number, ends in enumerate([KILLED, SAVED_ON_LAST] if last else [KILLED]):
+    for number, ends in enumerate(kills):
         for restart, end in enumerate([*ends, "whole"]):
             launch(images, tmp_path / f"killed{number}", world, feeds[restart % len(feeds)], end)
         for rank in range(world):
@@ -77,11 +76,11 @@ WORKERS = {"name": "folder", "engine": "workers", "workers": 2}
 
 def test_one_process_whatever_makes_the_batches(images, tmp_path):
     """The engine and the number of workers change at every restart."""
-    check(images, tmp_path, 1, [*THREADS, WORKERS], last=False)
+    check(images, tmp_path, 1, [*THREADS, WORKERS], [ON_THE_LAST_BATCH, BETWEEN_EPOCHS])
 
 
 def test_two_ranks_with_workers(images, tmp_path):
-    check(images, tmp_path, 2, [WORKERS], last=False)
+    check(images, tmp_path, 2, [WORKERS], [IN_THE_MIDDLE])
 
 
 @pytest.mark.slow
@@ -92,4 +91,5 @@ def test_two_ranks_with_workers(images, tmp_path):
     ids=lambda f: f"{f['name']}-{f['engine']}-{f['workers']}",
 )
 def test_every_feed_and_engine(images, tmp_path, world, feed):
-    check(images, tmp_path, world, [feed])
+    ours = [IN_THE_MIDDLE, ON_THE_LAST_BATCH, BETWEEN_EPOCHS, AFTER_A_WHOLE_EPOCH]
+    check(images, tmp_path, world, [feed], ours, [SAVED_ON_THE_LAST_BATCH])

@@ -136,6 +136,7 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(run, tmp_path):
     straight.mkdir()
     broken.mkdir()
     arguments = ["ge=theta", "logger=none", "trainer.max_epochs=2", "trainer.limit_val_batches=4"]
+    arguments += ["trainer.limit_train_batches=50"]
     assert run("train", *arguments, f"outputs={straight}").returncode == 0
     often = [*arguments, f"outputs={broken}", "trainer.checkpoint_every_n_steps=7"]
     process = subprocess.Popen(
@@ -146,7 +147,7 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(run, tmp_path):
         stdin=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (steps := [step for step in map(step_of, broken.glob("**/last.ckpt")) if step % 156]):
+    while not (steps := [step for step in map(step_of, broken.glob("**/last.ckpt")) if step % 50]):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
