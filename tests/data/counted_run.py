@@ -1,6 +1,6 @@
 """Validates an untrained network on one rank of several and writes down what the rank counted; see test_ranks.py.
 
-    python counted_run.py <folder for the counts> <world size>
+python counted_run.py <folder for the counts> <world size>
 """
 
 import json

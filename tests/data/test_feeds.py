@@ -1,7 +1,12 @@
 """All feeds give what the reference feed gives, whatever makes the batches."""
 
 import itertools
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +22,11 @@ from geexp.data.images import ArrayImages
 from geexp.data.module import ImageData
 from geexp.data.order import mix
 from geexp.data.pixel_feed import resized_crop_box
+from geexp.data.reading import explained_workers
 from geexp.data.resident_feed import ResidentImages
+from tests.conftest import environment
 from tests.data.configuration import train_config
+from tests.data.conftest import photo
 
 REFERENCE = FeedConfig("reference", "workers", 0)
 IN_PROCESS = FeedConfig("folder", "threads", 0)
@@ -244,7 +252,6 @@ def test_a_decoder_that_is_not_there(imagenet, monkeypatch):
 
 
 def test_a_dead_worker_is_explained(imagenet):
-    import os
     import signal
 
     import psutil
@@ -255,7 +262,8 @@ def test_a_dead_worker_is_explained(imagenet):
     for child in psutil.Process().children():
         if "resource_tracker" not in " ".join(child.cmdline()):
             os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match="a worker process of the feed has died"):
+    # torch notices by a signal, in the feed or in whatever else is going on; a run is wrapped in the same way.
+    with pytest.raises(DataError, match="a worker process of the feed has died"), explained_workers():
         list(iterator)
 
 
@@ -284,3 +292,61 @@ def test_decoders_can_be_chosen(imagenet):
         found = batches(photos(imagenet, FeedConfig("folder", "threads", 0, decode=decode)))
         assert all(torch.equal(a[0], b[0]) for a, b in zip(found, wanted, strict=True)), decode
     assert Decoder("auto").backend == "torchvision"
+
+
+def test_a_data_set_that_has_changed_is_not_gone_on_with(imagenet):
+    state = photos(imagenet, IN_PROCESS).train_dataloader().state_dict()
+    photo(7, (80, 60)).save(imagenet / "train/n01440764/more.JPEG")
+    with pytest.raises(DataError, match=r"has 13 images, and had 12 .*force=true"):
+        photos(imagenet, IN_PROCESS).train_dataloader().load_state_dict(state)
+
+
+def test_what_was_skipped_is_remembered_over_a_restart(damaged):
+    skipping = FeedConfig("folder", "threads", 0, on_error="skip")
+    before = photos(damaged, skipping, batch_size=4)
+    batches(before), batches(before, train=False)
+    after = photos(damaged, skipping, batch_size=4)
+    after.load_state_dict(before.state_dict())
+    assert after.account() == before.account()
+    assert [len(after.account()[split]["skipped"]) for split in ("train", "val")] == [2, 1]
+
+
+def test_names_that_are_not_text(imagenet):
+    bad = os.fsencode(imagenet / "train/n01440764") + b"/bad\xff.JPEG"
+    with open(bad, "wb"):
+        pass
+    data = photos(imagenet, FeedConfig("folder", "threads", 0, on_error="skip"), batch_size=13)
+    batches(data)
+    json.dumps(data.account(), ensure_ascii=False).encode()  # as result.json is written
+    assert "bad\\xff.JPEG" in next(iter(data.account()["train"]["skipped"]))
+
+
+def test_a_thread_of_the_feed_starts_no_threads_of_torch(imagenet):
+    """Sixteen of torch for each of eight would be more than a hundred."""
+    script = """
+import sys, psutil, torch
+from geexp.config.schema import FeedConfig
+from geexp.data.module import ImageData
+from tests.conftest import environment
+from tests.data.configuration import train_config
+from tests.data.conftest import photo
+torch.set_num_threads(16)
+data = train_config("data=imagenet", f"data.root={sys.argv[1]}", "data.num_classes=3", "data/augmentation=senet").data
+images = ImageData(data, FeedConfig("folder", "threads", 8), batch_size=4, seed=0)
+before = psutil.Process().num_threads()
+most = 0
+for feed in (images.train_dataloader(), images.val_dataloader()):
+    for _ in range(3):
+        for _ in feed:
+            most = max(most, psutil.Process().num_threads())
+print(most - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(imagenet)],
+        env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 16

@@ -52,3 +52,10 @@ def test_evaluation_shows_each_sample_once(n, world, batch):
     for order, own in zip(ranks, batches, strict=True):
         assert len(own) == len(order)
         assert all(0 < len(one) <= batch for one in own)
+
+
+def test_learnt_by_heart_every_epoch_is_the_first():
+    order = TrainingOrder(100, batch_size=10, seed=3, repeat=True)
+    first = list(order)
+    order.set_epoch(1)
+    assert list(order) == first == list(TrainingOrder(100, batch_size=10, seed=3))

@@ -189,9 +189,12 @@ def check_feed(feed: FeedConfig, data: DataConfig) -> None:
             raise ConfigError(f"data.evaluation_crop=null: feed={feed.name} needs data.evaluation_crop=centre.")
     possible = {"reference": ("pad", "resized", None), "resident": ("pad", None)}.get(feed.name, ("resized", None))
     if data.augmentation.crop not in possible:
-        raise ConfigError(f"data.augmentation.crop={data.augmentation.crop}: not with feed={feed.name}. {others}")
+        raise ConfigError(
+            f"data.augmentation.crop={data.augmentation.crop}: not with feed={feed.name}. Choose another "
+            "data/augmentation, or feed=reference."
+        )
     if feed.name == "resident" and (data.augmentation.rotation or data.augmentation.jitter):
-        raise ConfigError(f"data.augmentation.rotation and jitter: not with feed=resident. {others}")
+        raise ConfigError("data.augmentation.rotation and jitter: not with feed=resident; use feed=reference.")
     if data.recipe.name != "original" and feed.name != "pack":
         raise ConfigError(
             f"recipe={data.recipe.name}: images that were shrunk are read from a pack; say feed=pack, or "

@@ -63,7 +63,13 @@ def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Images
             kind(str(root), train=train, download=True)
         return read_cifar(root, official, train=train)
     if feed.name == "pack":
-        return open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
+        pack = open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
+        if pack.left_out and feed.on_error == "stop":
+            raise DataError(
+                f"{pack.path} was made without {len(pack.left_out)} images that could not be read, such as "
+                f"{pack.left_out[0]}. To train without them too: feed.on_error=skip."
+            )
+        return pack
     return _class_folders(root, train)
 
 

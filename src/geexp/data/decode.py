@@ -26,6 +26,8 @@ from geexp.data.jpeg_header import JpegHeader, read_jpeg_header
 # What comes of a file that cannot be read, and of content that is no image or not all of one.
 DAMAGED = (OSError, ValueError)
 
+_MODULES = {"torchcodec": "torchcodec.decoders", "simplejpeg": "simplejpeg"}
+
 # Pillow warns of damaged EXIF data and of the transparency that RGB drops; neither concerns us. Said once, here: to
 # silence and restore around each image is not safe among threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -43,12 +45,17 @@ class Decoder:
 
     def __init__(self, backend: str = "auto") -> None:
         self.backend = "torchvision" if backend == "auto" else backend
-        package = {"torchcodec": "torchcodec", "simplejpeg": "simplejpeg"}.get(self.backend)
-        if package is not None and find_spec(package) is None:
-            raise ConfigError(
-                f"feed.decode={backend}: the package {package} is not installed. Either pip install {package}, or "
-                "leave feed.decode=auto."
-            )
+        if self.backend in ("torchcodec", "simplejpeg"):
+            if find_spec(self.backend) is None:
+                raise ConfigError(
+                    f"feed.decode={backend}: the package {self.backend} is not installed. Either pip install "
+                    f"{self.backend}, or leave feed.decode=auto."
+                )
+            try:
+                importlib.import_module(_MODULES[self.backend])
+            except Exception as error:  # a shared library that does not load has many ways of saying so
+                about = str(error).strip().splitlines()[0]
+                raise ConfigError(f"feed.decode={backend}: {self.backend} cannot be loaded ({about}).") from error
         self._lock = threading.Lock()
         self._fallbacks = 0
 
@@ -61,7 +68,7 @@ class Decoder:
             if header.height * header.width > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError("so large that Pillow shall say whether it can be")
             return _BACKENDS[self.backend](content, header)
-        except (RuntimeError, ValueError):
+        except Exception:  # whatever it is, Pillow says whether the file or the decoder is to blame
             return self.fall_back(content)
 
     def fall_back(self, content: np.ndarray) -> Tensor:
@@ -113,14 +120,14 @@ def _torchcodec(content: np.ndarray, header: JpegHeader) -> Tensor:
     if header.app1:  # it would turn the image as EXIF says: let it find none
         content = content.copy()
         content[[place + 1 for place in header.app1]] = 0xEF  # APP1 becomes APP15
-    decoders = importlib.import_module("torchcodec.decoders")
+    decoders = importlib.import_module(_MODULES["torchcodec"])
     return decoders.decode_jpeg(torch.from_numpy(content), mode="RGB").permute(1, 2, 0)
 
 
 def _simplejpeg(content: np.ndarray, header: JpegHeader) -> Tensor:
     if len(header.sampling) == 4:
         raise ValueError("simplejpeg has other colours for CMYK")
-    simplejpeg = importlib.import_module("simplejpeg")
+    simplejpeg = importlib.import_module(_MODULES["simplejpeg"])
     return torch.from_numpy(simplejpeg.decode_jpeg(content, colorspace="RGB"))
 
 

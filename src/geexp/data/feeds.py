@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +58,7 @@ class Feed:
         order, resume = self.sampler, self._resume
         self._resume = None
         # The checkpoint of a finished epoch is resumed in the next one, from its start.
-        order.start = resume["batches"] if resume is not None and resume["epoch"] == self._epoch else 0
+        order.start = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
         self._given = order.start
         before = self.fallbacks
         for batch in self._batches():
@@ -70,10 +68,6 @@ class Feed:
             yield batch.images, batch.labels
         if self.fallbacks and not before:
             log.info("to Pillow went what the chosen decoder refused: %d of the images", self.fallbacks)
-
-    @property
-    def _epoch(self) -> int:
-        return self.sampler.epoch if isinstance(self.sampler, TrainingOrder) else 0
 
     def _note(self, batch: Batch) -> None:
         for one in batch.unreadable:
@@ -92,18 +86,16 @@ class Feed:
                 f"{batch.unreadable[-1].reason}. See python -m geexp.check_data"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self._epoch,
-            "batches": self._given,
-            "fallbacks": self.fallbacks,
-            "skipped": [asdict(one) for one in self.skipped.values()],
-        }
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self._given, "images": self.sampler.n}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resume = {"epoch": state["epoch"], "batches": state["batches"]}
-        self.fallbacks = state["fallbacks"]
-        self.skipped = {one["index"]: Unreadable(**one) for one in state["skipped"]}
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["images"] != self.sampler.n:
+            raise DataError(
+                f"the training split has {self.sampler.n} images, and had {state['images']} when the checkpoint was "
+                "written: the run cannot go on as it was begun. Bring the images back, or start over with force=true."
+            )
+        self._resume = state
 
 
 def make_feed(

@@ -1,5 +1,6 @@
 """The DataModule: a data set and a feed, as Lightning wants them."""
 
+from collections import ChainMap
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.images import Images
 from geexp.data.order import FixedOrder, TrainingOrder
+from geexp.data.pack import EncodedPack, RawPack
 
 
 class ImageData(pl.LightningDataModule):
@@ -28,6 +30,7 @@ class ImageData(pl.LightningDataModule):
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
+        self._earlier: dict[str, Any] | None = None  # what was to account for before the run was resumed
 
     @cached_property
     def training_images(self) -> Images:
@@ -46,8 +49,10 @@ class ImageData(pl.LightningDataModule):
     def training_feed(self) -> Feed:
         images = self.training_images
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the same images again and again
-            return self._feed(images, FixedOrder(len(images), **self._share()), train=True)
-        return self._feed(images, TrainingOrder(len(images), seed=self.seed, **self._share()), train=True)
+            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **self._share())
+        else:
+            order = TrainingOrder(len(images), seed=self.seed, **self._share())
+        return self._feed(images, order, train=True)
 
     @cached_property
     def evaluation_feed(self) -> Feed:
@@ -69,28 +74,35 @@ class ImageData(pl.LightningDataModule):
         return images, labels
 
     def account(self) -> dict[str, Any]:
-        """What the feeds of all ranks could not read as intended; every rank must ask.
+        """What the feeds of all ranks could not read as intended, since the run began; every rank must ask.
 
-        ``fallbacks`` counts images that went to Pillow, epoch by epoch; ``skipped`` names each left out image once.
+        ``fallbacks`` counts images that went to Pillow, epoch by epoch, those that were read ahead in vain too;
+        ``skipped`` names each left out image once, with the reason.
         """
-        feeds = {"train": self.training_feed, "val": self.evaluation_feed}
         mine = {
-            split: {"fallbacks": feed.fallbacks, "skipped": {one.name: one.reason for one in feed.skipped.values()}}
-            for split, feed in feeds.items()
+            "train": _account(self.training_images, self.training_feed),
+            "val": _account(self.evaluation_images, self.evaluation_feed),
         }
-        ranks: list[Any] = [mine]
+        accounts: list[Any] = [mine]
         if dist.is_available() and dist.is_initialized():
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, mine)
-        total: dict[str, Any] = {}
-        for split in feeds:
-            skipped: dict[str, str] = {}
-            for rank in ranks:
-                skipped |= rank[split]["skipped"]
-            total[split] = {"fallbacks": sum(rank[split]["fallbacks"] for rank in ranks), "skipped": skipped}
-        return total
+            accounts = [None] * dist.get_world_size()
+            dist.all_gather_object(accounts, mine)
+        accounts.append(self._earlier or {split: {"fallbacks": 0, "skipped": {}} for split in mine})
+        return {
+            split: {
+                "fallbacks": sum(account[split]["fallbacks"] for account in accounts),
+                "skipped": dict(ChainMap(*(account[split]["skipped"] for account in accounts))),
+            }
+            for split in mine
+        }
 
-    def _share(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
+        return self.account()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict
+
+    def _share(self) -> dict[str, Any]:
         if self.trainer is None:
             return {"batch_size": self.batch_size}
         world = self.trainer.world_size
@@ -104,3 +116,10 @@ class ImageData(pl.LightningDataModule):
         if trainer is not None:
             options = {"device": trainer.strategy.root_device, "processes": trainer.num_devices}
         return make_feed(images, self.data, self.feed, train=train, order=order, seed=self.seed, **options)
+
+
+def _account(images: Images, feed: Feed) -> dict[str, Any]:
+    skipped = {one.name: one.reason for one in feed.skipped.values()}
+    if isinstance(images, EncodedPack | RawPack):
+        skipped |= dict.fromkeys(images.left_out, "left out of the pack")
+    return {"fallbacks": feed.fallbacks, "skipped": skipped}

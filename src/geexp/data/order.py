@@ -13,10 +13,16 @@ class TrainingOrder:
 
     The k-th batches of all ranks together are the same samples whatever the number of ranks, and no sample comes twice.
     What does not fill a batch on every rank is left out of the epoch; another epoch's permutation leaves out others.
+
+    Args:
+        repeat: every epoch is the first one again, to learn it by heart.
     """
 
-    def __init__(self, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, repeat: bool = False
+    ) -> None:
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.repeat = repeat
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -27,19 +33,20 @@ class TrainingOrder:
         return self.n // (self.batch_size * self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        generator = torch.Generator().manual_seed(mix(self.seed, "order", self.epoch))
+        epoch = 0 if self.repeat else self.epoch
+        generator = torch.Generator().manual_seed(mix(self.seed, "order", epoch))
         mine = torch.randperm(self.n, generator=generator)[self.rank :: self.world]
         for batch in range(self.start, len(self)):
             indices = mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
-            yield [(self.epoch, index) for index in indices]
+            yield [(epoch, index) for index in indices]
 
 
 class FixedOrder:
     """The samples from first to last, each exactly once over all ranks; shares may differ by one sample."""
 
     def __init__(self, n: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.batch_size, self.mine = batch_size, range(rank, n, world)
-        self.start = 0
+        self.n, self.batch_size, self.mine = n, batch_size, range(rank, n, world)
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)

@@ -52,6 +52,7 @@ class PackIndex:
         digests: ``uint64 [n]``, see ``digest``.
         names, name_ends: ``<class>/<file>``, as ``join_names`` makes them.
         heights, widths: ``int32 [n]`` of recipe raw, else ``[0]``.
+        left_out: the names of images that could not be read when it was made.
     """
 
     format: np.ndarray
@@ -65,6 +66,7 @@ class PackIndex:
     name_ends: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
+    left_out: np.ndarray
 
 
 def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "EncodedPack | RawPack":
@@ -92,6 +94,7 @@ class _Pack:
         self.path, self.index = path, index
         self.classes: list[str] = index.classes.tolist()
         self.labels = index.labels
+        self.left_out: list[str] = index.left_out.tolist()
 
     def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
         return type(self), (self.path, self.index)

@@ -232,6 +232,7 @@ def _by_recipe(content: np.ndarray, recipe: RecipeConfig) -> Record:
 
 def _index(source: Source, names: list[str], rows: np.ndarray, recipe: RecipeConfig, said: dict[str, str]) -> PackIndex:
     there = np.flatnonzero(_lengths(rows))
+    left_out = [names[row] for row in np.flatnonzero(_lengths(rows) == 0)]
     if not len(there):
         raise DataError(f"not one of the {len(rows)} images can be read; see python -m geexp.check_data")
     rows = rows[there]
@@ -249,6 +250,7 @@ def _index(source: Source, names: list[str], rows: np.ndarray, recipe: RecipeCon
         name_ends=name_ends,
         heights=rows["height"].astype(np.int32)[: None if pixels else 0],
         widths=rows["width"].astype(np.int32)[: None if pixels else 0],
+        left_out=np.array(left_out, dtype=str),
     )
 
 

@@ -81,7 +81,9 @@ def augmented(pixels: Tensor, size: int, augmentation: AugmentationConfig, gener
     """``uint8 [H, W, 3]`` → ``uint8 [size, size, 3]``; draws in the order in which the reference's transforms draw."""
     if augmentation.crop == "resized":
         top, left, height, width = resized_crop_box(pixels.shape[0], pixels.shape[1], generator)
-        image = resize(pixels[top : top + height, left : left + width], size, size).numpy()
+        # Copied by numpy: torch would copy what is not contiguous with threads of its own, for every thread of ours.
+        crop = np.ascontiguousarray(pixels.numpy()[top : top + height, left : left + width])
+        image = resize(torch.from_numpy(crop), size, size).numpy()
     else:
         image = centre(pixels, size).numpy()
     if augmentation.flip and torch.rand(1, generator=generator).item() < 0.5:

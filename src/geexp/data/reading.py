@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,7 +27,8 @@ class Unreadable:
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
         reason = getattr(error, "strerror", None) or str(error)  # which would name the file once more
-        return cls(index, images.name(index), reason)
+        name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
+        return cls(index, name, reason)
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Order(Iterable[list[Key]], Sized, Protocol):
 _ROWS = 8
 # So many batches are made ahead of the one that is being used.
 _AHEAD = 2
+# Seconds after which a batch of worker processes comes no more.
+_TIMEOUT = 900
 
 
 def read_here(reader: Reader, order: Order) -> Iterator[Batch]:
@@ -113,18 +117,30 @@ class Workers:
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
             pin_memory=pin,
+            timeout=_TIMEOUT if workers else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
+        with explained_workers():
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a worker process of the feed has died: {str(error).splitlines()[0]} Often the memory was used up: "
-                "try fewer feed.workers, or feed.engine=threads."
-            ) from error
+
+
+@contextmanager
+def explained_workers() -> Iterator[None]:
+    """Make a ``DataError`` of what torch raises when a worker process has died: in the feed, or anywhere else.
+
+    (torch notices by a signal, which interrupts whatever the main thread is doing.)
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        about = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in about and "DataLoader timed out" not in about:
+            raise
+        raise DataError(
+            f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
+            "memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
+        ) from error
 
 
 class _WholeBatches(Dataset):

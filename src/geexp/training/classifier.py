@@ -72,7 +72,7 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.global_rank == 0 and _ERRORS in checkpoint:  # the sums are of all ranks
-            self.training_errors.restore(checkpoint[_ERRORS], self.device)
+            self.training_errors.restore(checkpoint[_ERRORS])
 
     def _require_finite(self) -> None:
         """Stop before the epoch's checkpoint is written, so that the last one is of a network that still works."""

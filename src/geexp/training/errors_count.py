@@ -18,6 +18,7 @@ class ErrorCount:
     def reset(self) -> None:
         self._counts: Tensor | None = None
         self._loss: Tensor | None = None
+        self._before = [0.0, 0.0, 0.0, 0.0]
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -32,7 +33,7 @@ class ErrorCount:
 
     def totals(self, device: torch.device) -> list[float]:
         """Images, top-1 and top-5 errors and the summed loss over all ranks; every rank must ask, on its ``device``."""
-        sums = torch.zeros(4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        sums = torch.tensor(self._before, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         if self._counts is not None and self._loss is not None:
             sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
             sums[3] += self._loss.to(sums)
@@ -40,11 +41,9 @@ class ErrorCount:
             dist.all_reduce(sums)
         return sums.tolist()
 
-    def restore(self, totals: list[float], device: torch.device) -> None:
-        """Go on from what ``totals`` gave; to be done on one rank only."""
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        self._counts = torch.tensor([int(count) for count in totals[:3]], device=device)
-        self._loss = torch.tensor(totals[3], dtype=wide, device=device)
+    def restore(self, totals: list[float]) -> None:
+        """Go on from what ``totals`` gave; on one rank only, and before it is known on which device."""
+        self._before = list(totals)
 
     def metrics(self, device: torch.device) -> dict[str, float]:
         """``loss``, ``top1_error`` and ``top5_error`` (percent), and the counts they were computed from; see totals."""

@@ -51,7 +51,9 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     path = _checkpoint_path(settings)
     classifier, config, about = restore(path)
     data_config = config.data if settings.root is None else replace(config.data, root=settings.root)
-    feed = config.feed if settings.workers is None else replace(config.feed, workers=settings.workers)
+    feed = config.feed if settings.root is None else replace(config.feed, pack=None)
+    if settings.workers is not None and feed.name != "resident":
+        feed = replace(feed, workers=settings.workers)
     check_feed(feed, data_config)
     require_data(data_config, feed)
     data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)

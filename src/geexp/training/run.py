@@ -29,6 +29,7 @@ from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
 from geexp.data.module import ImageData
+from geexp.data.reading import explained_workers
 from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
 from geexp.records.run_files import HISTORY, RESULT, read_history, write_json
@@ -199,7 +200,7 @@ def _resume_from(config: TrainConfig, last: Path) -> Path | None:
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, last: Path) -> None:
     try:
-        with _lightnings_refusals():
+        with _lightnings_refusals(), explained_workers():
             trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
     except SystemExit as stop:  # Lightning turns Ctrl-C into one
         if not trainer.interrupted:
