@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format bench bench-feed clean
+.PHONY: help setup demo test test-slow test-gpu chaos lint format bench bench-feed schedules clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ test-slow: $(STAMP)  ## Run the tests that take longer
 test-gpu: $(STAMP)  ## Run the tests that need a GPU
 	@$(BIN)/python -m pytest -q -m gpu tests
 
+chaos: $(STAMP)  ## Kill 25 trainings at random moments, go on with them, compare bit for bit (10 minutes on two cores)
+	@$(BIN)/python scripts/chaos.py --runs 20
+	@$(BIN)/python scripts/chaos.py --runs 5 --ranks 2
+
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check src tests scripts
 	@$(BIN)/ruff format --check src tests scripts
@@ -46,6 +50,9 @@ bench: $(STAMP)  ## Compare the operators with their plain composition
 
 bench-feed: $(STAMP)  ## Compare all feeds with the reference, on realistic images made for it
 	@$(BIN)/python -m geexp.benchmark what=feed
+
+schedules: $(STAMP)  ## Draw the learning rate of every schedule
+	@$(BIN)/python scripts/plot_schedules.py
 
 clean:  ## Remove the environment and what tools left; outputs/ stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,14 +3,18 @@
 import json
 
 from geexp.config.command import command
+from geexp.config.ranks import rank, require_ranks
 from geexp.config.schema import EvaluateConfig
 
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig) -> None:
+    require_ranks("evaluate", devices=config.devices)
     from geexp.training.evaluation import evaluate
 
     result = evaluate(config)
+    if rank() != 0:
+        return
     if config.format == "json":
         print(json.dumps(result))
         return

@@ -1,6 +1,7 @@
 """An entry point: Hydra in, a checked configuration to a function, an exit code out.
 
-Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage or configuration, 75 preempted (the same
+command, started again, goes on), 130 interrupted.
 """
 
 import functools
@@ -8,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -22,8 +24,17 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 import geexp
-from geexp.config.errors import ConfigError, DataError, UserError, bad_value, unknown_key
+from geexp.config.errors import (
+    INTERRUPTED,
+    UNWRITABLE,
+    ConfigError,
+    DataError,
+    UserError,
+    bad_value,
+    unknown_key,
+)
 from geexp.config.identity import register_resolvers
+from geexp.config.ranks import rank
 from geexp.config.validation import known_keys, validated, wrong_type
 
 T = TypeVar("T")
@@ -66,15 +77,18 @@ def command(
         def main() -> None:
             register_resolvers()
             ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+            logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is told by what fails next
             sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
             if after_sweep is None and {"-m", "--multirun"} & set(sys.argv):
                 _refuse(name, ConfigError("does one thing at a time: leave -m out."))
+            if rank() != 0:
+                sys.argv += _SILENT
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
             try:
                 hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(job)()
             except KeyboardInterrupt:
-                sys.exit(130)
+                sys.exit(INTERRUPTED)
             except Exception as error:
                 mistake = None if wants_traceback else explain(error, schema)
                 if mistake is None:
@@ -118,17 +132,32 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         return ConfigError(" ".join(str(error).split()))
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return ConfigError("a group takes the name of an option, not null or a number; --help shows the options.")
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging's, of a file it cannot open
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = error.filename or "a file of the output folder"  # which writing does not say, and opening does
+        return DataError(f"{where}: {error.strerror}. Make room and let it be written to, or choose another folder.")
     if isinstance(error, OSError) and error.filename:
         return DataError(f"{error.filename}: {error.strerror}.")
     return None
 
 
 # What conf/train.yaml says already; on the command line Hydra refuses it.
-_NOTHING_CHOSEN = ("experiment=null", "debug=null")
+_NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
+
+
+# The first rank speaks, logs and writes; the others speak of what it has not spoken of some seconds later.
+_FIRST_SPEAKS = 10
+_SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:
-    print(f"geexp.{name}: {error}", file=sys.stderr)
+    if rank() == 0:
+        print(f"geexp.{name}: {error}", file=sys.stderr)
+    else:
+        # torchrun ends us as soon as the first rank has ended, which will have said the same. If not, it does not know.
+        time.sleep(_FIRST_SPEAKS)
+        print(f"geexp.{name} (rank {rank()}): {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

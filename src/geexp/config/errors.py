@@ -1,13 +1,27 @@
 """Messages for users: what was wrong (key and value), what is allowed, what to do."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Exit codes beside 0 (done), 1 (failed) and 2 (wrong usage or configuration).
+PREEMPTED = 75  # "temporary failure, try again" of sysexits.h: start the same command again, and it goes on
+INTERRUPTED = 130
+
+# What the system says of a disk that is full, broken, or not to be written to.
+UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM},
+)
+
 
 class UserError(ValueError):
-    """Something that the user can mend. The message is for that user: one paragraph, no traceback."""
+    """Something that the user can mend. The message is for that user: one paragraph, no traceback.
+
+    ``state`` is what a run that ended so says of itself.
+    """
 
     exit_code = 1
+    state = "failed"
 
     def __str__(self) -> str:
         # A DataLoader's worker puts its whole traceback in front; the message is what stands behind the last name.
@@ -26,6 +40,12 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """A training that cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """A training whose loss is no number any more."""
+
+    state = "diverged"
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -10,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from geexp.config.catalog import BACKBONES
 from geexp.config.errors import ConfigError
-from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, TrainConfig
+from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
+from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, ScheduleConfig, TrainConfig
 from geexp.config.validation import validated
 
 # Where the data lie and how they were fetched does not change them.
 _NOT_OF_THE_DATA = ("root", "download", "default_feed")
 # Our own callbacks, which change nothing; those of a user may.
 _ONLY_WATCH = ("progress", "best", "device_stats")
+_OF_A_PLATEAU = ("factor", "monitor", "patience", "threshold", "reductions")
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
 
 
@@ -26,16 +28,30 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if BACKBONES[config.model.name].module == "geexp.backbones.resnet":
         whole["model"]["stride_in"] = config.model.stride_in or "1x1"
     callbacks = {name: c for name, c in config.callbacks.items() if c is not None and name not in _ONLY_WATCH}
+    del whole["optim"]["lr_for_batch"]
+    whole["trainer"]["max_epochs"] = planned_epochs(config)
     return {
         "model": whole["model"],
         "ge": effective_ge(config.ge, config.model),
         "data": {key: value for key, value in whole["data"].items() if key not in _NOT_OF_THE_DATA},
-        "schedule": whole["schedule"],
-        "optim": whole["optim"],
+        "schedule": effective_schedule(config.schedule),
+        # However many devices and batches make a step, its images are the same; what BN sees at once is not.
+        "optim": whole["optim"] | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)},
         "trainer": {key: whole["trainer"][key] for key in _OF_THE_TRAINER},
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),
+        **({"scale": config.scale} if config.scale else {}),
     }
+
+
+def effective_schedule(schedule: ScheduleConfig) -> dict[str, Any]:
+    """The settings of the schedule that have an effect, its lengths as stretched."""
+    kinds = {"cosine": (), "steps": ("milestones", "factor"), "plateau": _OF_A_PLATEAU}
+    keys = ["name", "kind", "epochs" if schedule.iterations is None else "iterations", "warmup", *kinds[schedule.kind]]
+    if schedule.warmup:
+        keys.append("warmup_factor")
+    whole = asdict(stretched(schedule))
+    return {key: whole[key] for key in keys}
 
 
 def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
@@ -73,10 +89,17 @@ def recipe_slug(recipe: RecipeConfig) -> str:
 
 
 def run_folder(config: TrainConfig) -> str:
-    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
+    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result.
+
+    ``<data>`` ends in the scale and in the recipe, if they are not the usual ones.
+    """
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     ge = ge_slug(config.ge, config.model)
     data = config.data.name
+    if config.scale is not None:  # another data set, and not the protocol: said where nobody can miss it
+        data += f"-{config.scale}"
+    elif config.data.keep_classes is not None:
+        data += f"-{config.data.keep_classes}classes"
     if config.data.recipe.name != "original":  # another data set
         data += f"-{recipe_slug(config.data.recipe)}"
     return f"{data}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, DATASETS, VARIANTS
 from geexp.config.errors import ConfigError, bad_value
+from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
     BenchmarkConfig,
     CheckDataConfig,
@@ -26,10 +27,14 @@ from geexp.config.schema import (
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 FEEDS = ("reference", "folder", "pack", "resident")
+MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 DECODERS = ("auto", "torchvision", "torchcodec", "simplejpeg", "pil")
+# The data sets that a scale is made for; the others, smoke and a user's own, are for any.
+SCALES = {"imagenet100": ("imagenet",), "imagenet10": ("imagenet",), "cifar_short": ("cifar10", "cifar100")}
 
 
 def check_train(config: TrainConfig) -> None:
+    check_scale(config.scale, config.data)
     check_model(config.model)
     check_ge(config.ge, config.model)
     check_data(config.data)
@@ -45,10 +50,16 @@ def check_train(config: TrainConfig) -> None:
     for name, callback in config.callbacks.items():
         if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
             raise ConfigError(f"callbacks.{name}={callback}: must be null, or have a _target_ that makes a callback.")
-    if config.schedule.kind == "cosine" and config.trainer.max_epochs > config.schedule.epochs:
+    epochs, planned = stretched(config.schedule).epochs, planned_epochs(config)
+    if epochs is not None and planned is not None and planned > epochs:
         raise ConfigError(
-            f"trainer.max_epochs={config.trainer.max_epochs}: the learning rate of schedule={config.schedule.name} is "
-            f"zero after {config.schedule.epochs} epochs. For a longer run set schedule.epochs."
+            f"trainer.max_epochs={planned}: schedule={config.schedule.name} is over after {epochs} epochs. "
+            "For a longer run set schedule.epochs."
+        )
+    if batchnorm_batch(config) < 2:
+        raise ConfigError(
+            f"optim.batch_size={config.optim.batch_size} leaves one image per device; batch normalisation needs two. "
+            "Use fewer trainer.devices, a smaller trainer.accumulate, or trainer.sync_batchnorm=true."
         )
     if config.resume not in (True, False, "auto"):
         raise bad_value("resume", config.resume, ("auto", "true", "false"))
@@ -78,6 +89,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
     check_choice("which", config.which, ("best", "last"))
     check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
+    check_at_least("devices", config.devices, 1)
     if config.workers is not None:
         check_at_least("workers", config.workers, 0)
     check_choice("format", config.format, ("text", "json"))
@@ -85,6 +97,17 @@ def check_evaluate(config: EvaluateConfig) -> None:
 
 def check_report(config: ReportConfig) -> None:
     check_choice("format", config.format, ("text", "json"))
+
+
+def check_scale(scale: str | None, data: DataConfig) -> None:
+    """Asked first: on another data set a scale breaks other rules too, whose messages would mislead."""
+    made_for = SCALES.get(scale, ()) if scale is not None else ()
+    if made_for and data.name not in made_for:
+        others = [name for name, those in SCALES.items() if data.name in those]
+        raise ConfigError(
+            f"scale={scale}: is made for data={' or '.join(made_for)}, and the configuration says data={data.name}. "
+            f"For that there is scale={' or '.join([*others, 'smoke'])}."
+        )
 
 
 def check_model(model: ModelConfig) -> None:
@@ -141,6 +164,13 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(f"data.augmentation.rotation={augmentation.rotation}: must be from 0 to 180 degrees.")
     if not 0 <= augmentation.jitter <= 255:
         raise ConfigError(f"data.augmentation.jitter={augmentation.jitter}: must be from 0 to 255 levels.")
+    if data.keep_classes is not None:
+        check_at_least("data.keep_classes", data.keep_classes, 2)
+        if data.num_classes != data.keep_classes:
+            raise ConfigError(
+                f"data.num_classes={data.num_classes}: data.keep_classes={data.keep_classes} leaves another number. "
+                f"Say data.num_classes={data.keep_classes}, or leave data.keep_classes out."
+            )
     check_recipe(data.recipe)
 
 
@@ -203,25 +233,58 @@ def check_feed(feed: FeedConfig, data: DataConfig) -> None:
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
-    check_choice("schedule.kind", schedule.kind, ("steps", "cosine"))
-    check_at_least("schedule.epochs", schedule.epochs, 1)
-    check_at_least("schedule.warmup_epochs", schedule.warmup_epochs, 0)
-    if schedule.warmup_epochs >= schedule.epochs:
+    check_choice("schedule.kind", schedule.kind, ("steps", "cosine", "plateau"))
+    units = [unit for unit in ("epochs", "iterations") if getattr(schedule, unit) is not None]
+    if len(units) != 1:
         raise ConfigError(
-            f"schedule.warmup_epochs={schedule.warmup_epochs}: must be less than schedule.epochs={schedule.epochs}."
+            f"schedule.epochs={schedule.epochs}, schedule.iterations={schedule.iterations}: give one of the two, and "
+            "null for the other; warm-up and milestones are counted in it."
         )
-    if schedule.kind == "cosine" and schedule.milestones:
+    (unit,) = units
+    length = getattr(schedule, unit)
+    check_at_least(f"schedule.{unit}", length, 1)
+    if not 0 < schedule.stretch <= 1000:
+        raise ConfigError(f"schedule.stretch={schedule.stretch}: must be above 0 and at most 1000; 1 is the protocol.")
+    check_at_least("schedule.warmup", schedule.warmup, 0)
+    if schedule.warmup >= length:
+        raise ConfigError(f"schedule.warmup={schedule.warmup}: must be less than schedule.{unit}={length}.")
+    short = stretched(schedule)  # whose length is rounded to a whole number, and its warm-up is not
+    if short.warmup >= getattr(short, unit):
+        raise ConfigError(
+            f"schedule.stretch={schedule.stretch}: leaves schedule.{unit}={getattr(short, unit)}, which a warm-up of "
+            f"{short.warmup:g} fills. Set a shorter schedule.warmup, or another stretch."
+        )
+    if schedule.warmup_factor is not None and not 0 < schedule.warmup_factor < math.inf:
+        raise ConfigError(
+            f"schedule.warmup_factor={schedule.warmup_factor}: must be above 0 and finite, or null for a rise from "
+            "zero."
+        )
+    if schedule.kind != "steps" and schedule.milestones:
         raise ConfigError(f"schedule.milestones={schedule.milestones}: only schedule.kind=steps has milestones.")
     if schedule.milestones != sorted(set(schedule.milestones)) or any(m < 1 for m in schedule.milestones):
-        raise ConfigError(f"schedule.milestones={schedule.milestones}: must be epochs from 1 on, in rising order.")
+        raise ConfigError(f"schedule.milestones={schedule.milestones}: must be {unit} from 1 on, in rising order.")
     if not 0 < schedule.factor < math.inf:
         raise ConfigError(f"schedule.factor={schedule.factor}: must be above 0 and finite.")
+    if schedule.kind == "plateau":
+        if unit != "epochs":
+            raise ConfigError("schedule.iterations: a plateau is found after an epoch; give schedule.epochs instead.")
+        if schedule.factor >= 1:
+            raise ConfigError(f"schedule.factor={schedule.factor}: must be below 1, as a plateau lowers the rate.")
+        check_choice("schedule.monitor", schedule.monitor, MONITORS)
+        check_at_least("schedule.patience", schedule.patience, 0)
+        check_at_least("schedule.reductions", schedule.reductions, 0)
+        if not 0 <= schedule.threshold < 1:
+            raise ConfigError(
+                f"schedule.threshold={schedule.threshold}: must be from 0 to below 1, a share of the best value."
+            )
 
 
 def check_optim(optim: OptimConfig) -> None:
     for key in ("lr", "bias_lr_factor"):
         if not 0 < getattr(optim, key) < math.inf:
             raise ConfigError(f"optim.{key}={getattr(optim, key)}: must be above 0 and finite.")
+    if optim.lr_for_batch is not None:
+        check_at_least("optim.lr_for_batch", optim.lr_for_batch, 1)
     if not 0 <= optim.momentum < 1:
         raise ConfigError(f"optim.momentum={optim.momentum}: must be from 0 to below 1.")
     if optim.nesterov and optim.momentum == 0:
@@ -233,14 +296,11 @@ def check_optim(optim: OptimConfig) -> None:
 def check_trainer(trainer: TrainerConfig) -> None:
     check_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu", "mps"))
     check_choice("trainer.precision", trainer.precision, PRECISIONS)
-    check_at_least("trainer.max_epochs", trainer.max_epochs, 1)
-    if trainer.devices != 1:
-        raise ConfigError(
-            f"trainer.devices={trainer.devices}: this version trains on one device; several come with the launcher "
-            "that gives each job a process tree of its own. Use trainer.devices=1."
-        )
-    if trainer.checkpoint_every_n_steps is not None:
-        check_at_least("trainer.checkpoint_every_n_steps", trainer.checkpoint_every_n_steps, 1)
+    for key in ("devices", "nodes", "accumulate"):
+        check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    for key in ("max_epochs", "checkpoint_every_n_steps"):
+        if getattr(trainer, key) is not None:
+            check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
     for key in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
         value = getattr(trainer, key)
         off = value is None or (key == "overfit_batches" and value == 0)
@@ -275,6 +335,11 @@ def check_benchmark(config: BenchmarkConfig) -> None:
 
 
 def check_pack(config: PackConfig) -> None:
+    if config.data.keep_classes is not None:
+        raise ConfigError(
+            f"data.keep_classes={config.data.keep_classes}: a pack has all the classes; say so in training, which then "
+            "reads no more than their images. Leave it out here."
+        )
     check_data(config.data)
     if not DATASETS[config.data.name]:
         raise ConfigError(

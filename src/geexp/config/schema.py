@@ -55,6 +55,7 @@ class DataConfig:
     std: list[float] = MISSING
     root: str | None = None
     download: bool = False
+    keep_classes: int | None = None
     default_feed: str = MISSING
     evaluation_crop: str | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -75,20 +76,29 @@ class FeedConfig:
 class ScheduleConfig:
     name: str = MISSING
     kind: str = MISSING
-    epochs: int = MISSING
-    warmup_epochs: float = 0.0
+    epochs: int | None = None
+    iterations: int | None = None
+    stretch: float = 1.0
+    warmup: float = 0.0
+    warmup_factor: float | None = None
     milestones: list[int] = field(default_factory=list)
     factor: float = 0.1
+    monitor: str = "val/loss"
+    patience: int = 10
+    threshold: float = 1e-4
+    reductions: int = 3
 
 
 @dataclass
 class OptimConfig:
     lr: float = 0.1
+    lr_for_batch: int | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     batch_size: int = 256
-    decay_bn_and_bias: bool = False
+    decay_bn: bool = False
+    decay_biases: bool = False
     bias_lr_factor: float = 2.0
 
 
@@ -96,12 +106,15 @@ class OptimConfig:
 class TrainerConfig:
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
+    accumulate: int = 1
+    sync_batchnorm: bool = False
     precision: str = "32-true"
-    max_epochs: int = MISSING
+    max_epochs: int | None = None
     deterministic: bool = False
     channels_last: bool = True
     compile: bool = False
-    checkpoint_every_n_steps: int | None = None
+    checkpoint_every_n_steps: int | None = 1000
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     overfit_batches: int | float = 0
@@ -131,6 +144,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
+    scale: str | None = None
     seed: int = 0
     outputs: str = "outputs"
     resume: bool | str = "auto"
@@ -146,6 +160,7 @@ class EvaluateConfig:
     which: str = "best"
     root: str | None = None
     accelerator: str = "auto"
+    devices: int = 1
     workers: int | None = None
     format: str = "text"
 

@@ -11,30 +11,30 @@ from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.cifar import CIFAR10, CIFAR100, read_cifar
 from geexp.data.folder import FolderImages, class_folders
-from geexp.data.images import ArrayImages, Images
-from geexp.data.pack import open_pack
+from geexp.data.images import ArrayImages, Images, Split
+from geexp.data.pack import EncodedPack, RawPack, open_pack
 from geexp.data.presence import pack_folder
 
 
 def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
-    """The training or the evaluation split.
+    """The training or the evaluation split, or of it the first ``data.keep_classes`` classes in their order.
 
     Raises:
         ConfigError: if the classes or the size of the images are not what the configuration says.
-        DataError: if files are damaged, or the two splits have different classes.
+        DataError: if files are damaged, the two splits have different classes, or a pack lacks images that are needed.
     """
     root = Path(str(data.root)).expanduser()
     try:
-        images = _open(data, feed, root, train)
+        whole = _open(data, feed, root, train)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         if isinstance(error, (ConfigError, DataError)):
             raise
         raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
-    split = "training" if train else "evaluation"
-    if len(images.classes) != data.num_classes:
-        raise ConfigError(
-            f"data.num_classes={data.num_classes}: data={data.name} has {len(images.classes)} classes in its {split} "
-            "split."
+    images = _kept(whole, data, "training" if train else "evaluation")
+    if isinstance(images, EncodedPack | RawPack) and images.left_out and feed.on_error == "stop":
+        raise DataError(
+            f"{images.path} was made without {len(images.left_out)} images that could not be read, such as "
+            f"{images.left_out[0]}. To train without them too: feed.on_error=skip."
         )
     if isinstance(images, ArrayImages) and data.evaluation_crop is None:
         height, width = images.images.shape[1:3]
@@ -46,7 +46,22 @@ def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
     return images
 
 
-def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Images:
+def _kept(whole: Split, data: DataConfig, split: str) -> Images:
+    found = len(whole.classes)
+    if data.keep_classes is None:
+        if found != data.num_classes:
+            raise ConfigError(
+                f"data.num_classes={data.num_classes}: data={data.name} has {found} classes in its {split} split."
+            )
+        return whole
+    if found < data.keep_classes:
+        raise ConfigError(
+            f"data.keep_classes={data.keep_classes}: data={data.name} has only {found} classes in its {split} split."
+        )
+    return whole.first_classes(data.keep_classes)
+
+
+def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Split:
     if data.name == "fashion_mnist_mini":
         split = "train" if train else "test"
         with files("geexp.data").joinpath("fashion_mnist_mini.npz").open("rb") as file:
@@ -63,13 +78,7 @@ def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Images
             kind(str(root), train=train, download=True)
         return read_cifar(root, official, train=train)
     if feed.name == "pack":
-        pack = open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
-        if pack.left_out and feed.on_error == "stop":
-            raise DataError(
-                f"{pack.path} was made without {len(pack.left_out)} images that could not be read, such as "
-                f"{pack.left_out[0]}. To train without them too: feed.on_error=skip."
-            )
-        return pack
+        return open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
     return _class_folders(root, train)
 
 

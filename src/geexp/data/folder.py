@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,16 @@ class FolderIndex:
 class FolderImages(Decoding):
     """``<folder>/<class>/**/<file>``; classes and files in the order of their names, as torchvision's ``ImageFolder``.
 
+    Args:
+        index: what there is in the folder; None: look.
+
     Raises:
         ValueError: for a class folder without a single image.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: FolderIndex | None = None) -> None:
         self.folder = folder.absolute()
-        self.index = read_folder(self.folder)
+        self.index = read_folder(self.folder) if index is None else index
         self.classes: list[str] = self.index.classes.tolist()
         self.labels = self.index.labels
 
@@ -72,6 +75,12 @@ class FolderImages(Decoding):
 
     def content(self, index: int) -> np.ndarray:
         return np.fromfile(f"{self.folder}/{self.relative_name(index)}", dtype=np.uint8)
+
+    def first_classes(self, n: int) -> "FolderImages":
+        kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
+        index = self.index
+        fewer = replace(index, classes=index.classes[:n], labels=index.labels[kept], ends=index.ends[kept])
+        return FolderImages(self.folder, fewer)
 
 
 def class_folders(folder: Path) -> list[str]:

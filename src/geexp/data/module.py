@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from geexp.config.errors import ConfigError
+from geexp.config.protocol import share_of_batch
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
@@ -49,15 +50,15 @@ class ImageData(pl.LightningDataModule):
     def training_feed(self) -> Feed:
         images = self.training_images
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the same images again and again
-            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **self._share())
+            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **self._share(train=True))
         else:
-            order = TrainingOrder(len(images), seed=self.seed, **self._share())
+            order = TrainingOrder(len(images), seed=self.seed, **self._share(train=True))
         return self._feed(images, order, train=True)
 
     @cached_property
     def evaluation_feed(self) -> Feed:
         images = self.evaluation_images
-        return self._feed(images, FixedOrder(len(images), **self._share()), train=False)
+        return self._feed(images, FixedOrder(len(images), **self._share(train=False)), train=False)
 
     def train_dataloader(self) -> Feed:
         return self.training_feed
@@ -102,13 +103,16 @@ class ImageData(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier = state_dict
 
-    def _share(self) -> dict[str, Any]:
-        if self.trainer is None:
+    def _share(self, *, train: bool) -> dict[str, Any]:
+        trainer = self.trainer
+        if trainer is None:
             return {"batch_size": self.batch_size}
-        world = self.trainer.world_size
-        if self.batch_size % world:
-            raise ConfigError(f"optim.batch_size={self.batch_size}: does not divide among {world} devices.")
-        return {"batch_size": self.batch_size // world, "rank": self.trainer.global_rank, "world": world}
+        ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+        if not train:  # to any number of devices each image is shown once
+            return {"batch_size": max(1, self.batch_size // trainer.world_size), **ranks}
+        steps_of = trainer.accumulate_grad_batches
+        share = share_of_batch(self.batch_size, trainer.world_size, steps_of)
+        return {"batch_size": share, "accumulate": steps_of, **ranks}
 
     def _feed(self, images: Images, order: TrainingOrder | FixedOrder, *, train: bool) -> Feed:
         trainer = self.trainer

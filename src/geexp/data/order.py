@@ -11,18 +11,28 @@ Key = tuple[int, int]  # (epoch, index): what a sample's augmentation is drawn f
 class TrainingOrder:
     """The batches of one rank in one epoch: lists of (epoch, index).
 
-    The k-th batches of all ranks together are the same samples whatever the number of ranks, and no sample comes twice.
-    What does not fill a batch on every rank is left out of the epoch; another epoch's permutation leaves out others.
+    The k-th step of all ranks together has the same samples whatever the number of ranks, and no sample comes twice.
+    What does not fill a step is left out of the epoch; another epoch's permutation leaves out others.
 
     Args:
+        batch_size: of one rank.
+        accumulate: so many batches make one step; no step is left with fewer.
         repeat: every epoch is the first one again, to learn it by heart.
     """
 
     def __init__(
-        self, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, repeat: bool = False
+        self,
+        n: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        repeat: bool = False,
     ) -> None:
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
-        self.repeat = repeat
+        self.accumulate, self.repeat = accumulate, repeat
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -30,7 +40,7 @@ class TrainingOrder:
 
     def __len__(self) -> int:
         """Of the whole epoch, also when it is entered in the middle."""
-        return self.n // (self.batch_size * self.world)
+        return self.n // (self.batch_size * self.world * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = 0 if self.repeat else self.epoch

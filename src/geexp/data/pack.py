@@ -12,8 +12,9 @@ import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -108,6 +109,18 @@ class _Pack:
 
     def name(self, index: int) -> str:
         return f"{self.path}: {self.relative_name(index)}"
+
+    def first_classes(self, n: int) -> Self:
+        kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
+        of_images = ("labels", "ends", "digests", "name_ends", "heights", "widths")
+        left_out = [name for name in self.left_out if name.partition("/")[0] in self.classes[:n]]
+        fewer = replace(
+            self.index,
+            classes=self.index.classes[:n],
+            left_out=np.array(left_out, dtype=np.str_),
+            **{name: getattr(self.index, name)[kept] for name in of_images},
+        )
+        return type(self)(self.path, fewer)
 
     def _place(self, index: int) -> tuple[int, int]:
         return int(self.index.ends[index - 1]) if index else 0, int(self.index.ends[index])

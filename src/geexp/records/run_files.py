@@ -27,11 +27,24 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(_finite(row)).encode() + b"\n")
+        file.write(_line(row))
+        file.flush()
+        os.fsync(file.fileno())  # as the checkpoint that follows it, which counts on it
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity are no JSON."""
+def keep_epochs(run: Path, epochs: int) -> None:
+    """Leave the first ``epochs`` in the history, a row each: what a run that goes on from their checkpoint has done."""
+    rows = [row for row in read_history(run) if row["epoch"] <= epochs]
+    with whole_file(run / HISTORY) as file:
+        file.writelines(map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(finite(row)).encode() + b"\n"
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for NaN and infinity, which are no JSON."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 

@@ -161,7 +161,8 @@ def _title(results: dict[Path, dict[str, Any] | None]) -> str:
         names = {known[group]["name"] for known in finished}
         if len(names) == 1:
             parts.append(names.pop())
-    return ", ".join(parts)
+    scales = sorted({known["scale"] for known in finished if "scale" in known})  # which is never the paper's protocol
+    return ", ".join(parts + [f"scale {scale}" for scale in scales])
 
 
 def _print(rows: list[Row], title: str) -> None:

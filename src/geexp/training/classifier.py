@@ -1,20 +1,21 @@
 """The Lightning module: cross-entropy, SGD, a schedule, errors counted exactly."""
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geexp.config.errors import TrainingError
 from geexp.config.schema import OptimConfig, ScheduleConfig
+from geexp.data.order import mix
 from geexp.training.errors_count import ErrorCount
+from geexp.training.loss_watch import LossWatch
 from geexp.training.optimizer import make_sgd
-from geexp.training.schedules import lr_factor
+from geexp.training.schedules import LearningRate
 
-_ERRORS = "training_errors"
+_ERRORS, _RATE = "training_errors", "learning_rate"
 
 
 class Classifier(pl.LightningModule):
@@ -24,10 +25,19 @@ class Classifier(pl.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, optim: OptimConfig, schedule: ScheduleConfig, *, channels_last: bool = False
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        *,
+        seed: int = 0,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.optim, self.schedule = model, optim, schedule
+        self.model, self.optim, self.seed = model, optim, seed
+        self.rate = LearningRate(schedule)
+        self.lr = 0.0  # of the step that is being made; of the first parameter group
+        self.loss_watch = LossWatch()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.training_errors, self.validation_errors = ErrorCount(), ErrorCount()
         self.metrics: dict[str, float] = {}
@@ -36,7 +46,9 @@ class Classifier(pl.LightningModule):
         return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._loss(batch, self.training_errors)
+        loss = self._loss(batch, self.training_errors)
+        self.loss_watch.add(loss.detach(), self.global_step + 1)
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._loss(batch, self.validation_errors)
@@ -52,40 +64,40 @@ class Classifier(pl.LightningModule):
         self.training_errors.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._lr: float = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on after the step
+        # Neither the rate nor what is drawn in a step (dropout) has a state: an interruption has nothing to lose.
+        torch.manual_seed(mix(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+        steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        factor = self.rate.factor(self.global_step, int(steps_per_epoch))
+        groups = self.trainer.optimizers[0].param_groups
+        for group in groups:
+            group["lr"] = group["base_lr"] * factor
+        self.lr = groups[0]["lr"]
 
     def on_validation_epoch_start(self) -> None:
         self.validation_errors.reset()
+        if self.trainer.state.fn == "fit" and dist.is_available() and dist.is_initialized():
+            for buffer in self.buffers():  # every device has statistics of its own; the first one's count
+                dist.broadcast(buffer, 0)
 
     def on_validation_epoch_end(self) -> None:
         self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics(self.device).items()}
         if self.trainer.state.fn == "fit":
             of_training = self.training_errors.metrics(self.device)
             self.metrics |= {f"train/{name}": value for name, value in of_training.items()}
-            self.metrics["lr"] = self._lr
-            self._require_finite()
+            self.metrics["lr"] = self.lr
+            self.rate.observe(self.metrics)
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
         self.log_dict(shown, prog_bar=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # of an epoch that may be half done
+        checkpoint[_RATE] = self.rate.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.global_rank == 0 and _ERRORS in checkpoint:  # the sums are of all ranks
             self.training_errors.restore(checkpoint[_ERRORS])
+        if _RATE in checkpoint:
+            self.rate.load_state_dict(checkpoint[_RATE])
 
-    def _require_finite(self) -> None:
-        """Stop before the epoch's checkpoint is written, so that the last one is of a network that still works."""
-        loss = self.metrics["train/loss"]
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the training loss is {loss} in epoch {self.trainer.current_epoch + 1} (learning rate {self._lr:g}): "
-                "the run has diverged. Its last checkpoint is of the epoch before; try a lower optim.lr."
-            )
-
-    def configure_optimizers(self) -> Any:
-        optimizer = make_sgd(self.model, self.optim)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(self.schedule, step / self.trainer.num_training_batches)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_sgd(self.model, self.optim)

@@ -12,7 +12,8 @@ from geexp.data.module import ImageData
 from geexp.data.presence import require_data
 from geexp.training.checkpoints import FORMAT, load_checkpoint
 from geexp.training.classifier import Classifier
-from geexp.training.run import build_network, make_trainer
+from geexp.training.network import build_network
+from geexp.training.trainer import explained_ranks, make_trainer
 
 _COUNTS = ("val/images", "val/top1_wrong", "val/top5_wrong")
 
@@ -57,9 +58,18 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     check_feed(feed, data_config)
     require_data(data_config, feed)
     data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
-    quiet = replace(config, trainer=replace(config.trainer, accelerator=settings.accelerator, profiler=None))
-    trainer = make_trainer(quiet, path.parent, logger=False, callbacks=[])
-    trainer.validate(classifier, data, verbose=False)
+    quiet = replace(
+        config.trainer,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        nodes=1,
+        accumulate=1,
+        sync_batchnorm=False,  # needs GPUs, and evaluation synchronises nothing
+        profiler=None,
+    )
+    trainer = make_trainer(replace(config, trainer=quiet), path.parent, logger=False, callbacks=[])
+    with explained_ranks():
+        trainer.validate(classifier, data, verbose=False)
     measured = {key: value for key, value in classifier.metrics.items() if key.startswith("val/")}
     recorded = {key: value for key, value in about["metrics"].items() if key.startswith("val/")}
     return {

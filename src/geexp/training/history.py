@@ -27,6 +27,8 @@ class History(pl.Callback):
         self._start, self._before = time.monotonic(), 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
         append_row(
             self.path,

@@ -3,30 +3,34 @@
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 
+from geexp.config.protocol import base_rate
 from geexp.config.schema import OptimConfig
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Three groups: ``weights``; ``bn`` (no decay); ``biases`` of other layers (no decay, twice the rate).
 
-    ``decay_bn_and_bias`` and ``bias_lr_factor`` switch the two differences off. Empty groups are left out.
+    ``decay_bn``, ``decay_biases`` and ``bias_lr_factor=1`` switch the differences off one by one. Empty groups are left
+    out. ``base_lr`` is what the schedule multiplies.
     """
     by_name: dict[str, list[nn.Parameter]] = {"weights": [], "bn": [], "biases": []}
     for module in model.modules():
         is_bn = isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, parameter in module.named_parameters(recurse=False):
             by_name["bn" if is_bn else "biases" if name == "bias" else "weights"].append(parameter)
-    decay = {"weights": optim.weight_decay, "bn": 0.0, "biases": 0.0}
-    if optim.decay_bn_and_bias:
-        decay = dict.fromkeys(decay, optim.weight_decay)
+    decayed = {"weights": True, "bn": optim.decay_bn, "biases": optim.decay_biases}
+    factor = {"weights": 1.0, "bn": 1.0, "biases": optim.bias_lr_factor}
+    rate = base_rate(optim)
     return [
         {
             "name": name,
             "params": parameters,
-            "weight_decay": decay[name],
-            "lr": optim.lr * (optim.bias_lr_factor if name == "biases" else 1.0),
+            "weight_decay": optim.weight_decay if decayed[name] else 0.0,
+            "lr": rate * factor[name],
+            "base_lr": rate * factor[name],
         }
         for name, parameters in by_name.items()
         if parameters
@@ -35,4 +39,17 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 def make_sgd(model: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
     groups = parameter_groups(model, optim)
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+    return torch.optim.SGD(groups, lr=base_rate(optim), momentum=optim.momentum, nesterov=optim.nesterov)
+
+
+def group_table(optimizer: torch.optim.Optimizer) -> Table:
+    """The parameter groups as a person checks them before a long run."""
+    table = Table(title="parameter groups", title_justify="left")
+    for column in ("group", "tensors", "parameters", "learning rate", "weight decay", "momentum"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for group in optimizer.param_groups:
+        momentum = f"{group['momentum']:g}" + (" Nesterov" if group["nesterov"] else "")
+        parameters = f"{sum(parameter.numel() for parameter in group['params']):,}"
+        numbers = (f"{group['base_lr']:g}", f"{group['weight_decay']:g}", momentum)
+        table.add_row(group["name"], str(len(group["params"])), parameters, *numbers)
+    return table

@@ -6,9 +6,17 @@ import time
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from geexp.config.ranks import rank
+from geexp.config.schema import ScheduleConfig
+
 
 def progress() -> Callback:
-    """A live bar on a terminal; one line per epoch in logs and batch jobs, where a bar prints nothing."""
+    """A live bar on a terminal; one line per epoch in logs and batch jobs, where a bar prints nothing.
+
+    Of several ranks the first one speaks.
+    """
+    if rank() != 0:
+        return Callback()
     return TerminalBar() if sys.stderr.isatty() else EpochLines()
 
 
@@ -23,7 +31,7 @@ class TerminalBar(RichProgressBar):
         return {"val-top1-error": f"{metrics['val/top1_error']:.2f}%"} if "val/top1_error" in metrics else {}
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        return epoch_of(self.trainer, current_epoch)
 
 
 class EpochLines(Callback):
@@ -39,9 +47,17 @@ class EpochLines(Callback):
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
         seconds = time.monotonic() - self._start
         print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
+            f"{epoch_of(trainer, trainer.current_epoch)}  "
             f"train loss {metrics['train/loss']:.3f}, top-1 error {metrics['train/top1_error']:.2f} %  "
             f"val top-1 error {metrics['val/top1_error']:.2f} %  {seconds:.0f} s",
             file=sys.stderr,
             flush=True,
         )
+
+
+def epoch_of(trainer: pl.Trainer, epoch: int) -> str:
+    """``epoch 3/300``, or ``epoch 3, step 1,170 of 64,000`` where the schedule counts iterations."""
+    if trainer.max_epochs != -1:
+        return f"epoch {epoch + 1}/{trainer.max_epochs}"
+    schedule: ScheduleConfig = trainer.lightning_module.rate.schedule  # type: ignore[assignment, union-attr]
+    return f"epoch {epoch + 1}, step {trainer.global_step:,} of {schedule.iterations:,}"

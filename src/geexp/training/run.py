@@ -3,9 +3,9 @@
 import logging
 import shlex
 import sys
-import warnings
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,55 +17,80 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from rich.console import Console
-from torch import nn
 
-from geexp.backbones import build_model
 from geexp.complexity_count import count_complexity
-from geexp.config.errors import ConfigError, DataError
+from geexp.config.errors import UNWRITABLE, ConfigError, DataError
 from geexp.config.identity import ge_slug, identity, require_same_identity
-from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
+from geexp.config.ranks import rank
+from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
 from geexp.data.module import ImageData
 from geexp.data.reading import explained_workers
 from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
-from geexp.records.run_files import HISTORY, RESULT, read_history, write_json
+from geexp.records.lock import run_lock
+from geexp.records.run_files import HISTORY, RESULT, finite, keep_epochs, read_history, write_json
+from geexp.records.status import Status
+from geexp.records.whole_file import remove_unfinished
 from geexp.training.checkpoints import (
     BEST,
     FORMAT,
-    AtomicCheckpointIO,
+    LAST,
+    PREVIOUS,
     BestCheckpoint,
     LastCheckpoint,
     RunInCheckpoint,
     checkpoint_folder,
+    checkpoint_to_resume,
     load_checkpoint,
 )
 from geexp.training.classifier import Classifier
+from geexp.training.heartbeat import Heartbeat
 from geexp.training.history import History
-from geexp.training.loggers import make_logger
+from geexp.training.loggers import finish_wandb, make_logger
+from geexp.training.network import build_network
+from geexp.training.optimizer import group_table
+from geexp.training.safe_points import SafePoints
+from geexp.training.stopping import Stopped, StopSignals
+from geexp.training.trainer import explained_ranks, lightnings_refusals, make_trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Train, or go on with, the run whose folder is ``folder``; returns what was written to its ``result.json``.
+def train(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
+    """Train, or go on with, the run whose folder is ``folder``.
+
+    Returns what was written to its ``result.json``; None in the other ranks than the first, which write nothing.
 
     Raises:
         ConfigError: for ``resume=true`` without a checkpoint, and what the data set or the model refuses.
-        KeyboardInterrupt: after Ctrl-C, when the last checkpoint has been named.
+        DataError: for images or checkpoints that cannot be read, a run that another process trains, a full disk.
+        DivergedError: when the loss is no number any more.
+        Stopped: after a signal (SystemExit with code 75, or 130 for Ctrl-C), when the last checkpoint has been named.
+        KeyboardInterrupt: after a second Ctrl-C.
     """
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(_explained_writing(folder))
+        status: Status | None = None
+        if rank() == 0:
+            stack.enter_context(run_lock(folder))
+            status = stack.enter_context(Status(folder, epochs=planned_epochs(config)))
+            stack.enter_context(_explained_writing(folder))  # for the status, too
+            for left in (folder, checkpoint_folder(folder)):
+                remove_unfinished(left)
+        stack.enter_context(explained_ranks())
+        return _train(config, folder, signals, status)
+
+
+def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Status | None) -> dict[str, Any] | None:
     plain = asdict(config)
-    last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=config.trainer.checkpoint_every_n_steps)
-    resume_from = _resume_from(config, last.path)
+    resume_from, run_id = _resume_from(config, folder)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
-    tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
-    if not _in_sweep():  # where each job would repeat it
-        Console(stderr=True).print(tree)
-    (folder / "config_tree.txt").write_text(as_text(tree), encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    if rank() == 0:
+        _show(config, folder, plain)
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
@@ -75,32 +100,71 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.trainer.compile:
         model.compile()
-    classifier = Classifier(model, config.optim, config.schedule, channels_last=config.trainer.channels_last)
+    classifier = Classifier(
+        model, config.optim, config.schedule, seed=config.seed, channels_last=config.trainer.channels_last
+    )
+    if rank() == 0 and not _in_sweep():
+        Console(stderr=True).print(group_table(classifier.configure_optimizers()))
     log.info("%s: %s", "going on with" if resume_from else "training into", folder)
 
-    logger = make_logger(config.logger, folder, plain)
+    logger = make_logger(config.logger, folder, plain, run_id) if rank() == 0 else None
+    every = config.trainer.checkpoint_every_n_steps
+    safe_points = SafePoints(signals, saves_every=every)
+    last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=every, stop=lambda: safe_points.stop)
+    ours = [safe_points, History(folder / HISTORY), RunInCheckpoint(plain, run_id=run_id)]
+    if status is not None:
+        ours.append(Heartbeat(status))
     try:
-        trainer = make_trainer(
-            config,
-            folder,
-            logger=logger or False,
-            callbacks=[History(folder / HISTORY), RunInCheckpoint(plain), *callbacks, last],
-        )
-        if resume_from is None:  # what an earlier run left goes only now that this one can start
-            (folder / HISTORY).unlink(missing_ok=True)
-            (folder / RESULT).unlink(missing_ok=True)
-            last.path.with_name(BEST).unlink(missing_ok=True)
-        _fit(trainer, classifier, data, resume_from, last.path)
-        result = _result(config, folder, classifier, data, callbacks)
+        trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
+        if rank() == 0:
+            _prepare(folder, resume_from)
+        _fit(trainer, classifier, data, resume_from, folder)
+        account = data.account()  # of all ranks, which therefore all must ask
+        if rank() != 0:
+            return None
+        result = _result(config, folder, classifier, account, callbacks)
         if logger is not None:
             logger.log_metrics(_summary(result))
         write_json(folder / RESULT, result)
     finally:
-        if config.logger.name == "wandb":
-            import wandb
-
-            wandb.finish()
+        if config.logger.name == "wandb" and rank() == 0:
+            finish_wandb()
     return result
+
+
+def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
+    tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
+    if not _in_sweep():  # where each job would repeat it
+        Console(stderr=True).print(tree)
+    (folder / "config_tree.txt").write_text(as_text(tree), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+
+
+def _prepare(folder: Path, resume_from: Path | None) -> None:
+    """Bring the folder to where the training begins; what an earlier one left goes only now that this one can start."""
+    last = checkpoint_folder(folder) / LAST
+    if resume_from is None:
+        # In this order: killed in between, there is no checkpoint left whose history is gone.
+        for left in (*(last.with_name(name) for name in (LAST, PREVIOUS, BEST)), folder / RESULT, folder / HISTORY):
+            left.unlink(missing_ok=True)
+        return
+    keep_epochs(folder, load_checkpoint(resume_from)[FORMAT]["epoch"])
+    if resume_from != last and last.exists():  # or it would soon take the place of the one that is good
+        last.replace(last.with_name("damaged.ckpt"))
+
+
+@contextmanager
+def _explained_writing(folder: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written to is nothing that a traceback explains."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror}. What was finished is safe; the same command goes on from "
+            "the last checkpoint."
+        ) from error
 
 
 def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
@@ -113,104 +177,39 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
     return callback
 
 
-def build_network(model: ModelConfig, ge: GatherExciteConfig, data: DataConfig) -> nn.Module:
-    """The network that a configuration describes, for the images of its data set."""
-    settings = asdict(ge)
-    try:
-        return build_model(
-            **asdict(model),
-            **{"ge": settings.pop("variant"), **settings},
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            in_channels=data.channels,
-        )
-    except ValueError as error:  # what only the built network can know, such as a reduction beyond its channels
-        raise ConfigError(f"model={model.name} ge={ge.variant}: {error}.") from error
-
-
-def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Trainer:
-    """Lightning's Trainer for a configuration, without its own checkpoints, sanity check and sampler."""
-    settings = config.trainer
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
-    warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # the feed has done it already
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-    has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
-    with _lightnings_refusals():
-        trainer = pl.Trainer(
-            default_root_dir=folder,
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,  # type: ignore[arg-type]
-            max_epochs=settings.max_epochs,
-            deterministic=settings.deterministic,
-            limit_train_batches=settings.limit_train_batches,
-            limit_val_batches=settings.limit_val_batches,
-            overfit_batches=settings.overfit_batches,
-            detect_anomaly=settings.detect_anomaly,
-            profiler=_profiler(settings.profiler, folder),
-            plugins=[AtomicCheckpointIO()],
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_checkpointing=True,
-            enable_model_summary=False,
-            enable_progress_bar=has_bar,
-            **options,
-        )
-    if trainer.precision != settings.precision:  # Lightning takes another with a warning only
-        raise ConfigError(
-            f"trainer.precision={settings.precision}: this device cannot; Lightning would take {trainer.precision}."
-        )
-    return trainer
-
-
-def _profiler(name: str | None, folder: Path) -> Profiler | None:
-    """One that writes its report into the run's folder."""
-    if name is None:
-        return None
-    log.info("profile: %s", folder / "fit-profile.txt")
-    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-    return kinds[name](dirpath=folder, filename="profile")
-
-
-@contextmanager
-def _lightnings_refusals() -> Iterator[None]:
-    """No GPU, a share of the batches that is none, a callback without its logger: the user's to mend."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise ConfigError(f"Lightning refuses this configuration: {' '.join(str(error).split())}") from error
-
-
-def _resume_from(config: TrainConfig, last: Path) -> Path | None:
-    if config.force or config.resume is False:
-        return None
-    if last.is_file():
-        try:
-            recorded = load_checkpoint(last)[FORMAT]["config"]
-        except DataError as error:
-            raise DataError(f"{error} To start this run over: resume=false") from error
-        require_same_identity(last.parents[1], identity(validated(TrainConfig, recorded)), config)
-        return last
+def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, if any, and the name of the run at W&B."""
+    found = None if config.force or config.resume is False else checkpoint_to_resume(folder)
+    if found is not None:
+        path, about = found
+        require_same_identity(folder, identity(validated(TrainConfig, about["config"])), config)
+        return path, about["run_id"]
     if config.resume is True:
-        raise ConfigError(f"resume=true: there is no checkpoint at {last}. Leave it out to start this run.")
-    return None
+        raise ConfigError(
+            f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave it out to start this run."
+        )
+    return None, uuid.uuid4().hex[:8]
 
 
-def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, last: Path) -> None:
+def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, folder: Path) -> None:
+    last = checkpoint_folder(folder) / LAST
     try:
-        with _lightnings_refusals(), explained_workers():
+        with lightnings_refusals(), explained_workers():
             trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
-    except SystemExit as stop:  # Lightning turns Ctrl-C into one
+    except Stopped as stop:
+        if last.is_file() and rank() == 0:
+            print(
+                f"\n{stop}: stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; everything "
+                f"up to here is in {last}\nGo on with: {_go_on_command()}",
+                file=sys.stderr,
+            )
+        raise
+    except SystemExit as stop:  # Lightning turns a second Ctrl-C into one
         if not trainer.interrupted:
             raise
-        if last.is_file():
-            done = len(read_history(last.parents[1]))
+        if last.is_file() and rank() == 0:
             print(
-                f"\nInterrupted in epoch {trainer.current_epoch + 1}; the {done} finished epochs are safe in {last}\n"
-                f"Go on with: {_go_on_command()}",
-                file=sys.stderr,
+                f"\nInterrupted at once; the last checkpoint is {last}\nGo on with: {_go_on_command()}", file=sys.stderr
             )
         raise KeyboardInterrupt from stop
 
@@ -230,20 +229,29 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _result(
-    config: TrainConfig, folder: Path, classifier: Classifier, data: ImageData, callbacks: list[pl.Callback]
+    config: TrainConfig, folder: Path, classifier: Classifier, account: dict[str, Any], callbacks: list[pl.Callback]
 ) -> dict[str, Any]:
     rows = read_history(folder)
-    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None)
+    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None) or min(
+        rows, key=lambda row: row["val/top1_error"]
+    )
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     return {
         "format": 1,
         "status": "completed",
         "identity": identity(config),
-        "metrics": {"last": rows[-1], "best": best or min(rows, key=lambda row: row["val/top1_error"])},
+        "scale": config.scale,
+        "metrics": {"last": rows[-1], "best": finite(best)},
         "epochs": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "complexity": count_complexity(classifier.model, shape).as_dict(),
-        "feed": {"name": config.feed.name, **data.account()},
+        "feed": {"name": config.feed.name, **account},
+        "devices": {
+            "count": config.trainer.devices * config.trainer.nodes,
+            "images_per_device": device_batch(config),
+            "accumulate": config.trainer.accumulate,
+            "images_per_batchnorm": batchnorm_batch(config),
+        },
         "peak_memory_bytes": peak_memory(),
         "config": asdict(config),
         "command": _command(HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]),

@@ -1,0 +1,39 @@
+"""Which of several processes this one is, as torchrun says it in the environment. No torch."""
+
+import os
+
+from geexp.config.errors import ConfigError
+
+
+def rank() -> int:
+    """0 for the process that writes, logs and speaks; the only one, unless torchrun started several."""
+    return int(os.environ.get("RANK", 0)) if _by_torchrun() else 0
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1)) if _by_torchrun() else 1
+
+
+def require_ranks(command: str, *, devices: int, nodes: int = 1) -> None:
+    """One process per device must have been started.
+
+    Raises:
+        ConfigError: naming the command that starts as many as the configuration asks for.
+    """
+    if devices * nodes == world_size():
+        return
+    if devices * nodes == 1:
+        raise ConfigError(
+            f"trainer.devices=1, but {world_size()} processes were started, which would all do the same. "
+            f"Say trainer.devices={world_size()}, or start one: python -m geexp.{command} …"
+        )
+    asked = f"trainer.devices={devices}" + (f", trainer.nodes={nodes}" if nodes > 1 else "")
+    several = f" --nnodes={nodes} --rdzv-endpoint=<host>:29500" if nodes > 1 else ""
+    raise ConfigError(
+        f"{asked}: one process per device is needed, {devices * nodes}, but the number of those started is "
+        f"{world_size()}. Start them with: torchrun{several} --nproc-per-node={devices} -m geexp.{command} …"
+    )
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ

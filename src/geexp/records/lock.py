@@ -1,0 +1,69 @@
+"""One process at a time trains a run."""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from geexp.config.errors import DataError
+
+LOCK = "run.lock"
+log = logging.getLogger(__name__)
+
+_held: set[Path] = set()  # by this process, which would let go of a lock by looking at it
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run in ``folder``; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        DataError: if another process holds it.
+    """
+    path = (folder / LOCK).resolve()
+    if path in _held:
+        raise DataError(f"{folder}: this process is training this run already.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if not _taken(file):
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "another process"
+            raise DataError(
+                f"{folder}: {holder} is training this run. Wait for it, or stop it first; it can be gone on with."
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.remove(path)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains the run: on this machine, or on one that shares its locks."""
+    path = (folder / LOCK).resolve()
+    if path in _held:
+        return True
+    try:
+        with path.open("r+b") as file:
+            return not _taken(file)
+    except OSError:
+        return False
+
+
+def _taken(file: BinaryIO) -> bool:
+    # A lock of POSIX: it belongs to the process, so that workers which outlive it by a moment do not hold it.
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        log.warning("%s: this file system has no locks (%s); start the run once only.", file.name, error.strerror)
+    return True

@@ -1,0 +1,82 @@
+"""Between two steps, and after a validation: has the loss broken, has a signal come? Every rank learns it at once."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+
+from geexp.config.errors import DivergedError
+from geexp.training.checkpoints import newest_checkpoint
+from geexp.training.loss_watch import is_finite
+from geexp.training.stopping import StopSignals
+
+
+class SafePoints(pl.Callback):
+    """Stops a training that has diverged before another checkpoint is written, or whose schedule is over.
+
+    ``stop`` is the signal that all ranks have agreed to obey at this point, or 0; the last checkpoint obeys it.
+
+    Args:
+        signals: what this process was asked.
+        saves_every: steps between checkpoints within an epoch, each of which must be known to be sound.
+    """
+
+    def __init__(self, signals: StopSignals, *, saves_every: int | None) -> None:
+        self.signals, self.saves_every = signals, saves_every
+        self.stop = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.take()  # Lightning's own handler saves nothing and ends with exit code 0
+        self.signals.training = True
+        # Asking a GPU for a number makes it wait; asking now and then does not.
+        self._every = 1 if trainer.strategy.root_device.type == "cpu" else 10
+        self._end_of_schedule(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # within a step
+        self._end_of_schedule(trainer, pl_module)
+        step = trainer.global_step
+        if step % self._every == 0 or (self.saves_every and step % self.saves_every == 0):
+            self._agree(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.signals.training:
+            self._agree(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.signals.training:
+            self._end_of_schedule(trainer, pl_module)
+            self._agree(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.training = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.signals.training = False
+
+    def _end_of_schedule(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if pl_module.rate.over(trainer.global_step):
+            trainer.should_stop = True  # Lightning validates what was trained, then ends
+
+    def _agree(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        broken = [pl_module.loss_watch.first(), 0 if is_finite(pl_module) else trainer.global_step]
+        first = [-step if step else -math.inf for step in broken]  # of all ranks the first step is the highest number
+        flags = torch.tensor([self.signals.received, *first], dtype=torch.float32)
+        if dist.is_available() and dist.is_initialized():
+            flags = flags.to(trainer.strategy.root_device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        received, loss, weights = flags.tolist()
+        if max(loss, weights) > -math.inf:
+            what = f"weights are not finite after step {-weights:.0f}"
+            if loss > -math.inf:
+                what = f"training loss is not finite at step {-loss:.0f}"
+            raise DivergedError(
+                f"the {what}, in epoch {trainer.current_epoch + 1} (learning rate {pl_module.lr:g}): the run has "
+                f"diverged. {newest_checkpoint(trainer)} Try a lower optim.lr, or a warm-up."
+            )
+        self.stop = int(received)
