@@ -1,0 +1,99 @@
+"""Presets really run, scaled down: ``experiment=… scale=smoke`` on small data in the official formats."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geexp.config.command import config_directory
+from geexp.config.identity import run_folder
+from geexp.data.cifar import CIFAR10, CIFAR100
+from tests.conftest import environment
+from tests.data.configuration import train_config
+from tests.data.conftest import photo
+from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, official, pickled
+
+PRESETS = sorted(path.stem for path in Path(config_directory()).glob("experiment/*.yaml"))
+SMOKE = ["scale=smoke", "trainer=cpu", "logger=none"]
+
+# Trains with the checksums of the small archives instead of the official ones.
+TRAIN = """
+import json, sys
+from geexp.data import datasets
+from geexp.data.cifar import CifarArchive
+from geexp.train import main
+datasets.CIFAR10, datasets.CIFAR100 = (CifarArchive(**archive) for archive in json.loads(sys.argv.pop(1)))
+main()
+"""
+
+
+@pytest.fixture
+def archives(tmp_path) -> list[Official]:
+    """CIFAR-10 and -100 with some images of their first two classes, and three classes of ImageNet, in one folder."""
+    for split, images in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("n01440764", "n01443537", "n01484850")):
+            folder = tmp_path / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for i in range(images):
+                photo(10 * label + i, (64, 48)).save(folder / f"{name}_{i}.JPEG")
+    names = [name for name, _ in (*CIFAR10.train, *CIFAR10.test)]
+    files = {name: pickled(batch(name, seed, labels=10)) for seed, name in enumerate(names)}
+    ten = official(files | {"batches.meta": pickled({"label_names": CLASSES10})}, CIFAR10, tmp_path)
+    files = {name: pickled(batch(name, 0, fine_labels=2, coarse_labels=2)) for name in ("train", "test")}
+    hundred = official(files | {"meta": pickled({"fine_label_names": CLASSES100})}, CIFAR100, tmp_path)
+    for one in (ten, hundred):
+        one.pack()
+    return [ten, hundred]
+
+
+def results(archives: list[Official], *overrides: str, seconds: int) -> dict[str, dict]:
+    """Train in one process; the results by the names of their folders."""
+    root = archives[0].root
+    checksums = json.dumps([one.archive.__dict__ for one in archives])
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, checksums, *overrides],
+        cwd=root,
+        env=environment(GEEXP_DATA=str(root)),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    written = {str(path.parent.relative_to(root / "outputs")): path for path in root.glob("outputs/**/result.json")}
+    return {folder: json.loads(path.read_text()) for folder, path in written.items()}
+
+
+def folder_of(preset: str, *overrides: str) -> str:
+    return run_folder(train_config(f"experiment={preset}", *overrides))
+
+
+def test_one_preset_of_each_kind(archives):
+    """Files, arrays, and the embedded images; epochs with a plateau, iterations, and a cosine."""
+    presets = ["table4_theta_plus", "table5_resnet110_cifar100_theta_minus", "demo"]
+    found = results(archives, "-m", f"experiment={','.join(presets)}", *SMOKE, seconds=120)
+    shufflenet, resnet, demo = (found[folder_of(preset, *SMOKE)] for preset in presets)
+    assert len(found) == 3
+    for result in (shufflenet, resnet, demo):
+        assert result["identity"]["scale"] == result["config"]["scale"] == "smoke"
+        assert result["identity"]["data"]["keep_classes"] == result["identity"]["data"]["num_classes"] == 2
+        assert result["metrics"]["last"]["train/images"] == 2 * 4
+    assert shufflenet["feed"] == {"name": "folder"} | {s: {"fallbacks": 0, "skipped": {}} for s in ("train", "val")}
+    assert resnet["feed"]["name"] == demo["feed"]["name"] == "resident"
+    assert shufflenet["metrics"]["last"]["val/images"] == 4  # of the six in the folder
+    assert (shufflenet["epochs"], resnet["epochs"], demo["epochs"]) == (1, 3, 1)  # six iterations, two an epoch
+
+
+@pytest.mark.slow
+def test_every_preset_runs_one_batch(archives):
+    """In one multirun, in one process."""
+    one_batch = [*SMOKE, "debug=one_batch"]
+    found = results(archives, "-m", "experiment=glob(*)", *one_batch, seconds=3600)
+    expected = {folder_of(preset, *one_batch) for preset in PRESETS}
+    assert found.keys() == expected
+    for folder, result in found.items():
+        assert result["status"] == "completed"
+        assert result["identity"]["scale"] == "smoke"
+        assert result["metrics"]["last"]["train/images"] == 4
+        assert folder.split("/")[0].endswith("-smoke")
