@@ -1,6 +1,9 @@
 """What only a GPU can show; run by make test-gpu."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from geexp.config.schema import AugmentationConfig
 from geexp.data.images import ArrayImages
 from geexp.data.resident_feed import ResidentImages
 from geexp.operators import VARIANTS
+from tests.conftest import environment
 
 pytestmark = pytest.mark.gpu
 
@@ -77,3 +81,28 @@ def test_photographs_on_the_gpu(run, tmp_path, engine):
         "trainer.max_epochs=1", "optim.batch_size=16", "feed.workers=4", f"feed.engine={engine}", "logger=none",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])  # the second one has a gradient scaler
+def test_preempted_and_resumed_equals_uninterrupted_on_the_gpu(run, tmp_path, precision):
+    arguments = ["ge=theta_plus", "trainer=gpu", f"trainer.precision={precision}", "trainer.deterministic=true"]
+    arguments += ["schedule.epochs=2", "trainer.limit_val_batches=4", "logger=none"]
+    assert run("train", *arguments, "outputs=straight").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geexp.train", *arguments, "outputs=broken"],
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in process.stderr:
+        if "epoch 1/2" in line:
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 75
+    assert run("train", *arguments, "outputs=broken").returncode == 0
+    straight, broken = (
+        torch.load(next((tmp_path / name).glob("**/last.ckpt")), weights_only=True) for name in ("straight", "broken")
+    )
+    for name, value in straight["state_dict"].items():
+        assert torch.equal(value, broken["state_dict"][name]), name

@@ -32,6 +32,7 @@ def test_every_option_is_valid(group, option):
         "placement": ["model=resnet50" if option == "stage5" else "model=resnet20"],
         "recipe": ["data=imagenet", "feed=pack"],
         "feed": ["data=imagenet"] if option in ("folder", "pack") else [],
+        "scale": ["data=cifar10" if option.startswith("cifar") else "data=imagenet"],
     }
     overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
     config(*needs.get(group, ["model=resnet20"]), *overrides)

@@ -1,8 +1,14 @@
 """Every mistake gets one message that names key, value and way out; exit code 2; no traceback; nothing made."""
 
+import math
+import re
 import shlex
 
 import pytest
+
+from geexp.config.errors import ConfigError
+from geexp.config.rules import check_optim, check_schedule
+from geexp.config.schema import OptimConfig, ScheduleConfig
 
 # arguments, what the message must say
 MISTAKES = [
@@ -27,8 +33,10 @@ MISTAKES = [
     ("optim.lr=-1", ["optim.lr=-1", "above 0"]),
     ("trainer.max_epochs=1.5", ["trainer.max_epochs", "a whole number"]),
     ("trainer.max_epochs=0", ["trainer.max_epochs=0", "at least 1"]),
-    ("trainer.max_epochs=50", ["trainer.max_epochs=50", "schedule.epochs"]),
-    ("trainer.devices=2", ["trainer.devices=2", "one device"]),
+    ("trainer.max_epochs=50", ["trainer.max_epochs=50", "5 epochs", "schedule.epochs"]),
+    ("schedule=plateau trainer.max_epochs=301", ["trainer.max_epochs=301", "schedule=plateau is over after 300"]),
+    ("trainer.devices=3", ["optim.batch_size=64", "3 devices", "nearest that does is 63"]),
+    ("trainer.accumulate=64", ["optim.batch_size=64", "one image per device", "trainer.accumulate"]),
     ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
     ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0"]),
     ("schedule=fixed100 schedule.milestones=[60,30]", ["schedule.milestones", "rising order"]),
@@ -44,7 +52,13 @@ MISTAKES = [
     ("ge=se ge.reduction=1000", ["reduction=1000", "number of channels"]),
     ("optim.lr=inf", ["optim.lr=inf", "finite"]),
     ("optim.batch_size=1", ["optim.batch_size=1", "at least 2"]),
-    ("schedule.warmup_epochs=nan", ["schedule.warmup_epochs=nan"]),
+    ("schedule.warmup=nan", ["schedule.warmup=nan"]),
+    ("schedule=platau", ["schedule=platau", "Did you mean plateau"]),
+    ("schedule.warmup_epochs=1", ["schedule.warmup_epochs", "Did you mean warmup"]),
+    ("schedule.iterations=100", ["schedule.epochs=5, schedule.iterations=100", "one of the two"]),
+    ("schedule=plateau schedule.monitor=loss", ["schedule.monitor=loss", "val/loss"]),
+    ("optim.decay_bn_and_bias=true", ["optim.decay_bn_and_bias", "decay_bn"]),
+    ("optim.lr_for_batch=0", ["optim.lr_for_batch=0", "at least 1"]),
     ("seed=-1", ["seed=-1", "4294967295"]),
     ("outputs=", ["outputs is empty"]),
     ("data.std=[0.0]", ["data.std=[0.0]", "above 0"]),
@@ -96,6 +110,65 @@ def test_train_refuses(run, tmp_path, arguments, parts):
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in message
+
+
+STEPS = {"kind": "steps", "epochs": 100, "milestones": [30, 60]}
+COSINE = {"kind": "cosine", "epochs": 5}
+PLATEAU = {"kind": "plateau", "epochs": 300}
+
+# settings of a schedule, what the message must say
+SCHEDULE_MISTAKES = [
+    (STEPS | {"kind": "stairs"}, ["schedule.kind=stairs", "steps, cosine, plateau"]),
+    (STEPS | {"iterations": 64_000}, ["schedule.epochs=100, schedule.iterations=64000", "one of the two", "null"]),
+    (STEPS | {"epochs": None}, ["schedule.epochs=None, schedule.iterations=None", "one of the two"]),
+    (STEPS | {"epochs": 0}, ["schedule.epochs=0", "at least 1"]),
+    (STEPS | {"epochs": None, "iterations": 0}, ["schedule.iterations=0", "at least 1"]),
+    (STEPS | {"epochs": None, "iterations": 9, "milestones": [0]}, ["schedule.milestones=[0]", "iterations from 1 on"]),
+    (STEPS | {"milestones": [30, 30]}, ["schedule.milestones=[30, 30]", "rising order"]),
+    (STEPS | {"factor": 0.0}, ["schedule.factor=0.0", "above 0"]),
+    (STEPS | {"factor": math.inf}, ["schedule.factor=inf", "finite"]),
+    *[(STEPS | {"stretch": wrong}, [f"schedule.stretch={wrong}", "1000"]) for wrong in (0.0, -1.0, math.nan, math.inf)],
+    (STEPS | {"warmup": 100.0}, ["schedule.warmup=100.0", "less than schedule.epochs=100"]),
+    (STEPS | {"warmup": -1.0}, ["schedule.warmup=-1.0", "at least 0"]),
+    (COSINE | {"warmup": 4.0, "stretch": 0.5}, ["schedule.stretch=0.5", "schedule.epochs=2", "a warm-up of 2 fills"]),
+    *[
+        (STEPS | {"warmup": 1.0, "warmup_factor": wrong}, [f"schedule.warmup_factor={wrong}", "above 0", "null"])
+        for wrong in (0.0, -0.1, math.nan, math.inf)
+    ],
+    (COSINE | {"milestones": [3]}, ["schedule.milestones=[3]", "only schedule.kind=steps"]),
+    (PLATEAU | {"milestones": [3]}, ["schedule.milestones=[3]", "only schedule.kind=steps"]),
+    (PLATEAU | {"epochs": None, "iterations": 9}, ["schedule.iterations", "after an epoch", "schedule.epochs"]),
+    (PLATEAU | {"factor": 1.0}, ["schedule.factor=1.0", "below 1"]),
+    (PLATEAU | {"monitor": "val/los"}, ["schedule.monitor=val/los", "Did you mean val/loss"]),
+    (PLATEAU | {"patience": -1}, ["schedule.patience=-1", "at least 0"]),
+    (PLATEAU | {"reductions": -1}, ["schedule.reductions=-1", "at least 0"]),
+    *[(PLATEAU | {"threshold": wrong}, [f"schedule.threshold={wrong}", "below 1"]) for wrong in (-1e-4, 1.0, math.nan)],
+]
+
+
+@pytest.mark.parametrize(("settings", "parts"), SCHEDULE_MISTAKES)
+def test_a_schedule_is_refused(settings, parts):
+    with pytest.raises(ConfigError) as refused:
+        check_schedule(ScheduleConfig(name="own", **settings))
+    for part in parts:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        *[(key, value) for key in ("lr", "bias_lr_factor") for value in (0.0, -0.1, math.nan, math.inf)],
+        *[("momentum", value) for value in (1.0, -0.1, math.nan)],
+        *[("weight_decay", value) for value in (-1e-4, math.nan, math.inf)],
+        ("lr_for_batch", 0),
+        ("lr_for_batch", -256),
+    ],
+)
+def test_an_optimiser_is_refused(key, wrong):
+    with pytest.raises(ConfigError, match=rf"optim\.{key}={re.escape(str(wrong))}: must be "):
+        check_optim(OptimConfig(**{key: wrong}))
+    with pytest.raises(ConfigError, match=r"optim\.nesterov=true needs optim\.momentum"):
+        check_optim(OptimConfig(nesterov=True, momentum=0.0))
 
 
 @pytest.mark.parametrize("arguments", [["ge.extent=3"], ["-m", "ge.extent=2,3"], ["outputs=/proc/none"]])

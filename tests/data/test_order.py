@@ -44,6 +44,19 @@ def test_training_on_several_ranks(n, world):
     assert len(set(seen)) == len(seen) > n - 24
 
 
+@pytest.mark.parametrize(("n", "world", "accumulate"), [(96, 1, 2), (101, 1, 4), (101, 2, 2), (97, 3, 2), (50, 1, 3)])
+def test_a_step_of_several_batches(n, world, accumulate):
+    """Step k has the same samples however many batches it is made of, and none is left with fewer batches."""
+    share = {"batch_size": 24 // (world * accumulate), "seed": 1, "world": world, "accumulate": accumulate}
+    ranks = [indices(TrainingOrder(n, rank=rank, **share)) for rank in range(world)]
+    whole = indices(TrainingOrder(n, batch_size=24, seed=1))
+    for rank in range(world):
+        assert len(ranks[rank]) == len(TrainingOrder(n, rank=rank, **share)) == len(whole) * accumulate
+    for k, step in enumerate(whole):
+        batches = [batch for rank in ranks for batch in rank[k * accumulate : (k + 1) * accumulate]]
+        assert sorted(itertools.chain(*batches)) == sorted(step)
+
+
 @pytest.mark.parametrize(("n", "world", "batch"), [(10, 1, 4), (2001, 2, 500), (101, 3, 11), (9, 4, 1), (2, 4, 8)])
 def test_evaluation_shows_each_sample_once(n, world, batch):
     ranks = [FixedOrder(n, batch_size=batch, rank=r, world=world) for r in range(world)]

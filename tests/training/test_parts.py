@@ -1,51 +1,19 @@
-"""Schedules, parameter groups, counting of errors and checkpoints: against numbers worked out by hand."""
+"""Parameter groups, counting of errors and checkpoints: against numbers worked out by hand."""
 
-import math
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
-import yaml
 
 from geexp import build_model
-from geexp.config.command import config_directory
 from geexp.config.errors import DataError
-from geexp.config.schema import OptimConfig, ScheduleConfig
+from geexp.config.schema import OptimConfig
 from geexp.training.checkpoints import load_checkpoint
 from geexp.training.errors_count import ErrorCount
 from geexp.training.loggers import usual_mode
-from geexp.training.optimizer import make_sgd, parameter_groups
-from geexp.training.schedules import lr_factor
-
-
-def schedule(name: str) -> ScheduleConfig:
-    with open(f"{config_directory()}/schedule/{name}.yaml", encoding="utf-8") as file:
-        return ScheduleConfig(**yaml.safe_load(file))
-
-
-@pytest.mark.parametrize(
-    ("name", "epoch", "rate"),
-    [
-        ("fixed100", 0, 0.1),
-        ("fixed100", 29.99, 0.1),
-        ("fixed100", 30, 0.01),
-        ("fixed100", 60, 0.001),
-        ("fixed100", 99.9, 0.0001),
-        ("wrn_cifar", 59.9, 0.1),
-        ("wrn_cifar", 60, 0.02),
-        ("wrn_cifar", 120, 0.004),
-        ("wrn_cifar", 160, 0.0008),
-        ("demo", 0, 0),
-        ("demo", 0.25, 0.05),
-        ("demo", 0.5, 0.1),
-        ("demo", 2.75, 0.05),
-        ("demo", 5, 0),
-    ],
-)
-def test_learning_rate(name, epoch, rate):
-    assert 0.1 * lr_factor(schedule(name), epoch) == pytest.approx(rate, abs=1e-12)
+from geexp.training.optimizer import group_table, make_sgd, parameter_groups
 
 
 def test_parameter_groups_are_the_authors():
@@ -62,11 +30,76 @@ def test_parameter_groups_are_the_authors():
     assert any(p is gather[1].bias for p in groups["bn"]["params"])
 
 
-def test_parameter_groups_can_be_switched_off():
-    groups = parameter_groups(build_model("resnet20"), OptimConfig(decay_bn_and_bias=True, bias_lr_factor=1.0))
-    assert {(group["lr"], group["weight_decay"]) for group in groups} == {(0.1, 1e-4)}
-    sgd = make_sgd(build_model("resnet20"), OptimConfig(nesterov=True, momentum=0.8))
-    assert all(group["nesterov"] and group["momentum"] == 0.8 for group in sgd.param_groups)
+# (learning rate, weight decay) of the weights, of BN, of the biases
+@pytest.mark.parametrize(
+    ("switched", "weights", "bn", "biases"),
+    [
+        ({}, (0.1, 1e-4), (0.1, 0), (0.2, 0)),
+        ({"decay_bn": True}, (0.1, 1e-4), (0.1, 1e-4), (0.2, 0)),
+        ({"decay_biases": True}, (0.1, 1e-4), (0.1, 0), (0.2, 1e-4)),
+        ({"bias_lr_factor": 1.0}, (0.1, 1e-4), (0.1, 0), (0.1, 0)),
+        ({"weight_decay": 0.0}, (0.1, 0), (0.1, 0), (0.2, 0)),
+        ({"weight_decay": 5e-4, "decay_bn": True}, (0.1, 5e-4), (0.1, 5e-4), (0.2, 0)),
+        ({"decay_bn": True, "decay_biases": True, "bias_lr_factor": 1.0}, *[(0.1, 1e-4)] * 3),
+        ({"batch_size": 1024}, (0.1, 1e-4), (0.1, 0), (0.2, 0)),
+        ({"batch_size": 1024, "lr_for_batch": 256}, (0.4, 1e-4), (0.4, 0), (0.8, 0)),
+    ],
+    ids=lambda case: ",".join(case) or "paper" if isinstance(case, dict) else "",
+)
+def test_each_difference_between_the_groups_is_a_switch(switched, weights, bn, biases):
+    sgd = make_sgd(build_model("resnet20", ge="theta_plus"), OptimConfig(**switched))
+    groups = {group["name"]: group for group in sgd.param_groups}
+    expected = {"weights": weights, "bn": bn, "biases": biases}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == expected
+    assert all(group["base_lr"] == group["lr"] for group in groups.values())  # before any schedule
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), (0.8, True), (0.0, False)])
+def test_momentum_is_that_of_all_groups(momentum, nesterov):
+    sgd = make_sgd(build_model("resnet20"), OptimConfig(momentum=momentum, nesterov=nesterov))
+    assert {(group["momentum"], group["nesterov"]) for group in sgd.param_groups} == {(momentum, nesterov)}
+
+
+def test_what_a_step_does_to_a_weight_a_bn_and_a_bias():
+    """With gradients of zero only decay moves; with gradients of one, each group moves by its rate."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.SyncBatchNorm(2))
+    for gradient, moves in ((0.0, (0.1 * 1e-4, 0, 0, 0)), (1.0, (0.1 * (1 + 1e-4), 0.2, 0.1, 0.1))):
+        for parameter in model.parameters():
+            torch.nn.init.ones_(parameter)
+            parameter.grad = torch.full_like(parameter, gradient)
+        make_sgd(model, OptimConfig()).step()
+        linear, bn, sync = model
+        for moved, by in zip((linear.weight, linear.bias, bn.weight, sync.bias), moves, strict=True):
+            assert torch.allclose(1 - moved, torch.tensor(by, dtype=torch.float32), rtol=1e-2, atol=1e-9)
+
+
+def test_a_network_without_a_kind_of_parameter_has_no_group_of_it():
+    assert [group["name"] for group in parameter_groups(torch.nn.Conv2d(1, 1, 1, bias=False), OptimConfig())] == [
+        "weights"
+    ]
+
+
+def test_the_table_of_groups_says_what_is_in_them():
+    model = build_model("resnet20", ge="theta_plus")
+    sgd = make_sgd(model, OptimConfig(nesterov=True, weight_decay=5e-4))
+    for group in sgd.param_groups:
+        group["lr"] = 0.0  # wherever the schedule stands, the table shows what it multiplies
+    table = group_table(sgd)
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in sgd.param_groups}
+    assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
+    bns = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert sizes["bn"] == sum(2 * bn.num_features for bn in bns)
+    assert sizes["biases"] == 10 + sum(C + C // 16 for C in (16, 32, 64)) * 3
+    assert columns == {
+        "group": ["weights", "bn", "biases"],
+        "tensors": [str(len(group["params"])) for group in sgd.param_groups],
+        "parameters": [f"{sizes[name]:,}" for name in ("weights", "bn", "biases")],
+        "learning rate": ["0.1", "0.1", "0.2"],
+        "weight decay": ["0.0005", "0", "0"],
+        "momentum": ["0.9 Nesterov"] * 3,
+    }
+    assert columns["tensors"][1:] == [str(2 * len(bns)), str(1 + 2 * 9)]
 
 
 CPU = torch.device("cpu")
@@ -154,9 +187,3 @@ def test_there_is_no_unsafe_load_in_the_package():
     sources = [path.read_text(encoding="utf-8") for path in Path(found).rglob("*.py")]
     assert len(sources) > 30
     assert not any("weights_only=False" in source for source in sources)
-
-
-def test_the_cosine_is_one():
-    assert lr_factor(ScheduleConfig(name="x", kind="cosine", epochs=10), 3) == pytest.approx(
-        0.5 * (1 + math.cos(0.3 * math.pi))
-    )

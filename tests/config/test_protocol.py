@@ -1,0 +1,115 @@
+"""What follows from a configuration by arithmetic: rates and batches. Lengths are tested with the schedules."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from geexp.config.errors import ConfigError
+from geexp.config.identity import effective_schedule, identity, run_folder
+from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
+from geexp.config.schema import OptimConfig, TrainConfig
+from tests.data.configuration import train_config
+
+
+@cache
+def config(*overrides: str) -> TrainConfig:
+    return train_config(*overrides)
+
+
+@pytest.mark.parametrize("batch", [32, 64, 128, 256, 512])
+def test_the_rate_is_scaled_only_when_asked(batch):
+    assert base_rate(OptimConfig(batch_size=batch)) == 0.1
+    assert base_rate(OptimConfig(batch_size=batch, lr_for_batch=256)) == 0.1 * batch / 256
+
+
+@pytest.mark.parametrize("name", ["paper", "cifar", "wrn"])
+def test_no_protocol_of_the_paper_scales_its_rate(name):
+    optim = replace(config(f"optim={name}").optim, batch_size=64)
+    assert (optim.lr_for_batch, base_rate(optim)) == (None, 0.1)
+
+
+def test_scaled_to_its_own_batch_a_rate_is_itself():
+    for batch in range(2, 2049):
+        for lr in (0.1, 0.05, 0.025, 0.01, 0.4):
+            assert base_rate(OptimConfig(lr=lr, batch_size=batch, lr_for_batch=batch)) == lr
+
+
+def test_a_run_is_named_by_the_rate_and_not_by_how_it_was_given():
+    def folder(**optim) -> str:
+        paper = config("optim=paper")
+        return run_folder(replace(paper, optim=replace(paper.optim, **optim)))
+
+    assert folder(batch_size=1024, lr_for_batch=256) == folder(batch_size=1024, lr=0.4)
+    assert folder(batch_size=1024, lr_for_batch=256) != folder(batch_size=1024)
+    assert folder(batch_size=96, lr_for_batch=96) == folder(batch_size=96)
+
+
+def test_a_run_is_named_by_its_lengths_and_not_by_how_they_were_given():
+    stretched = config("schedule=fixed100", "schedule.stretch=0.1")
+    written = config("schedule=fixed100", "schedule.epochs=10", "schedule.milestones=[3,6,9]")
+    assert identity(stretched)["schedule"] == {
+        "name": "fixed100", "kind": "steps", "epochs": 10, "warmup": 0.0, "milestones": [3, 6, 9], "factor": 0.1,
+    }  # fmt: skip
+    assert run_folder(stretched) == run_folder(written)
+    assert run_folder(stretched) != run_folder(config("schedule=fixed100"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "without_effect", "with_effect"),
+    [
+        (
+            "fixed100",
+            {"patience": 3, "monitor": "train/loss", "threshold": 0, "reductions": 1, "warmup_factor": 0.5},
+            {"factor": 0.2},
+        ),
+        ("demo", {"factor": 0.5, "patience": 3, "reductions": 1}, {"warmup_factor": 0.5, "warmup": 1, "epochs": 4}),
+        (
+            "plateau",
+            {"warmup_factor": 0.5},
+            {"patience": 3, "monitor": "train/loss", "threshold": 0, "reductions": 2, "factor": 0.5, "epochs": 400},
+        ),
+        ("preact_cifar", {"patience": 3}, {"warmup_factor": 0.5, "warmup": 0, "iterations": 32_000, "milestones": [1]}),
+    ],
+)
+def test_a_run_is_named_by_what_has_an_effect_on_its_schedule(schedule, without_effect, with_effect):
+    ours = config(f"schedule={schedule}").schedule
+    assert effective_schedule(replace(ours, **without_effect)) == effective_schedule(ours)
+    for key, value in with_effect.items():
+        assert effective_schedule(replace(ours, **{key: value})) != effective_schedule(ours)
+
+
+def with_trainer(**settings) -> TrainConfig:
+    paper = config("optim=paper")
+    return replace(paper, trainer=replace(paper.trainer, **settings))
+
+
+def test_the_batch_is_that_of_all_devices_and_of_all_that_make_a_step():
+    assert device_batch(with_trainer()) == 256
+    assert device_batch(with_trainer(devices=8)) == 32
+    assert device_batch(with_trainer(devices=4, nodes=2, accumulate=2)) == 16
+    assert batchnorm_batch(with_trainer(devices=4, nodes=2, accumulate=2)) == 16
+    assert batchnorm_batch(with_trainer(devices=4, nodes=2, accumulate=2, sync_batchnorm=True)) == 128
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "accumulate", "parts"),
+    [
+        (256, 3, 1, ["optim.batch_size=256", "3 devices", "The nearest that does is 255"]),
+        (100, 8, 2, ["8 devices with trainer.accumulate=2", "The nearest that does is 96"]),
+        (2, 4, 1, ["The nearest that does is 4"]),
+        (255, 1, 2, ["1 device with"]),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(batch, devices, accumulate, parts):
+    with pytest.raises(ConfigError) as refused:
+        share_of_batch(batch, devices, accumulate)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_after_how_many_epochs_a_run_ends():
+    for schedule, epochs in (("fixed100", 100), ("plateau", 300), ("preact_cifar", None)):
+        whole = config(f"schedule={schedule}")
+        assert planned_epochs(whole) == epochs
+        assert planned_epochs(replace(whole, trainer=replace(whole.trainer, max_epochs=7))) == 7

@@ -1,0 +1,58 @@
+"""Killed with SIGKILL at random moments and started again, a training ends as if nobody had; see the script."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geexp.training.run import train
+from tests.conftest import environment
+from tests.data.configuration import train_config
+from tests.training.test_run import history
+
+SCRIPT = Path(__file__).parents[2] / "scripts/chaos.py"
+
+
+def chaos(*options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options], env=environment(), capture_output=True, text=True, timeout=1500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_one_run():
+    """Killed in the first epoch, and in the third while it writes a checkpoint."""
+    out = chaos("--runs=1", "--seed=8")
+    assert "2 kills" in out
+    assert "1 of 1 runs equal" in out
+
+
+# Over after the last epoch, by a plateau in the second, in the middle of the second: five steps an epoch
+ENDS = {
+    "epochs": ("schedule.epochs=1", 5),
+    "plateau": ("schedule=plateau schedule.reductions=0 schedule.patience=0 schedule.threshold=0.99", 10),
+    "iterations": ("schedule=preact_cifar schedule.iterations=7 schedule.warmup=1 schedule.milestones=[3]", 7),
+}
+
+
+@pytest.mark.parametrize(("schedule", "steps"), ENDS.values(), ids=ENDS)
+def test_between_the_last_checkpoint_and_the_result(tmp_path, schedule, steps):
+    """Nothing is trained or written again; only the result was missing."""
+    batches = ["optim.batch_size=32", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
+    config = train_config("trainer=cpu", "logger=none", *batches, *schedule.split())
+    first = train(config, tmp_path)
+    (tmp_path / "result.json").unlink()
+    last, rows = (tmp_path / "checkpoints/last.ckpt").stat(), history(tmp_path)
+    assert rows[-1]["step"] == steps
+    again = train(config, tmp_path)
+    assert again["metrics"] == first["metrics"]
+    assert history(tmp_path) == rows
+    assert (tmp_path / "checkpoints/last.ckpt").stat() == last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "runs"), [(1, 4), (2, 2)])
+def test_several_runs(ranks, runs):
+    assert f"{runs} of {runs} runs equal" in chaos(f"--runs={runs}", f"--ranks={ranks}")

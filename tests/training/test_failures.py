@@ -1,0 +1,428 @@
+"""What goes wrong in weeks of training, made to go wrong: one clear message, and nothing that was finished is lost."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from geexp.config.command import explain
+from geexp.config.errors import DataError, DivergedError
+from geexp.config.schema import TrainConfig
+from geexp.records.lock import run_lock
+from geexp.records.run_files import read_result
+from geexp.records.status import read_status
+from geexp.training import loggers
+from geexp.training.run import train
+from tests.data.configuration import train_config
+from tests.training.fake_wandb import fake_wandb
+from tests.training.forked import Ended
+from tests.training.test_run import history, same_weights
+
+# Two epochs of six steps, a checkpoint after each epoch and after every fourth step.
+SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "optim.batch_size=32", "schedule.epochs=2"]
+SETTINGS += ["trainer.limit_train_batches=6", "trainer.limit_val_batches=2", "trainer.checkpoint_every_n_steps=4"]
+
+
+def trouble(kind: str, /, **settings: Any) -> str:
+    """A callback of ``trouble.py``, under a name that is no part of a run's identity."""
+    inside = "".join(f", {key}: {value}" for key, value in settings.items())
+    return f"+callbacks.device_stats={{_target_: tests.training.trouble.{kind}{inside}}}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As in the processes that go on with what was begun here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted")
+    assert train(train_config(*SETTINGS), run) is not None
+    return run
+
+
+def ends_as(uninterrupted: Path, run: Path) -> None:
+    """The same command, given again, comes to the same end."""
+    assert train(train_config(*SETTINGS), run) is not None
+    assert read_status(run)["state"] == "complete"
+    assert history(run) == history(uninterrupted)
+    same_weights(run, uninterrupted)
+    assert not [*run.glob(".writing*"), *run.glob("checkpoints/.writing*")]
+
+
+def one_message(ended: Ended, code: int) -> str:
+    """The only thing that a process that failed has to say, beside how far it had come."""
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert "Error executing job" not in ended.stderr
+    *_, message = ended.stderr.splitlines()
+    assert ended.stderr.count("geexp.train: ") == 1
+    return message.removeprefix("geexp.train: ")
+
+
+def assert_silent(rank: Ended) -> None:
+    """It had given up, and left it to the first rank to say why; SIGTERM, from torchrun, then ended it at once."""
+    assert (rank.returncode, rank.stdout, rank.stderr) == (-signal.SIGTERM, "", "")
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+# NaN and infinity
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "step", "good"),
+    [
+        ([trouble("Poison", step=8)], "the training loss is not finite at step 8, in epoch 2 (learning rate 0.0", 8, 6),
+        # All pixels are infinite.
+        (["data.std=[1e-44]"], "the training loss is not finite at step 1, in epoch 1 (learning rate 0)", 1, 0),
+        # A step whose loss is a number still, but not the weights that it leaves; a checkpoint is due after each.
+        (["optim.lr=1e9", "trainer.checkpoint_every_n_steps=1"], "the weights are not finite after step ", None, None),
+    ],
+)
+def test_a_diverged_run_stops_at_once_and_its_last_checkpoint_is_sound(tmp_path, overrides, what, step, good):
+    with pytest.raises(DivergedError) as diverged:
+        train(train_config(*SETTINGS, *overrides), tmp_path)
+    message = str(diverged.value)
+    assert message.startswith(what)
+    assert diverged.value.exit_code == 1
+    assert "Try a lower optim.lr" in message
+    path, of_step = re.search(r"The last good checkpoint is (\S+), of step (\d+)\.", message).groups()
+    assert path == str(tmp_path / "checkpoints/last.ckpt")
+    last = checkpoint(tmp_path)
+    assert last["global_step"] == int(of_step)
+    if good is not None:
+        assert last["global_step"] == good
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"]) == ("diverged", message)
+    assert read_result(tmp_path) is None
+    assert all(
+        row["val/loss"] is not None for row in (history(tmp_path) if (tmp_path / "history.jsonl").exists() else [])
+    )
+
+
+def test_what_has_diverged_by_an_accident_goes_on(uninterrupted, tmp_path):
+    with pytest.raises(DivergedError):
+        train(train_config(*SETTINGS, trouble("Poison", step=11)), tmp_path)
+    assert checkpoint(tmp_path)["global_step"] == 8
+    ends_as(uninterrupted, tmp_path)
+
+
+def test_a_validation_loss_that_is_no_number_costs_no_result(tmp_path):
+    """The network is sound, as in half precision, where other values are too large."""
+    result = train(train_config(*SETTINGS, "schedule.epochs=1", trouble("PoisonValidation")), tmp_path)
+    assert result is not None
+    assert read_result(tmp_path) == json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    for which in ("last", "best"):
+        assert result["metrics"][which]["val/loss"] is None
+        assert result["metrics"][which]["val/images"] == 64
+
+
+def test_one_of_two_ranks_diverges_and_both_stop(forked, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}", trouble("Poison", step=8, rank=1)]
+    first, second = forked.run(tmp_path, "train", *arguments, ranks=2, grace=2)
+    assert one_message(first, 1).startswith("the training loss is not finite at step 8, in epoch 2")
+    assert_silent(second)
+    assert read_status(run)["state"] == "diverged"
+    assert checkpoint(run)["global_step"] == 6
+
+
+# disks
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "step"),
+    [("history.jsonl", 1, 8), ("checkpoints/last.ckpt", 1, 6), ("checkpoints/best.ckpt", 0, 4), ("result.json", 1, 12)],
+)
+def test_no_room_for_a_file(uninterrupted, tmp_path, name, epoch, step):
+    """For each file in its turn, in an epoch counted from 0; then the run goes on from a step."""
+    with pytest.raises(DataError) as full:
+        train(train_config(*SETTINGS, trouble("Full", name=name, epoch=epoch)), tmp_path)
+    message = str(full.value)
+    assert str(tmp_path) in message
+    assert os.strerror(errno.ENOSPC) in message
+    assert "the same command" in message
+    assert "\n" not in message
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"]) == ("failed", message)
+    assert read_result(tmp_path) is None
+    assert checkpoint(tmp_path)["global_step"] == step
+    if name == "history.jsonl":  # what was written before is there still
+        (tmp_path / name).unlink()
+        (tmp_path / f"{name}.real").rename(tmp_path / name)
+    ends_as(uninterrupted, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mounts() -> None:
+    """Of a process, for itself alone."""
+    possible = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
+    if possible.returncode:
+        pytest.skip("this system lets nobody mount")
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_full_disk(forked, uninterrupted, tmp_path):
+    """A real one, which two checkpoints fill."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    run.mkdir()
+    small = ("small_disk", "1500k", str(run), str(kept))
+    (ended,) = forked.run(tmp_path, "train", *SETTINGS, f"hydra.run.dir={run}", first=small)
+    message = one_message(ended, 1)
+    assert message.startswith(f"{run}/checkpoints/")
+    assert os.strerror(errno.ENOSPC) in message
+    assert re.search(r"0\.\d MiB are free there, and a checkpoint takes 0\.6", message)
+    assert not list(run.iterdir())  # nobody else has seen that disk
+    run.rmdir()
+    kept.rename(run)
+    assert read_status(run)["reason"] == message
+    assert not [*run.glob("checkpoints/.writing*")]
+    ends_as(uninterrupted, run)
+
+
+@pytest.mark.usefixtures("mounts")
+@pytest.mark.parametrize("there", [False, True], ids=["a new run", "a run to go on with"])
+def test_a_read_only_folder(forked, uninterrupted, tmp_path, there):
+    outputs = tmp_path / "outputs"
+    if there:
+        shutil.copytree(uninterrupted, outputs / "run")
+        (outputs / "run/result.json").unlink()
+    else:
+        outputs.mkdir()
+    before = contents(outputs)
+    (ended,) = forked.run(
+        tmp_path, "train", *SETTINGS, f"hydra.run.dir={outputs}/run", first=("read_only", str(outputs))
+    )
+    message = one_message(ended, 1)
+    assert ended.stderr.count("\n") == 1
+    assert message.startswith(f"{outputs}/run")
+    assert os.strerror(errno.EROFS) in message
+    assert "choose another folder" in message
+    assert contents(outputs) == before
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_files_may_not_grow(forked, tmp_path):
+    """A limit on the size of files is another way for a disk to be full."""
+    run = tmp_path / "run"
+    (ended,) = forked.run(tmp_path, "train", *SETTINGS, f"hydra.run.dir={run}", first=("small_files", str(500_000)))
+    message = one_message(ended, 1)
+    assert message.startswith(f"{run}/checkpoints/last.ckpt cannot be written: {os.strerror(errno.EFBIG)}")
+    assert checkpoint(run)["global_step"] == 0  # which is smaller: there is no momentum yet
+
+
+def test_no_room_for_what_one_of_two_ranks_writes(forked, tmp_path):
+    run = tmp_path / "run"
+    full = trouble("Full", name="checkpoints/last.ckpt", epoch=1)
+    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
+    first, second = forked.run(tmp_path, "train", *arguments, full, ranks=2, grace=2)
+    assert os.strerror(errno.ENOSPC) in one_message(first, 1)
+    assert_silent(second)
+    assert checkpoint(run)["global_step"] == 6
+
+
+def test_what_the_system_says_before_a_run_has_begun():
+    """Hydra writes its own files first, and opens the log."""
+    unnamed = explain(OSError(errno.ENOSPC, "No space left on device"), TrainConfig)
+    assert str(unnamed).startswith("a file of the output folder: No space left on device. Make room")
+    log = ValueError("Unable to configure handler 'file'")
+    log.__cause__ = OSError(errno.EROFS, "Read-only file system", "outputs/run/train.log")
+    assert str(explain(log, TrainConfig)).startswith("outputs/run/train.log: Read-only file system.")
+    assert explain(ValueError("a bug of ours"), TrainConfig) is None
+    assert explain(OSError(errno.ENOTCONN, "a bug of ours"), TrainConfig) is None
+
+
+# two processes, one run
+
+
+def test_a_second_process_on_a_run_is_refused(forked, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*SETTINGS, f"hydra.run.dir={run}", "feed=reference", "feed.workers=1"]
+    first = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=6))
+    wait_for(lambda: (run / "history.jsonl").exists())
+    (second,) = forked.run(tmp_path, "train", *arguments)
+    expected = f"{run}: process {first.pids[0]} on {socket.gethostname()} is training this run."
+    assert one_message(second, 1).startswith(expected)
+    assert second.stderr.count("\n") == 1
+    status = read_status(run)
+    assert (status["state"], status["pid"]) == ("running", first.pids[0])
+    # Killed while its workers live on, it makes room at once for another, which ends as if nothing had been.
+    workers = psutil.Process(first.pids[0]).children()
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    os.kill(first.pids[0], signal.SIGKILL)
+    assert first.end()[0].returncode == -signal.SIGKILL
+    assert read_status(run)["state"] == "lost"
+    (third,) = forked.run(tmp_path, "train", *arguments)
+    for worker in workers:
+        assert worker.status() == psutil.STATUS_STOPPED
+        worker.kill()
+    assert third.returncode == 0, third.stderr
+    assert "going on with" in third.stderr
+
+
+def wait_for(condition: Any, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_under_torchrun_the_second_is_refused_once(forked, tmp_path):
+    run = tmp_path / "run"
+    with run_lock(run):
+        arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
+        first, second = forked.run(tmp_path, "train", *arguments, ranks=2, grace=1)
+    assert f"process {os.getpid()} on" in one_message(first, 1)
+    assert_silent(second)
+
+
+# clocks
+
+
+def test_clocks_that_jump_change_nothing(uninterrupted, tmp_path):
+    assert train(train_config(*SETTINGS, trouble("ClockJumps")), tmp_path) is not None
+    assert history(tmp_path) == history(uninterrupted)
+    same_weights(tmp_path, uninterrupted)
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert all(0 < row["seconds"] < 60 for row in rows)
+    assert 0 < read_result(tmp_path)["seconds"] < 120
+    assert read_status(tmp_path)["state"] == "complete"
+
+
+# Weights & Biases
+
+
+class Unwell:
+    """A run at W&B whose process has been killed."""
+
+    def log(self, *_: object, **__: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+
+def test_wandb_that_breaks_down_is_told_once(caplog):
+    logger = loggers.TolerantWandb(experiment=Unwell())
+    for step in (1, 2, 3):
+        logger.log_metrics({"loss": 1.0}, step)
+    (message,) = caplog.messages
+    assert message == "W&B takes no more of this run (Connection lost); history.jsonl has all of it."
+
+
+@pytest.mark.parametrize("wandbs_end", ["never", "with an error"])
+def test_the_end_waits_for_wandb_no_longer_than_it_says(monkeypatch, caplog, wandbs_end):
+    wandb = pytest.importorskip("wandb")
+    released, torn_down = threading.Event(), []
+
+    def finish() -> None:
+        released.wait(60)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(wandb, "finish", finish)
+    monkeypatch.setattr(wandb, "teardown", lambda: torn_down.append(True))
+    monkeypatch.setattr(loggers, "PATIENCE", 0.1 if wandbs_end == "never" else 10)
+    if wandbs_end == "with an error":
+        released.set()
+    begin = time.monotonic()
+    loggers.finish_wandb()
+    assert time.monotonic() - begin < 5
+    assert ("W&B does not answer" in caplog.text) == (wandbs_end == "never")
+    assert bool(torn_down) == (wandbs_end == "with an error")
+    released.set()
+
+
+ONLINE = [*SETTINGS, "logger=wandb", "logger.mode=online"]
+
+
+@pytest.mark.slow
+def test_a_wandb_server_that_does_not_answer(forked, uninterrupted, tmp_path):
+    """It takes connections, and that is all."""
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        address = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{hole.getsockname()[1]}"}
+        begin = time.monotonic()
+        (ended,) = forked.run(tmp_path, "train", *ONLINE, f"hydra.run.dir={run}", **address)
+        assert time.monotonic() - begin < 60
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("W&B cannot be reached") == 1
+    assert "logging offline" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert history(run) == history(uninterrupted)
+    same_weights(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_wandb_server_that_falls_silent(forked, uninterrupted, tmp_path):
+    run, silent = tmp_path / "run", tmp_path / "silent"
+    with fake_wandb(silent) as address:
+        begin = time.monotonic()
+        touch = trouble("Touch", path=silent)
+        (ended,) = forked.run(tmp_path, "train", *ONLINE, f"hydra.run.dir={run}", touch, **address)
+        assert time.monotonic() - begin < loggers.PATIENCE + 30
+    assert ended.returncode == 0, ended.stderr
+    assert "logging offline" not in ended.stderr  # it was there at first
+    assert re.search(
+        rf"W&B does not answer; to upload later what it lacks: wandb sync {run}/wandb/run-\S+\n", ended.stderr
+    )
+    assert "Traceback" not in ended.stderr
+    assert read_result(run) is not None
+    assert history(run) == history(uninterrupted)
+
+
+@pytest.mark.slow
+def test_wandbs_process_is_killed(forked, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    offline = [*SETTINGS, "logger=wandb", "logger.mode=offline", trouble("KillHelper", name="wandb-core")]
+    (ended,) = forked.run(tmp_path, "train", *offline, f"hydra.run.dir={run}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("W&B takes no more of this run") == 1
+    assert "Traceback" not in ended.stderr
+    assert history(run) == history(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_ranks_is_killed(forked, tmp_path, victim):
+    run = tmp_path / "run"
+    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
+    started = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=8, rank=victim), ranks=2)
+    wait_for(lambda: (run / "history.jsonl").exists() and checkpoint(run)["global_step"] == 8)
+    os.kill(started.pids[victim], signal.SIGKILL)
+    ended = started.end(grace=90)
+    other = ended[1 - victim]
+    assert ended[victim].returncode == -signal.SIGKILL
+    assert other.returncode == 1
+    assert "another process of this training has failed or was killed" in other.stderr.splitlines()[-1]
+    assert "Traceback" not in other.stderr
+    assert read_status(run)["state"] == ("lost" if victim == 0 else "failed")
+    done = forked.run(tmp_path, "train", *arguments, ranks=2)
+    assert [rank.returncode for rank in done] == [0, 0]
+    straight = tmp_path / "straight"
+    forked.run(tmp_path, "train", *arguments[:-1], f"hydra.run.dir={straight}", ranks=2)
+    assert history(run) == history(straight)
+    same_weights(run, straight)

@@ -1,0 +1,393 @@
+"""Every schedule's learning rate over its whole length, against numbers written out from the definitions."""
+
+import json
+import math
+import random
+import runpy
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from geexp.config.command import config_directory
+from geexp.config.errors import ConfigError, DivergedError
+from geexp.config.protocol import base_rate, planned_epochs, stretched
+from geexp.config.rules import check_schedule
+from geexp.config.schema import ScheduleConfig, TrainConfig
+from geexp.training.schedules import LearningRate, Plateau, lr_factor
+from tests.data.configuration import train_config
+
+# Iterations in an epoch: 1,281,167 images in batches of 256, the last one not full; 50,000 in batches of 128.
+IMAGENET, CIFAR = 5005, 391
+
+# schedule, optim, unit, length, steps in an epoch, (from, to, learning rate) in the unit; ``to`` is not included
+PIECES = [
+    ("fixed100", "paper", "epochs", 100, IMAGENET, [(0, 30, 0.1), (30, 60, 0.01), (60, 90, 0.001), (90, 100, 0.0001)]),
+    ("wrn_cifar", "wrn", "epochs", 200, CIFAR, [(0, 60, 0.1), (60, 120, 0.02), (120, 160, 0.004), (160, 200, 0.0008)]),
+    (
+        "preact_cifar", "cifar", "iterations", 64_000, CIFAR,
+        [(0, 400, 0.01), (400, 32_000, 0.1), (32_000, 48_000, 0.01), (48_000, 64_000, 0.001)],
+    ),
+]  # fmt: skip
+OTHERS = {"demo", "plateau", "shufflenet400"}
+
+
+@cache
+def config(*overrides: str) -> TrainConfig:
+    return train_config("model=resnet20", *overrides)
+
+
+def schedule(name: str, **changes) -> ScheduleConfig:
+    """An option of the group with some settings changed, by the rules."""
+    changed = replace(config(f"schedule={name}").schedule, **changes)
+    check_schedule(changed)
+    return changed
+
+
+def equal(rate: float, expected: float) -> bool:
+    return math.isclose(rate, expected, rel_tol=1e-12)
+
+
+def test_no_schedule_is_forgotten():
+    options = {path.stem for path in Path(config_directory()).glob("schedule/*.yaml")}
+    assert options == {case[0] for case in PIECES} | OTHERS
+
+
+@pytest.mark.parametrize(("name", "optim", "unit", "length", "steps", "pieces"), PIECES, ids=[c[0] for c in PIECES])
+def test_every_step_of_a_schedule_in_pieces(name, optim, unit, length, steps, pieces):
+    c = config(f"schedule={name}", f"optim={optim}")
+    assert getattr(c.schedule, unit) == length == pieces[-1][1]
+    assert planned_epochs(c) == (length if unit == "epochs" else None)
+    rate, base, scale = LearningRate(c.schedule), base_rate(c.optim), steps if unit == "epochs" else 1
+    for start, end, expected in pieces:
+        assert all(equal(base * rate.factor(step, steps), expected) for step in range(start * scale, end * scale))
+    assert not rate.over(length * scale - 1)
+    assert rate.over(length * scale) == (unit == "iterations")  # epochs are counted by the trainer
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "rate"),
+    [
+        ("fixed100", 30 * 5005 - 1, 0.1),
+        ("fixed100", 30 * 5005, 0.01),
+        ("fixed100", 60 * 5005 - 1, 0.01),
+        ("fixed100", 60 * 5005, 0.001),
+        ("fixed100", 90 * 5005 - 1, 0.001),
+        ("fixed100", 90 * 5005, 0.0001),
+        ("fixed100", 100 * 5005 - 1, 0.0001),
+        ("preact_cifar", 0, 0.01),
+        ("preact_cifar", 399, 0.01),
+        ("preact_cifar", 400, 0.1),
+        ("preact_cifar", 31_999, 0.1),
+        ("preact_cifar", 32_000, 0.01),
+        ("preact_cifar", 47_999, 0.01),
+        ("preact_cifar", 48_000, 0.001),
+        ("preact_cifar", 63_999, 0.001),
+        ("wrn_cifar", 60 * 5005 - 1, 0.1),
+        ("wrn_cifar", 60 * 5005, 0.02),
+        ("wrn_cifar", 120 * 5005 - 1, 0.02),
+        ("wrn_cifar", 120 * 5005, 0.004),
+        ("wrn_cifar", 160 * 5005 - 1, 0.004),
+        ("wrn_cifar", 160 * 5005, 0.0008),
+        ("wrn_cifar", 200 * 5005 - 1, 0.0008),
+    ],
+)
+def test_the_first_and_the_last_step_of_every_piece(name, step, rate):
+    assert equal(0.1 * LearningRate(config(f"schedule={name}").schedule).factor(step, IMAGENET), rate)
+
+
+def test_every_step_of_the_demo():
+    """Half an epoch of warm-up, which rises linearly; then half a wave of the cosine to the end of the fifth."""
+    c, base = config("schedule=demo", "optim=demo"), 0.025
+    assert planned_epochs(c) == 5
+    rates = [base_rate(c.optim) * LearningRate(c.schedule).factor(step, 20) for step in range(101)]
+    assert rates[:10] == pytest.approx([base * k / 10 for k in range(10)])
+    assert rates[10:] == pytest.approx([base * math.cos(math.pi / 2 * k / 90) ** 2 for k in range(91)])
+    written_out = {0: 0.0, 5: 0.5, 10: 1.0, 40: 0.75, 55: 0.5, 70: 0.25, 100: 0.0}
+    assert {step: rates[step] for step in written_out} == pytest.approx({s: base * f for s, f in written_out.items()})
+    assert lr_factor(c.schedule, 5.5) == lr_factor(c.schedule, 10) == 0  # it does not rise again
+
+
+@pytest.mark.parametrize("milestone", [1, 30, 60, 90, 120, 160])
+def test_milestones_are_exact_whatever_the_epoch_counts(milestone):
+    rate = LearningRate(ScheduleConfig(name="x", kind="steps", epochs=200, milestones=[milestone], factor=0.5))
+    for steps in range(1, 10_001):
+        assert rate.factor(milestone * steps - 1, steps) == 1
+        assert rate.factor(milestone * steps, steps) == 0.5
+
+
+@pytest.mark.parametrize(("stretch", "warmup"), [(1, 400), (0.5, 200), (0.07, 28), (0.0175, 7), (0.57, 228)])
+def test_a_stretched_warmup_is_exact(stretch, warmup):
+    rate = LearningRate(schedule("preact_cifar", stretch=stretch))
+    assert [rate.factor(step, CIFAR) for step in (0, warmup - 1, warmup)] == [0.1, 0.1, 1]
+
+
+def test_a_warmup_in_front_of_a_plateau_and_of_milestones():
+    plateau = ScheduleConfig(name="x", kind="plateau", epochs=10, warmup=2)
+    assert [lr_factor(plateau, position, 1) for position in (0, 1, 2, 3)] == pytest.approx([0, 0.5, 0.1, 0.1])
+    steps = ScheduleConfig(name="x", kind="steps", epochs=10, warmup=2, warmup_factor=0.3, milestones=[1, 4])
+    assert [lr_factor(steps, position) for position in (0, 1.9, 2, 4)] == pytest.approx([0.3, 0.3, 0.1, 0.01])
+
+
+def test_the_picture_of_all_schedules(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts/plot_schedules.py"))
+    shown = [panel.schedule for panel in (*script["ABOVE"], *script["BELOW"])]
+    assert sorted(shown) == sorted({case[0] for case in PIECES} | OTHERS)
+    path = tmp_path / "new" / "schedules.png"
+    monkeypatch.setattr(sys, "argv", ["plot_schedules", str(path)])
+    script["main"]()
+    assert capsys.readouterr().out == f"schedules: {path}\n"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 50_000
+
+
+def driven(c: TrainConfig, losses: list[float], steps: int = 3) -> tuple[list[float], LearningRate]:
+    """Train by a script: the learning rate of every epoch that is trained, each step of which has it."""
+    rate, rates, limit = LearningRate(c.schedule), [], planned_epochs(c)
+    for epoch, loss in enumerate(losses[:limit]):
+        of_epoch = {base_rate(c.optim) * rate.factor(epoch * steps + step, steps) for step in range(steps)}
+        assert len(of_epoch) == 1
+        rates += of_epoch
+        rate.observe({"val/loss": loss})
+        if rate.over((epoch + 1) * steps):
+            break
+    return rates, rate
+
+
+FALLING = [5 * 0.99**epoch for epoch in range(400)]
+
+
+def in_pieces(pieces: list[tuple[int, int, float]]) -> list[float]:
+    return [rate for start, end, rate in pieces for _ in range(start, end)]
+
+
+@pytest.mark.parametrize("name", ["plateau", "shufflenet400"])
+def test_plateau_lowers_three_times_and_ends_at_the_fourth(name):
+    """The loss falls for 40 epochs and then stands still: an eleventh epoch without a better loss is a plateau."""
+    rates, rate = driven(config(f"schedule={name}", "optim=paper"), FALLING[:40] + [FALLING[39]] * 360)
+    pieces = [(0, 51, 0.1), (51, 62, 0.01), (62, 73, 0.001), (73, 84, 0.0001)]
+    assert rates == pytest.approx(in_pieces(pieces), rel=1e-12)
+    assert rate.plateau.finished
+
+
+def test_plateau_with_a_loss_that_falls_again_after_each_reduction():
+    """From a level to the next in 30, 8, 5, 3 epochs; each level is held for 20, of which eleven pass unnoticed."""
+    falls = [(30, 3.0), (8, 2.0), (5, 1.8), (3, 1.75)]
+    losses, level = [], 6.0
+    for epochs, lower in falls:
+        losses += [level + (lower - level) * (k + 1) / epochs for k in range(epochs)] + [lower] * 11
+        level = lower
+    rates, rate = driven(config("schedule=plateau", "optim=paper"), losses + [level] * 100)
+    pieces = [(0, 41, 0.1), (41, 60, 0.01), (60, 76, 0.001), (76, 90, 0.0001)]
+    assert rates == pytest.approx(in_pieces(pieces), rel=1e-12)
+    assert rate.plateau.finished
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("plateau", 300), ("shufflenet400", 400)])
+def test_plateau_without_one_ends_at_its_limit(name, epochs):
+    rates, rate = driven(config(f"schedule={name}", "optim=paper"), FALLING)
+    assert rates == [0.1] * epochs
+    assert not rate.plateau.finished
+
+
+@pytest.mark.parametrize("name", ["plateau", "shufflenet400"])
+def test_what_the_paper_leaves_open_is_in_the_configuration(name):
+    ours = schedule(name)
+    settings = (ours.monitor, ours.patience, ours.threshold, ours.factor, ours.reductions)
+    assert settings == ("val/loss", 10, 1e-4, 0.1, 3)
+    own = LearningRate(schedule(name, monitor="train/top1_error", patience=0))
+    for value in (50.0, 50.0):
+        own.observe({"train/top1_error": value, "val/loss": math.nan})
+    assert own.plateau.reductions == 1
+
+
+def observed(values: list[float], **settings) -> list[tuple[int, bool]]:
+    plateau = Plateau(**{"patience": 2, "threshold": 1e-4, "reductions": 3} | settings)
+    states = []
+    for value in values:
+        plateau.observe(value)
+        states.append((plateau.reductions, plateau.finished))
+    return states
+
+
+def reductions(values: list[float], **settings) -> list[int]:
+    return [count for count, _ in observed(values, **settings)]
+
+
+def test_an_epoch_within_the_patience_changes_nothing():
+    assert reductions([1, 2, 2, 0.5, 2, 2, 0.4]) == [0] * 7  # two worse ones, and a better one in time
+    assert reductions([1, 2, 2, 2, 2, 2, 2]) == [0, 0, 0, 1, 1, 1, 2]  # the third is one too many
+    assert reductions([1, 2, 2, 2, 0.5, 2, 2, 2]) == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_without_patience_the_first_epoch_that_is_not_better_is_a_plateau():
+    none, over = (3, False), (3, True)
+    assert observed([1, 0.9, 0.9, 0.8, 1, 1, 1], patience=0) == [
+        (0, False), (0, False), (1, False), (1, False), (2, False), none, over,
+    ]  # fmt: skip
+
+
+def test_the_first_plateau_ends_a_schedule_without_reductions():
+    assert observed([1, 1, 1, 1], reductions=0) == [(0, False)] * 3 + [(0, True)]
+
+
+def test_equal_values_are_not_better():
+    assert reductions([1, 1, 1, 1], threshold=0.0) == [0, 0, 0, 1]
+    assert reductions([0, 0, 0, 0], threshold=0.0) == [0, 0, 0, 1]  # an error of 0 % cannot get better
+
+
+def test_an_improvement_below_the_threshold_does_not_count():
+    assert reductions([1, 0.9999, 0.9999, 0.9999]) == [0, 0, 0, 1]  # a ten-thousandth: not below, equal
+    assert reductions([1, 0.9999, 0.99989, 0.9999]) == [0, 0, 0, 0]
+    assert reductions([100, 99.995, 99.995, 99.995]) == [0, 0, 0, 1]  # a share of the best, not a number
+
+
+def test_small_improvements_count_when_they_add_up():
+    """The best value stands until it is beaten by the threshold, so that creeping is not a plateau."""
+    creeping = [1 - 0.00004 * epoch for epoch in range(60)]  # each third epoch is better by more than 0.0001
+    assert reductions(creeping) == [0] * 60
+    assert reductions([1 - 0.00003 * epoch for epoch in range(5)]) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+    ]  # the fourth would be, and is late
+
+
+@pytest.mark.parametrize("cut", range(1, 84, 6))
+def test_a_plateau_goes_on_from_its_state(cut):
+    c = config("schedule=plateau", "optim=paper")
+    losses = [loss + 0.3 * random.Random(epoch).random() for epoch, loss in enumerate(FALLING[:60])] + [2.9] * 100
+    whole, _ = driven(c, losses)
+    first = LearningRate(c.schedule)
+    for loss in losses[:cut]:
+        first.observe({"val/loss": loss})
+    second, rates = LearningRate(c.schedule), []
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for epoch in range(cut, len(losses)):
+        if second.over(epoch):
+            break
+        rates.append(base_rate(c.optim) * second.factor(epoch, 1))
+        second.observe({"val/loss": losses[epoch]})
+    assert rates == whole[cut:]
+    assert len(whole) > 84
+    assert second.state_dict()["finished"]
+
+
+def test_the_state_of_a_schedule_without_plateaus_is_empty_of_surprises():
+    rate = LearningRate(config("schedule=fixed100").schedule)
+    rate.observe({"val/loss": math.nan})  # nobody watches it
+    fresh = LearningRate(config("schedule=fixed100").schedule)
+    fresh.load_state_dict(json.loads(json.dumps(rate.state_dict())))
+    assert fresh.state_dict() == rate.state_dict()
+    assert fresh.factor(30, 1) == 0.1
+
+
+def series(seed: int) -> tuple[list[float], dict[str, float]]:
+    """A loss that falls, creeps, repeats itself and jumps, with settings of a plateau."""
+    draw = random.Random(seed)
+    value, values = draw.uniform(0.5, 10), []
+    for _ in range(250):
+        move = draw.choice(["fall", "creep", "same", "noise", "threshold"])
+        if move == "fall":
+            value *= draw.uniform(0.9, 1)
+        elif move == "creep":
+            value *= 1 - draw.uniform(0, 2e-4)
+        elif move == "threshold":
+            value = min([*values, value]) * (1 - 1e-4)
+        values.append(value if move != "noise" else round(value * draw.uniform(0.98, 1.2), 2))
+    return values, {"patience": draw.choice([0, 1, 2, 5, 10]), "threshold": draw.choice([0.0, 1e-4, 1e-2])}
+
+
+def test_plateau_agrees_with_torch():
+    finished = 0
+    for seed in range(300):
+        values, settings = series(seed)
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="min", factor=0.1, threshold_mode="rel", cooldown=0, min_lr=0, eps=0, **settings
+        )
+        ours = Plateau(**settings, reductions=3)
+        for value in values:
+            ours.observe(value)
+            theirs.step(value)
+            lr = optimizer.param_groups[0]["lr"]
+            if ours.finished:
+                assert equal(lr, 1e-4)  # torch's fourth reduction
+                finished += 1
+                break
+            assert equal(0.1**ours.reductions, lr)
+    assert 100 < finished < 300  # both ends are met
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    plateau = Plateau(patience=0, threshold=0.0, reductions=3)
+    plateau.observe(1.0)
+    before = plateau.state_dict()
+    with pytest.raises(DivergedError, match=f"is {value}: the run has diverged"):
+        plateau.observe(value)
+    assert plateau.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "stretch", "lengths"),
+    [
+        ("fixed100", 1, {"epochs": 100, "milestones": [30, 60, 90], "patience": 10, "warmup": 0}),
+        ("fixed100", 0.1, {"epochs": 10, "milestones": [3, 6, 9]}),
+        ("fixed100", 2, {"epochs": 200, "milestones": [60, 120, 180], "patience": 20}),
+        ("fixed100", 0.01, {"epochs": 1, "milestones": [1, 1, 1]}),
+        ("fixed100", 1e-9, {"epochs": 1, "milestones": [1, 1, 1]}),
+        ("wrn_cifar", 0.05, {"epochs": 10, "milestones": [3, 6, 8]}),
+        ("wrn_cifar", 0.01, {"epochs": 2, "milestones": [1, 1, 2]}),
+        ("preact_cifar", 0.01, {"iterations": 640, "epochs": None, "warmup": 4, "milestones": [320, 480]}),
+        ("plateau", 0.1, {"epochs": 30, "patience": 1, "reductions": 3, "threshold": 1e-4}),
+        ("plateau", 0.01, {"epochs": 3, "patience": 1}),
+        ("plateau", 1.5, {"epochs": 450, "patience": 15}),
+        ("demo", 2, {"epochs": 10, "warmup": 1.0}),
+        ("demo", 0.6, {"epochs": 3, "warmup": 0.3}),
+    ],
+)
+def test_stretched_lengths(name, stretch, lengths):
+    long = stretched(schedule(name, stretch=stretch))
+    assert {key: getattr(long, key) for key in lengths} == lengths
+    assert long.stretch == 1
+    assert stretched(long) == long
+
+
+def test_no_patience_stretched_is_none():
+    assert stretched(schedule("plateau", stretch=5, patience=0)).patience == 0
+
+
+def test_milestones_that_fell_together_count_each():
+    """In one epoch instead of a hundred nothing is left to be lowered in; in two of 200 the first two coincide."""
+    rate = LearningRate(schedule("wrn_cifar", stretch=0.01))
+    assert [rate.factor(step, 10) for step in (0, 9, 10, 19)] == pytest.approx([1, 1, 0.04, 0.04])
+
+
+def test_a_stretched_curve_is_the_curve_stretched():
+    short, whole = LearningRate(schedule("fixed100", stretch=0.1)), LearningRate(schedule("fixed100"))
+    assert [short.factor(step, 50) for step in range(500)] == [whole.factor(step, 5) for step in range(500)]
+    assert planned_epochs(config("schedule=fixed100", "schedule.stretch=0.1")) == 10
+
+
+def test_a_stretched_plateau_has_a_stretched_patience():
+    """Patience 10 becomes 1: the second epoch that is not better is a plateau, and 300 epochs become 30."""
+    short = config("schedule=plateau", "schedule.stretch=0.1", "optim=paper")
+    rates, rate = driven(short, [1.0] * 100)
+    assert rates == pytest.approx(in_pieces([(0, 3, 0.1), (3, 5, 0.01), (5, 7, 0.001), (7, 9, 0.0001)]))
+    assert rate.plateau.finished
+    assert len(driven(short, FALLING)[0]) == 30
+
+
+def test_a_stretch_that_leaves_only_the_warmup_is_refused():
+    """Lengths are rounded to whole ones: 4 of 5 epochs stretched by a half would be 2 of 2."""
+    for stretch in (0.1, 0.125, 0.375, 0.9, 1.1):
+        rate, length = LearningRate(schedule("demo", warmup=4, stretch=stretch)), round(5 * stretch) or 1
+        assert max(rate.factor(step, 1000) for step in range(length * 1000 + 1)) == 1
+    with pytest.raises(ConfigError, match=r"schedule.stretch=0.5: leaves schedule.epochs=2, which a warm-up of 2 "):
+        schedule("demo", warmup=4, stretch=0.5)
