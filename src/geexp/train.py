@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from geexp.config.command import command
 from geexp.config.identity import require_same_identity
-from geexp.config.ranks import require_ranks
+from geexp.config.ranks import require_ranks, restarted
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.records.run_files import read_result
@@ -23,7 +23,7 @@ def compare(folders: list[Path]) -> None:
 @command("train", TrainConfig, after_sweep=compare)
 def main(config: TrainConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    start_over = config.force or config.resume is False
+    start_over = (config.force or config.resume is False) and not restarted()
     result: dict[str, Any] | None = None if start_over else read_result(folder)
     if result is not None:
         require_same_identity(folder, result["identity"], config)

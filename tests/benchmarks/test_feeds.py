@@ -63,6 +63,7 @@ def test_from_command_to_file(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "photos"]
 
 
+@pytest.mark.slow
 def test_without_a_root_images_are_made_and_a_table_is_shown(run, tmp_path):
     done = run("benchmark", "images=8", "batch_size=4", "rounds=1", "workers=1", "out=there.json", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,8 @@ from geexp.config.validation import validated
 from geexp.operators import gather_excite
 
 CONF = Path(config_directory())
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "sweep"))
+ELSEWHERE = ("hydra", "sweep", "experiment")  # test_experiments.py composes every preset
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 

@@ -217,3 +217,12 @@ def test_the_other_entries_refuse(run, entry, arguments, part):
     assert done.returncode == 2
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sweep_under_torchrun_is_refused_once(run, tmp_path, rank):
+    done = run("train", "-m", "seed=0,1", TORCHELASTIC_RUN_ID="none", RANK=str(rank), WORLD_SIZE="2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("a sweep is started once, with plain python") == (rank == 0)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()

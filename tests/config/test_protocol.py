@@ -8,6 +8,7 @@ import pytest
 from geexp.config.errors import ConfigError
 from geexp.config.identity import effective_schedule, identity, run_folder
 from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
+from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
 from tests.data.configuration import train_config
 
@@ -113,3 +114,21 @@ def test_after_how_many_epochs_a_run_ends():
         whole = config(f"schedule={schedule}")
         assert planned_epochs(whole) == epochs
         assert planned_epochs(replace(whole, trainer=replace(whole.trainer, max_epochs=7))) == 7
+
+
+def test_how_many_batches_make_a_step_is_part_of_the_run():
+    """Positions in an epoch are counted in batches, and BN's averages move once for each."""
+    one = config("optim.batch_size=64", "trainer.devices=2")
+    two = config("optim.batch_size=64", "trainer.accumulate=2")
+    assert batchnorm_batch(one) == batchnorm_batch(two) == 32
+    assert identity(one) != identity(two)
+
+
+@pytest.mark.parametrize("counter", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_command_given_again_by_a_cluster_goes_on(counter, monkeypatch):
+    monkeypatch.delenv(counter, raising=False)
+    assert not restarted()
+    monkeypatch.setenv(counter, "0")
+    assert not restarted()
+    monkeypatch.setenv(counter, "2")
+    assert restarted()

@@ -79,6 +79,7 @@ def test_one_process_whatever_makes_the_batches(images, tmp_path):
     check(images, tmp_path, 1, [*THREADS, WORKERS], [ON_THE_LAST_BATCH, BETWEEN_EPOCHS])
 
 
+@pytest.mark.slow
 def test_two_ranks_with_workers(images, tmp_path):
     check(images, tmp_path, 2, [WORKERS], [IN_THE_MIDDLE])
 

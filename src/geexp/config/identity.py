@@ -35,8 +35,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         "ge": effective_ge(config.ge, config.model),
         "data": {key: value for key, value in whole["data"].items() if key not in _NOT_OF_THE_DATA},
         "schedule": effective_schedule(config.schedule),
-        # However many devices and batches make a step, its images are the same; what BN sees at once is not.
-        "optim": whole["optim"] | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)},
+        # However many devices make a step, its images are the same; what BN sees at once, and how often, is not.
+        "optim": whole["optim"]
+        | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)}
+        | {"accumulate": config.trainer.accumulate},
         "trainer": {key: whole["trainer"][key] for key in _OF_THE_TRAINER},
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),

@@ -298,6 +298,8 @@ def check_trainer(trainer: TrainerConfig) -> None:
     check_choice("trainer.precision", trainer.precision, PRECISIONS)
     for key in ("devices", "nodes", "accumulate"):
         check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    if trainer.sync_batchnorm and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
     for key in ("max_epochs", "checkpoint_every_n_steps"):
         if getattr(trainer, key) is not None:
             check_at_least(f"trainer.{key}", getattr(trainer, key), 1)

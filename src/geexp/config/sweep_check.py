@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from geexp.config.errors import UserError
+from geexp.config.errors import ConfigError, UserError
+from geexp.config.ranks import rank, world_size
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
 
@@ -18,6 +19,14 @@ class CheckEveryJob(Callback):
     """Hydra itself composes all jobs first, but neither types nor values are checked until a job's turn comes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if world_size() > 1:
+            if rank() == 0:
+                print(
+                    "geexp.train: a sweep is started once, with plain python; under torchrun every process would run "
+                    "it. For jobs on several devices start torchrun once per job.",
+                    file=sys.stderr,
+                )
+            sys.exit(ConfigError.exit_code)
         if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
             return  # a sweeper that searches does not know its jobs beforehand
         loader = GlobalHydra.instance().config_loader()

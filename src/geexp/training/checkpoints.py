@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, loadable with ``weights_only=True``, and enough to rebuild the network alone."""
 
+import errno
 import logging
 import shutil
 import zipfile
@@ -12,7 +13,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from geexp.config.errors import DataError
+from geexp.config.errors import ConfigError, DataError
+from geexp.config.schema import TrainConfig
+from geexp.config.validation import validated
 from geexp.records.whole_file import whole_file
 from geexp.training.stopping import Stopped
 
@@ -40,13 +43,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch has its own words for a full disk, over the system's
             system = error if isinstance(error, OSError) else error.__context__
-            reason = system.strerror if isinstance(system, OSError) else str(error).splitlines()[0]
-            free = shutil.disk_usage(path.parent).free
-            sizes = [file.stat().st_size for file in path.parent.glob("*.ckpt")]
-            needed = f", and a checkpoint takes {max(sizes) / 2**20:,.1f}" if sizes else ""
+            reason = str(system.strerror) if isinstance(system, OSError) else str(error).splitlines()[0]
+            remedy = "Let it be written to"
+            if getattr(system, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                remedy = "Make room"
+                sizes = [file.stat().st_size for file in path.parent.glob("*.ckpt")]
+                needed = f", and a checkpoint takes {max(sizes) / 2**20:,.1f}" if sizes else ""
+                reason += f" ({shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free there{needed})"
             raise DataError(
-                f"{path} cannot be written: {reason} ({free / 2**20:,.1f} MiB are free there{needed}). What was there "
-                "before is whole. Make room, then start the same command again: it goes on from the last checkpoint."
+                f"{path} cannot be written: {reason}. What was there before is whole. {remedy}, then start the same "
+                "command again: it goes on from the last checkpoint."
             ) from error
 
 
@@ -177,6 +183,18 @@ def checkpoint_to_resume(run: Path) -> tuple[Path, dict[str, Any]] | None:
     if damage:
         raise DataError(f"{' '.join(damage)} Nothing to go on from; to start this run over: force=true")
     return None
+
+
+def configuration_of(path: Path, about: dict[str, Any]) -> TrainConfig:
+    """The configuration of the run that a checkpoint is of.
+
+    Raises:
+        DataError: if it is not one of this version.
+    """
+    try:
+        return validated(TrainConfig, about["config"])
+    except ConfigError as error:
+        raise DataError(f"checkpoint {path}: of another version of geexp, with other settings. {error}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

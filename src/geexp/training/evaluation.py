@@ -7,10 +7,9 @@ from typing import Any
 from geexp.config.errors import DataError
 from geexp.config.rules import check_feed
 from geexp.config.schema import EvaluateConfig, TrainConfig
-from geexp.config.validation import validated
 from geexp.data.module import ImageData
 from geexp.data.presence import require_data
-from geexp.training.checkpoints import FORMAT, load_checkpoint
+from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
 from geexp.training.classifier import Classifier
 from geexp.training.network import build_network
 from geexp.training.trainer import explained_ranks, make_trainer
@@ -26,7 +25,7 @@ def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
     """
     checkpoint = load_checkpoint(path)
     about = checkpoint[FORMAT]
-    config = validated(TrainConfig, about["config"])
+    config = configuration_of(path, about)
     classifier = Classifier(
         build_network(config.model, config.ge, config.data),
         config.optim,

@@ -23,9 +23,8 @@ from geexp.complexity_count import count_complexity
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
 from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
-from geexp.config.ranks import rank
+from geexp.config.ranks import rank, restarted, world_size
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
 from geexp.data.module import ImageData
 from geexp.data.reading import explained_workers
 from geexp.records.config_tree import as_text, config_tree
@@ -44,6 +43,7 @@ from geexp.training.checkpoints import (
     RunInCheckpoint,
     checkpoint_folder,
     checkpoint_to_resume,
+    configuration_of,
     load_checkpoint,
 )
 from geexp.training.classifier import Classifier
@@ -89,12 +89,11 @@ def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Stat
     plain = asdict(config)
     resume_from, run_id = _resume_from(config, folder)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
-    if rank() == 0:
-        _show(config, folder, plain)
-
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
     _ = data.training_images, data.evaluation_images  # whatever is wrong with the data is said now
+    if rank() == 0:
+        _show(config, folder, plain)
     model = build_network(config.model, config.ge, config.data)
     if config.trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -179,10 +178,11 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
 
 def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str]:
     """The checkpoint to go on from, if any, and the name of the run at W&B."""
-    found = None if config.force or config.resume is False else checkpoint_to_resume(folder)
+    start_over = (config.force or config.resume is False) and not restarted()
+    found = None if start_over else checkpoint_to_resume(folder)
     if found is not None:
         path, about = found
-        require_same_identity(folder, identity(validated(TrainConfig, about["config"])), config)
+        require_same_identity(folder, identity(configuration_of(path, about)), config)
         return path, about["run_id"]
     if config.resume is True:
         raise ConfigError(
@@ -225,7 +225,9 @@ def _in_sweep() -> bool:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "geexp.train", *arguments])
+    several = world_size() > 1
+    start = ["torchrun", "--standalone", f"--nproc-per-node={world_size()}"] if several else ["python"]
+    return shlex.join([*start, "-m", "geexp.train", *arguments])
 
 
 def _result(

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
-from geexp.config.errors import DivergedError
+from geexp.config.errors import DivergedError, TrainingError
 from geexp.training.checkpoints import newest_checkpoint
 from geexp.training.loss_watch import is_finite
 from geexp.training.stopping import StopSignals
@@ -32,6 +32,7 @@ class SafePoints(pl.Callback):
         self.signals.training = True
         # Asking a GPU for a number makes it wait; asking now and then does not.
         self._every = 1 if trainer.strategy.root_device.type == "cpu" else 10
+        self._require_one_start(trainer)
         self._end_of_schedule(trainer, pl_module)
 
     def on_train_batch_end(
@@ -41,17 +42,18 @@ class SafePoints(pl.Callback):
             return  # within a step
         self._end_of_schedule(trainer, pl_module)
         step = trainer.global_step
-        if step % self._every == 0 or (self.saves_every and step % self.saves_every == 0):
-            self._agree(trainer, pl_module)
+        saving = self.saves_every is not None and step % self.saves_every == 0
+        if saving or step % self._every == 0:
+            self._agree(trainer, pl_module, saving=saving)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.signals.training:
-            self._agree(trainer, pl_module)
+            self._agree(trainer, pl_module, saving=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.signals.training:
             self._end_of_schedule(trainer, pl_module)
-            self._agree(trainer, pl_module)
+            self._agree(trainer, pl_module, saving=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.training = False
@@ -63,10 +65,25 @@ class SafePoints(pl.Callback):
         if pl_module.rate.over(trainer.global_step):
             trainer.should_stop = True  # Lightning validates what was trained, then ends
 
-    def _agree(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        broken = [pl_module.loss_watch.first(), 0 if is_finite(pl_module) else trainer.global_step]
+    def _require_one_start(self, trainer: pl.Trainer) -> None:
+        """Every rank looks for its checkpoint by itself, on a disk that may not be one and the same."""
+        if dist.is_available() and dist.is_initialized():
+            step = trainer.global_step
+            ends = torch.tensor([step, -step], device=trainer.strategy.root_device)
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+            latest, earliest = ends[0].item(), -ends[1].item()
+            if latest != earliest:
+                raise TrainingError(
+                    f"the processes go on from different checkpoints, this one from step {step}, others from step "
+                    f"{earliest} or {latest}: the run's folder must be the same one on every node."
+                )
+
+    def _agree(self, trainer: pl.Trainer, pl_module: Any, *, saving: bool) -> None:
+        asked = self.signals.received  # which can change at any moment
+        sound = is_finite(pl_module) if saving or asked else True  # looked at when a checkpoint comes next
+        broken = [pl_module.loss_watch.first(), 0 if sound else trainer.global_step]
         first = [-step if step else -math.inf for step in broken]  # of all ranks the first step is the highest number
-        flags = torch.tensor([self.signals.received, *first], dtype=torch.float32)
+        flags = torch.tensor([asked, *first], dtype=torch.float32)
         if dist.is_available() and dist.is_initialized():
             flags = flags.to(trainer.strategy.root_device)
             dist.all_reduce(flags, dist.ReduceOp.MAX)
