@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu chaos lint format bench bench-feed schedules clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-feed schedules clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,14 @@ test-slow: $(STAMP)  ## Run the tests that take longer
 
 test-gpu: $(STAMP)  ## Run the tests that need a GPU
 	@$(BIN)/python -m pytest -q -m gpu tests
+
+test-slurm: $(STAMP)  ## Run the tests on a real SLURM of one node, installed if it is missing (Debian, as root)
+	@folder=$$(mktemp -d); scripts/slurm_cluster.sh $$folder $(BIN)/python -m pytest -q -m slurm tests; \
+		code=$$?; rm -rf $$folder; exit $$code
+
+test-browser: $(STAMP)  ## Run the tests of the report's page in Chromium, installed if it is missing (Debian, as root)
+	@command -v chromedriver >/dev/null || { apt-get update -q && apt-get install -y -q chromium chromium-driver; }
+	@$(BIN)/python -m pytest -q -m browser tests
 
 chaos: $(STAMP)  ## Kill 25 trainings at random moments, go on with them, compare bit for bit (10 minutes on two cores)
 	@$(BIN)/python scripts/chaos.py --runs 20

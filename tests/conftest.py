@@ -5,9 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.training.forked import Forked
 
 # Several workers of pytest-xdist share the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -46,3 +50,13 @@ def run(tmp_path: Path) -> Command:
         )
 
     return command
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator["Forked"]:
+    """Commands as processes, one or several of them, at the price of a fork."""
+    from tests.training.forked import Forked  # which needs the environment above
+
+    forked = Forked()
+    yield forked
+    forked.close()

@@ -11,6 +11,7 @@ PACKAGE = Path(geexp.__file__).parent
 FLOORS = [
     "operators",
     "config",
+    "paper",
     "records",
     "backbones",
     "complexity_count",
@@ -18,6 +19,7 @@ FLOORS = [
     "training",
     "results",
     "benchmarks",
+    "launching",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

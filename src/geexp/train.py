@@ -1,26 +1,28 @@
-"""``python -m geexp.train``: train a network, or several with ``-m``."""
+"""``python -m geexp.train``: train a network, on one device or several, or several networks with ``-m``."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from geexp.config.command import command
 from geexp.config.identity import require_same_identity
-from geexp.config.ranks import require_ranks, restarted
+from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
+from geexp.launching.process_tree import in_a_tree, stop_with_parent
 from geexp.records.run_files import read_result
 
 
-def compare(folders: list[Path]) -> None:
-    from geexp.results.comparison import compare_runs
+def needs_ranks(config: TrainConfig) -> bool:
+    """Whether this one process was started by hand for a run of several, which it can start itself."""
+    alone = world_size() == 1 and HydraConfig.get().mode == RunMode.RUN
+    return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
 
-    compare_runs(folders)
 
-
-@command("train", TrainConfig, after_sweep=compare)
+@command("train", TrainConfig, sweeps=True)
 def main(config: TrainConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     start_over = (config.force or config.resume is False) and not restarted()
@@ -29,8 +31,17 @@ def main(config: TrainConfig) -> float | None:
         require_same_identity(folder, result["identity"], config)
         print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
     else:
-        require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
         require_data(config.data, config.feed)
+        if needs_ranks(config):
+            from geexp.launching.jobs import in_folder
+            from geexp.launching.own_ranks import train_in_ranks
+
+            arguments = [*sys.argv[1:], *in_folder(folder, config)]
+            train_in_ranks(arguments, devices=config.trainer.devices, settings=config.launcher)
+            return None  # the first of them has said all
+        if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
+            stop_with_parent()
+        require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
         from geexp.training.run import train
 
         result = train(config, folder)

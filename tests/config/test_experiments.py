@@ -17,8 +17,8 @@ from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.rules import SCALES
 from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
+from geexp.paper.numbers import network_of, paper, table_rows
 from geexp.results.complexity_report import count_network
-from geexp.results.paper import network_of, paper, table_rows
 
 CONF = Path(config_directory())
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem != "demo")

@@ -15,7 +15,7 @@ from geexp.config.validation import validated
 from geexp.operators import gather_excite
 
 CONF = Path(config_directory())
-ELSEWHERE = ("hydra", "sweep", "experiment")  # test_experiments.py composes every preset
+ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 

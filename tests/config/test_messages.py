@@ -97,6 +97,14 @@ MISTAKES = [
     ("data=imagenet data/augmentation=pad_crop", ["data.augmentation.crop=pad", "feed=folder"]),
     ("trainer.checkpoint_every_n_steps=0", ["trainer.checkpoint_every_n_steps=0", "at least 1"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
+    ("+sweep=table7", ["sweep=table7", "table6"]),
+    ("+sweep=figure6 ge.stages=[5]", ["job 0 (experiment=figure6_baseline +sweep=figure6", "no stage 5"]),
+    ("launcher=process", ["launcher=process", "Did you mean processes"]),
+    ("launcher.devices_per_job=0", ["launcher.devices_per_job=0", "at least 1"]),
+    ("launcher.devices=all", ["launcher.devices=all", "auto"]),
+    ("launcher.devices=[0,0]", ["launcher.devices=[0, 0]", "twice"]),
+    ("launcher.hang_after=0", ["launcher.hang_after=0", "null"]),
+    ("launcher.grace=-1", ["launcher.grace=-1", "at least 0"]),
 ]
 
 
@@ -220,9 +228,19 @@ def test_the_other_entries_refuse(run, entry, arguments, part):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_sweep_under_torchrun_is_refused_once(run, tmp_path, rank):
-    done = run("train", "-m", "seed=0,1", TORCHELASTIC_RUN_ID="none", RANK=str(rank), WORLD_SIZE="2")
+@pytest.mark.parametrize("started", ["torchrun", "srun"])
+def test_a_sweep_in_several_ranks_is_refused_once(run, tmp_path, started, rank):
+    if started == "torchrun":
+        ranks = {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "WORLD_SIZE": "2"}
+    else:
+        ranks = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
+    done = run("train", "-m", "seed=0,1", **ranks)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("a sweep is started once, with plain python") == (rank == 0)
-    assert "Traceback" not in done.stderr
+    if rank == 0:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("geexp.train: a sweep is started once, with plain python; ")
+        assert f"under {started} every process would run all of it" in line
+        assert line.endswith(" Say: python -m geexp.train -m seed=0,1")
+    else:
+        assert done.stderr == ""
     assert not (tmp_path / "outputs").exists()

@@ -24,7 +24,7 @@ def test_while_it_runs(tmp_path):
         first = read_status(tmp_path)
         assert first is not None
         assert first["started"] <= first["heartbeat"] <= time.time()
-        status.at(epoch=2, step=70)
+        status.at(epoch=2, step=70, batches=70)
         assert first == {
             "format": 1,
             "state": "running",
@@ -36,6 +36,7 @@ def test_while_it_runs(tmp_path):
             "epoch": None,
             "epochs": 5,
             "step": None,
+            "batches": 0,
         }
 
 
@@ -43,7 +44,7 @@ def test_the_heart_beats_and_says_where_training_is(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     with run_lock(tmp_path), Status(tmp_path, epochs=5) as status:
         beats = set()
-        status.at(epoch=2, step=70)
+        status.at(epoch=2, step=70, batches=70)
         deadline = time.monotonic() + 10
         while len(beats) < 4:
             assert time.monotonic() < deadline
@@ -131,7 +132,7 @@ def test_a_full_disk_stops_nobody_and_is_told_in_the_place_of_the_old_file(tmp_p
     reason = "no room for last.ckpt"
     with suppress(DataError), Status(tmp_path, epochs=5) as status:
         monkeypatch.setattr(module, "write_json", full)
-        status.at(epoch=3, step=9)
+        status.at(epoch=3, step=9, batches=9)
         raise DataError(reason)
     status = read_status(tmp_path)
     assert status is not None

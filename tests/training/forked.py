@@ -87,14 +87,17 @@ class Forked:
         streams = folder / f".streams{self._count}"
         streams.mkdir()
         request = {"entry": entry, "arguments": arguments, "folder": str(folder), "streams": str(streams)}
-        request |= {"environments": [environment(**variables, **rank) for rank in _torchrun(ranks)], "first": first}
+        request |= {
+            "environments": [environment(**variables, **rank) for rank in torchrun_environments(ranks)],
+            "first": first,
+        }
         return Started(self, self.ask(request), streams)
 
     def run(self, folder: Path, entry: str, *arguments: str, grace: float = 10, **how: Any) -> list[Ended]:
         return self.start(folder, entry, *arguments, **how).end(grace=grace)
 
 
-def _torchrun(ranks: int | None) -> list[dict[str, str]]:
+def torchrun_environments(ranks: int | None) -> list[dict[str, str]]:
     """What torchrun adds to the environment of each rank."""
     if ranks is None:
         return [{}]

@@ -12,8 +12,8 @@ from geexp.config.errors import DataError
 from geexp.config.schema import OptimConfig
 from geexp.training.checkpoints import load_checkpoint
 from geexp.training.errors_count import ErrorCount
-from geexp.training.loggers import usual_mode
 from geexp.training.optimizer import group_table, make_sgd, parameter_groups
+from geexp.training.wandb_login import usual_mode
 
 
 def test_parameter_groups_are_the_authors():

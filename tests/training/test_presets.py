@@ -17,6 +17,7 @@ from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, offici
 
 PRESETS = sorted(path.stem for path in Path(config_directory()).glob("experiment/*.yaml"))
 SMOKE = ["scale=smoke", "trainer=cpu", "logger=none"]
+SWEEP = ["-m", "launcher=inline"]
 
 # Trains with the checksums of the small archives instead of the official ones.
 TRAIN = """
@@ -72,7 +73,7 @@ def folder_of(preset: str, *overrides: str) -> str:
 def test_one_preset_of_each_kind(archives):
     """Files, arrays, and the embedded images; epochs with a plateau, iterations, and a cosine."""
     presets = ["table4_theta_plus", "table5_resnet110_cifar100_theta_minus", "demo"]
-    found = results(archives, "-m", f"experiment={','.join(presets)}", *SMOKE, seconds=120)
+    found = results(archives, *SWEEP, f"experiment={','.join(presets)}", *SMOKE, seconds=120)
     shufflenet, resnet, demo = (found[folder_of(preset, *SMOKE)] for preset in presets)
     assert len(found) == 3
     for result in (shufflenet, resnet, demo):
@@ -89,7 +90,7 @@ def test_one_preset_of_each_kind(archives):
 def test_every_preset_runs_one_batch(archives):
     """In one multirun, in one process."""
     one_batch = [*SMOKE, "debug=one_batch"]
-    found = results(archives, "-m", "experiment=glob(*)", *one_batch, seconds=3600)
+    found = results(archives, *SWEEP, "experiment=glob(*)", *one_batch, seconds=3600)
     expected = {folder_of(preset, *one_batch) for preset in PRESETS}
     assert found.keys() == expected
     for folder, result in found.items():

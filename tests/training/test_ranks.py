@@ -114,7 +114,6 @@ def test_a_step_is_the_same_however_it_is_divided(forked, data, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "ranks", "devices", "parts"),
     [
-        ("train", None, "trainer.devices=2", ["trainer.devices=2", "torchrun --standalone --nproc-per-node=2 "]),
         ("train", 2, "trainer.devices=1", ["trainer.devices=1", "2 processes", "trainer.devices=2", "-m geexp.train"]),
         ("train", 2, "trainer.devices=2 trainer.sync_batchnorm=true", ["trainer.sync_batchnorm=true", "GPUs only"]),
         ("train", 2, "trainer.devices=2 optim.batch_size=63", ["optim.batch_size=63", "2 devices"]),

@@ -10,13 +10,14 @@ class BackboneFacts:
     """Where a backbone is defined (a function of its own name in ``module``), and its home setting.
 
     ``stages`` are numbered as in the papers: conv2_x is stage 2. ``image_size`` and ``num_classes`` are those of the
-    data set that the network was designed for, in which its complexity is counted.
+    data set that the network was designed for, in which its complexity is counted: ``gmacs`` for one image, without GE.
     """
 
     module: str
     stages: tuple[int, ...]
     image_size: int
     num_classes: int
+    gmacs: float
 
 
 _IMAGENET = {"image_size": 224, "num_classes": 1000}
@@ -24,13 +25,20 @@ _CIFAR = {"stages": (2, 3, 4), "image_size": 32, "num_classes": 10}
 
 BACKBONES: dict[str, BackboneFacts] = {
     **{
-        name: BackboneFacts("geexp.backbones.resnet", stages=(2, 3, 4, 5), **_IMAGENET)
-        for name in ("resnet50", "resnet101", "resnet152")
+        name: BackboneFacts("geexp.backbones.resnet", stages=(2, 3, 4, 5), gmacs=gmacs, **_IMAGENET)
+        for name, gmacs in (("resnet50", 3.86), ("resnet101", 7.57), ("resnet152", 11.28))
     },
-    "shufflenet_g3": BackboneFacts("geexp.backbones.shufflenet", stages=(2, 3, 4), **_IMAGENET),
+    "shufflenet_g3": BackboneFacts("geexp.backbones.shufflenet", stages=(2, 3, 4), gmacs=0.1375, **_IMAGENET),
     **{
-        name: BackboneFacts("geexp.backbones.preact_resnet", **_CIFAR)  # type: ignore[arg-type]
-        for name in ("resnet8", "resnet20", "resnet56", "resnet110", "resnet164", "wrn16_8")
+        name: BackboneFacts("geexp.backbones.preact_resnet", gmacs=gmacs, **_CIFAR)  # type: ignore[arg-type]
+        for name, gmacs in (
+            ("resnet8", 0.0125),
+            ("resnet20", 0.0408),
+            ("resnet56", 0.126),
+            ("resnet110", 0.253),
+            ("resnet164", 0.2445),
+            ("wrn16_8", 1.55),
+        )
     },
 }
 
@@ -41,4 +49,13 @@ DATASETS: dict[str, bool] = {
     "cifar10": False,
     "cifar100": False,
     "imagenet": True,
+}
+
+# How many images an epoch of training has.
+TRAINING_IMAGES: dict[str, int] = {
+    "fashion_mnist_mini": 10_000,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "imagenet": 1_281_167,
 }

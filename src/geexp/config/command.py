@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -49,26 +50,26 @@ def config_directory() -> str:
 
 
 def command(
-    name: str, schema: type[T], *, after_sweep: Callable[[list[Path]], None] | None = None
+    name: str, schema: type[T], *, sweeps: bool = False, schema_name: str | None = None
 ) -> Callable[[Callable[[T], object]], Callable[[], None]]:
     """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
 
     Mistakes of the user end in one message on standard error and exit code 2, whoever found them: Hydra, OmegaConf, our
-    schema or our rules. ``after_sweep`` is called with the output folders of a multirun's jobs, also when some failed.
+    schema or our rules.
+
+    Args:
+        schema_name: as which the configuration's files know the schema, unless it is ``<name>_schema``.
+        sweeps: whether there is ``-m``; then ``--cfg`` also lists the jobs, on standard error.
     """
 
     def decorate(task: Callable[[T], object]) -> Callable[[], None]:
-        folders: list[Path] = []
-
         @functools.wraps(task)
         def job(composed: DictConfig) -> object:
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-            if in_sweep:
-                folders.append(Path(HydraConfig.get().runtime.output_dir))
             try:
                 return task(validated(schema, composed))
             except Exception as error:
-                if in_sweep:  # Hydra goes on with the other jobs and shows the first failure only, at the end
+                if in_sweep:  # Hydra goes on with the other jobs
                     log.error("job failed: %s", error, exc_info=not isinstance(error, UserError))
                 elif isinstance(error, UserError):
                     _refuse(name, error)
@@ -76,17 +77,22 @@ def command(
 
         def main() -> None:
             register_resolvers()
-            ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+            ConfigStore.instance().store(name=schema_name or f"{name}_schema", node=schema)
             logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is told by what fails next
             sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
-            if after_sweep is None and {"-m", "--multirun"} & set(sys.argv):
+            if not sweeps and {"-m", "--multirun"} & set(sys.argv):
                 _refuse(name, ConfigError("does one thing at a time: leave -m out."))
             if rank() != 0:
                 sys.argv += _SILENT
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+            hydras = hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(job)
             try:
-                hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(job)()
+                hydras()
+                if sweeps and (plain := _without_cfg(sys.argv)) is not None:
+                    sys.argv = [*plain, "dry_run=true"]
+                    with redirect_stdout(sys.stderr):
+                        hydras()
             except KeyboardInterrupt:
                 sys.exit(INTERRUPTED)
             except Exception as error:
@@ -95,8 +101,6 @@ def command(
                     raise
                 _refuse(name, mistake)
             finally:
-                if folders and after_sweep is not None:
-                    after_sweep(folders)
                 if not wants_traceback:
                     del os.environ["HYDRA_FULL_ERROR"]
 
@@ -130,6 +134,8 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         return wrong_type(schema, of_ours[0])
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         return ConfigError(" ".join(str(error).split()))
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
+        return ConfigError("-m and --cfg do not go together: say dry_run=true to see what the jobs of a sweep are.")
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return ConfigError("a group takes the name of an option, not null or a number; --help shows the options.")
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging's, of a file it cannot open
@@ -149,6 +155,16 @@ _NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
 # The first rank speaks, logs and writes; the others speak of what it has not spoken of some seconds later.
 _FIRST_SPEAKS = 10
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
+
+
+def _without_cfg(arguments: list[str]) -> list[str] | None:
+    """A sweep's command line without ``--cfg job``, which shows what its jobs have in common; None for any other."""
+    of_a_sweep = any(a.startswith("+sweep=") for a in arguments)
+    shown = [i for i, a in enumerate(arguments) if a.startswith(("--cfg", "-c")) and not a.startswith("-cd")]
+    if not of_a_sweep or not shown:
+        return None
+    (i,) = shown
+    return arguments[:i] + arguments[i + (1 if "=" in arguments[i] else 2) :]
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:

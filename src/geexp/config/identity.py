@@ -90,13 +90,8 @@ def recipe_slug(recipe: RecipeConfig) -> str:
     return "-".join([*words, f"q{recipe.quality}"] if recipe.quality else words)
 
 
-def run_folder(config: TrainConfig) -> str:
-    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result.
-
-    ``<data>`` ends in the scale and in the recipe, if they are not the usual ones.
-    """
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
-    ge = ge_slug(config.ge, config.model)
+def data_slug(config: TrainConfig) -> str:
+    """The data set, with the scale and the recipe if they are not the usual ones, which make it another."""
     data = config.data.name
     if config.scale is not None:  # another data set, and not the protocol: said where nobody can miss it
         data += f"-{config.scale}"
@@ -104,7 +99,14 @@ def run_folder(config: TrainConfig) -> str:
         data += f"-{config.data.keep_classes}classes"
     if config.data.recipe.name != "original":  # another data set
         data += f"-{recipe_slug(config.data.recipe)}"
-    return f"{data}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
+    return data
+
+
+def run_folder(config: TrainConfig) -> str:
+    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    ge = ge_slug(config.ge, config.model)
+    return f"{data_slug(config)}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
 
 
 def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainConfig) -> None:
@@ -130,11 +132,27 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """What ``flat`` has made flat."""
+    tree: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *path, last = key.split(".")
+        below = tree
+        for name in path:
+            below = below.setdefault(name, {})
+        below[last] = value
+    return tree
+
+
+def of_the_task(composed: DictConfig) -> DictConfig:
+    """What Hydra composed without what is Hydra's own, or geexp.plan's."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("hydra", "hardware")])
+
+
 def register_resolvers() -> None:
     """``${geexp.run_folder:}`` for Hydra's output folders. It validates, so a bad configuration makes no folder."""
 
     def resolve(*, _root_: DictConfig) -> str:
-        task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-        return run_folder(validated(TrainConfig, task))
+        return run_folder(validated(TrainConfig, of_the_task(_root_)))
 
     OmegaConf.register_new_resolver("geexp.run_folder", resolve, replace=True)

@@ -14,6 +14,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1)) if _by_torchrun() else 1
 
 
+def srun_tasks() -> int:
+    """As how many processes SLURM's srun has started this command; 1 without it."""
+    return 1 if _by_torchrun() else int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
 def restarted() -> bool:
     """Whether a cluster or torchrun gives a command again by itself, which then means to go on."""
     return any(int(os.environ.get(key) or 0) > 0 for key in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))

@@ -1,6 +1,7 @@
 """What a composed configuration must fulfil beyond keys and types. Every rule raises ``ConfigError``."""
 
 import math
+import re
 from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, DATASETS, VARIANTS
@@ -10,10 +11,12 @@ from geexp.config.schema import (
     BenchmarkConfig,
     CheckDataConfig,
     ComplexityConfig,
+    DashboardConfig,
     DataConfig,
     EvaluateConfig,
     FeedConfig,
     GatherExciteConfig,
+    LauncherConfig,
     LoggerConfig,
     ModelConfig,
     OptimConfig,
@@ -41,6 +44,7 @@ def check_train(config: TrainConfig) -> None:
     check_feed(config.feed, config.data)
     check_schedule(config.schedule)
     check_optim(config.optim)
+    check_launcher(config.launcher)
     check_trainer(config.trainer)
     check_logger(config.logger)
     if not 0 <= config.seed < 2**32:
@@ -96,7 +100,24 @@ def check_evaluate(config: EvaluateConfig) -> None:
 
 
 def check_report(config: ReportConfig) -> None:
+    if config.table is not None:
+        check_choice("table", config.table, tuple(range(1, 7)))
+    for key in ("tables", "figures"):
+        check_choice(key, getattr(config, key), ("all", "none"))
+    if not config.runs:
+        raise ConfigError("runs is empty: say in which folder the runs are, as in runs=outputs.")
     check_choice("format", config.format, ("text", "json"))
+
+
+def check_dashboard(config: DashboardConfig) -> None:
+    if config.name is None:
+        raise ConfigError("say of which sweep, as in sweep=table2.")
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
+    if not config.project:
+        raise ConfigError("project is empty: say which one at W&B, as in project=geexp.")
+    if config.out is not None and not config.dry_run:
+        raise ConfigError(f"out={config.out}: a file is written with dry_run=true only.")
 
 
 def check_scale(scale: str | None, data: DataConfig) -> None:
@@ -315,6 +336,23 @@ def check_trainer(trainer: TrainerConfig) -> None:
 def check_logger(logger: LoggerConfig) -> None:
     check_choice("logger.name", logger.name, ("none", "csv", "wandb"))
     check_choice("logger.mode", logger.mode, ("auto", "online", "offline"))
+
+
+def check_launcher(launcher: LauncherConfig) -> None:
+    check_choice("launcher.name", launcher.name, ("processes", "inline"))
+    check_at_least("launcher.devices_per_job", launcher.devices_per_job, 1)
+    check_at_least("launcher.grace", launcher.grace, 0)
+    # A run is heard of four times a minute.
+    if launcher.hang_after is not None and not 1 <= launcher.hang_after < math.inf:
+        raise ConfigError(f"launcher.hang_after={launcher.hang_after}: must be 1 minute or more, or null for no limit.")
+    devices = launcher.devices
+    several = isinstance(devices, list) and devices and all(isinstance(d, int | str) for d in devices)
+    if not (devices == "auto" or several or (type(devices) is int and devices >= 1)):
+        raise ConfigError(
+            f"launcher.devices={devices}: must be auto, how many there are to share out, or a list such as [0,1,2,3]."
+        )
+    if several and len(set(map(str, devices))) < len(devices):
+        raise ConfigError(f"launcher.devices={devices}: names a device twice.")
 
 
 def check_choice(key: str, value: object, allowed: Collection[object]) -> None:

@@ -132,8 +132,17 @@ class LoggerConfig:
 
 
 @dataclass
+class LauncherConfig:
+    name: str = "processes"
+    devices_per_job: int = 1
+    devices: Any = "auto"
+    hang_after: float | None = 30.0
+    grace: float = 120.0
+
+
+@dataclass
 class TrainConfig:
-    """``python -m geexp.train``."""
+    """``python -m geexp.train`` and ``python -m geexp.status``."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
@@ -143,12 +152,28 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     scale: str | None = None
     seed: int = 0
     outputs: str = "outputs"
     resume: bool | str = "auto"
     force: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class HardwareConfig:
+    devices: int = 1
+    tflops: float = 50.0
+    images_per_second: float = 3000.0
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """``python -m geexp.plan``."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 @dataclass
@@ -183,8 +208,23 @@ class ReportConfig:
     """``python -m geexp.report``."""
 
     runs: str = "outputs"
+    table: int | None = None
+    tables: str = "all"
+    figures: str = "all"
     out: str | None = None
     format: str = "text"
+
+
+@dataclass
+class DashboardConfig:
+    """``python -m geexp.dashboard``."""
+
+    name: str | None = None
+    entity: str | None = None
+    project: str = "geexp"
+    runs: str | None = None
+    dry_run: bool = False
+    out: str | None = None
 
 
 @dataclass

@@ -19,6 +19,7 @@ from geexp.config.errors import ConfigError, unknown_key
 from geexp.config.rules import (
     check_benchmark,
     check_complexity,
+    check_dashboard,
     check_data_check,
     check_evaluate,
     check_pack,
@@ -29,6 +30,7 @@ from geexp.config.schema import (
     BenchmarkConfig,
     CheckDataConfig,
     ComplexityConfig,
+    DashboardConfig,
     EvaluateConfig,
     PackConfig,
     ReportConfig,
@@ -42,6 +44,7 @@ _RULES = {
     EvaluateConfig: check_evaluate,
     ComplexityConfig: check_complexity,
     ReportConfig: check_report,
+    DashboardConfig: check_dashboard,
     BenchmarkConfig: check_benchmark,
     PackConfig: check_pack,
     CheckDataConfig: check_data_check,

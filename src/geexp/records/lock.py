@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: this process is training this run already.")
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if not _taken(file):
+        if not _taken_soon(file):
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "another process"
             raise DataError(
@@ -56,6 +57,15 @@ def is_locked(folder: Path) -> bool:
             return not _taken(file)
     except OSError:
         return False
+
+
+def _taken_soon(file: BinaryIO) -> bool:
+    """Who only looks whether it is locked has it for a moment, too."""
+    for _ in range(10):
+        if _taken(file):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _taken(file: BinaryIO) -> bool:

@@ -1,4 +1,4 @@
-"""The files that tell of a run: ``result.json``, written once at its end, and ``history.jsonl``, one row per epoch."""
+"""The files of a run: ``result.json``, written once at its end, ``history.jsonl``, a row per epoch, and checkpoints."""
 
 import json
 import math
@@ -10,6 +10,11 @@ from geexp.records.whole_file import whole_file
 
 RESULT = "result.json"
 HISTORY = "history.jsonl"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+
+def checkpoint_folder(run: Path) -> Path:
+    return run / "checkpoints"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -38,13 +38,14 @@ class Status:
             "epoch": None,
             "epochs": epochs,
             "step": None,
+            "batches": 0,
         }
         self._one_at_a_time = threading.Lock()
         self._over = threading.Event()
 
-    def at(self, *, epoch: int, step: int) -> None:
-        """Where training is; written with the next heartbeat."""
-        self._content |= {"epoch": epoch, "step": step}
+    def at(self, *, epoch: int, step: int, batches: int) -> None:
+        """Where training is, and how many batches this process has seen; written with the next heartbeat."""
+        self._content |= {"epoch": epoch, "step": step, "batches": batches}
 
     def __enter__(self) -> "Status":
         self._write()

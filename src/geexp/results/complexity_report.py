@@ -14,7 +14,7 @@ from geexp.config.catalog import BACKBONES
 from geexp.config.errors import ConfigError
 from geexp.config.identity import ge_slug
 from geexp.config.schema import ComplexityConfig
-from geexp.results.paper import network_of, paper, table_rows
+from geexp.paper.numbers import network_of, paper, table_rows
 
 # Printed values that no reading of the paper reproduces. They are shown, not matched.
 KNOWN_DIFFERENCES = {

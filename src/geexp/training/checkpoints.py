@@ -16,11 +16,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
+from geexp.records.run_files import BEST, LAST, PREVIOUS, checkpoint_folder
 from geexp.records.whole_file import whole_file
 from geexp.training.stopping import Stopped
 
 FORMAT = "geexp"
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 log = logging.getLogger(__name__)
 
 
@@ -143,10 +143,6 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
-
-
-def checkpoint_folder(run: Path) -> Path:
-    return run / "checkpoints"
 
 
 def newest_checkpoint(trainer: pl.Trainer) -> str:

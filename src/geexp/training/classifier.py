@@ -39,7 +39,7 @@ class Classifier(pl.LightningModule):
         self.lr = 0.0  # of the step that is being made; of the first parameter group
         self.loss_watch = LossWatch()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.training_errors, self.validation_errors = ErrorCount(), ErrorCount()
+        self.training_errors, self.validation_errors = ErrorCount(), ErrorCount(confusion=True)
         self.metrics: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Classifier(pl.LightningModule):
             self.metrics["lr"] = self.lr
             self.rate.observe(self.metrics)
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
-        self.log_dict(shown, prog_bar=False)
+        self.log_dict(shown, prog_bar=False, logger=False)  # History logs them
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # of an epoch that may be half done

@@ -10,12 +10,17 @@ class ErrorCount:
 
     With fewer than five classes, top-5 counts the classes there are. The sums live on the device of the logits, in
     types of their own: they are no part of the network, whose precision may be low.
+
+    Args:
+        confusion: also count which class was taken for which, in ``confusion``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, confusion: bool = False) -> None:
+        self.counts_confusion = confusion
         self.reset()
 
     def reset(self) -> None:
+        self._pairs: list[Tensor] = []
         self._counts: Tensor | None = None
         self._loss: Tensor | None = None
         self._before = [0.0, 0.0, 0.0, 0.0]
@@ -23,7 +28,11 @@ class ErrorCount:
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """``logits`` [N, classes], ``labels`` [N], ``loss`` the batch's mean."""
-        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        classes = logits.shape[1]
+        top = logits.topk(min(5, classes), dim=1).indices
+        hit = top == labels[:, None]
+        if self.counts_confusion:
+            self._pairs.append(labels * classes + top[:, 0])
         images = torch.tensor(len(labels), device=logits.device)
         counts = torch.stack([images, (~hit[:, 0]).sum(), (~hit.any(dim=1)).sum()])
         wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
@@ -59,3 +68,14 @@ class ErrorCount:
             "top5_wrong": top5,
             "images": images,
         }
+
+    def confusion(self, device: torch.device, classes: int) -> Tensor | None:
+        """Images by class (rows) and by the class they were taken for, int64 on the CPU, of all ranks, which must all
+        ask; None if no images were counted. Its sums off the diagonal are the top-1 errors."""
+        pairs = torch.cat(self._pairs) if self._pairs else torch.empty(0, dtype=torch.int64)
+        counts = torch.bincount(pairs.cpu(), minlength=classes * classes)
+        if dist.is_available() and dist.is_initialized():
+            counts = counts.to(device)
+            dist.all_reduce(counts)
+            counts = counts.cpu()
+        return counts.view(classes, classes) if counts.any() else None

@@ -1,4 +1,4 @@
-"""``history.jsonl``: one row per epoch, only ever appended to. Every curve comes from it."""
+"""``history.jsonl``: one row per epoch, only ever appended to. Every curve comes from it; loggers get the same rows."""
 
 import time
 from pathlib import Path
@@ -30,16 +30,18 @@ class History(pl.Callback):
         if not trainer.is_global_zero:
             return
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
-        append_row(
-            self.path,
-            {
-                "epoch": trainer.current_epoch + 1,
-                "step": trainer.global_step,
-                "seconds": round(self._seconds(), 3),
-                "time": round(time.time(), 3),
-                **metrics,
-            },
-        )
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": round(self._seconds(), 3),
+            "time": round(time.time(), 3),
+            **metrics,
+        }
+        append_row(self.path, row)
+        step = row.pop("step")
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
 
     def _seconds(self) -> float:
         """Spent on the epoch, also before an interruption."""

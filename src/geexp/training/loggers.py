@@ -1,19 +1,22 @@
 """Loggers: none, CSV, or Weights & Biases, which must neither ask nor wait."""
 
 import logging
-import netrc
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from geexp.config.errors import ConfigError
-from geexp.config.schema import LoggerConfig
+from geexp.config.identity import flat
+from geexp.config.schema import TrainConfig
+from geexp.paper.run_labels import network_label, run_label, run_name, run_tags
+from geexp.training.wandb_content import LABEL, NETWORK, Confusion, charts, define_metrics, summary
+from geexp.training.wandb_login import usual_mode
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +24,19 @@ log = logging.getLogger(__name__)
 PATIENCE = 60
 
 
-def make_logger(logger: LoggerConfig, run: Path, config: dict[str, Any], run_id: str) -> Logger | None:
-    """The logger of a run whose folder is ``run``, with its resolved configuration and its name at W&B."""
-    if logger.name == "none":
+def make_logger(config: TrainConfig, run: Path, run_id: str, typed: Sequence[str]) -> Logger | None:
+    """The logger of a run whose folder is ``run``; ``run_id`` is its name at W&B, ``typed`` the command line."""
+    if config.logger.name == "none":
         return None
-    if logger.name == "csv":
+    if config.logger.name == "csv":
         return CSVLogger(run, name="csv")  # a folder per start: Lightning empties one that is there already
-    return _wandb(logger, run, config, run_id)
+    return _wandb(config, run, run_id, typed)
 
 
-def _wandb(logger: LoggerConfig, run: Path, config: dict[str, Any], run_id: str) -> WandbLogger:
+def _wandb(config: TrainConfig, run: Path, run_id: str, typed: Sequence[str]) -> "TolerantWandb":
     import wandb
 
+    logger = config.logger
     mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
     if mode not in ("online", "offline", "disabled"):
         raise ConfigError(f"WANDB_MODE={mode} in the environment: allowed are online, offline and disabled.")
@@ -40,10 +44,11 @@ def _wandb(logger: LoggerConfig, run: Path, config: dict[str, Any], run_id: str)
         "project": logger.project,
         "entity": logger.entity,
         "group": logger.group,
-        "name": " ".join(run.parts[-4:]),
+        "name": run_name(config, typed),
+        "tags": run_tags(config),
         "id": run_id,
         "dir": str(run),
-        "config": config,
+        "config": {NETWORK: network_label(config), LABEL: run_label(config, typed), **flat(asdict(config))},
         "resume": "allow",
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)
@@ -56,7 +61,9 @@ def _wandb(logger: LoggerConfig, run: Path, config: dict[str, Any], run_id: str)
         wandb.teardown()  # the failed attempt still holds the run's id
         experiment = wandb.init(mode=mode, settings=quick, **arguments)
     if mode == "offline":
-        log.info("W&B offline; to upload later: wandb sync %s", Path(experiment.dir).parent)
+        # Of a run that was interrupted there are several folders, which W&B puts together in their order.
+        log.info("W&B offline; to upload later: wandb sync %s", run / "wandb" / f"offline-run-*-{run_id}")
+    define_metrics(experiment)
     return TolerantWandb(experiment=experiment)
 
 
@@ -66,13 +73,34 @@ class TolerantWandb(WandbLogger):
     broken = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._tolerate(lambda: super(TolerantWandb, self).log_metrics(metrics, step))
+
+    def log_end(self, result: dict[str, Any], history: list[dict[str, Any]], confusion: Confusion | None) -> None:
+        """What a run that is complete has to show."""
+        with _staging_in(Path(self.experiment.dir).parent):
+            self._tolerate(lambda: self.experiment.log(charts(history, confusion)))
+        self._tolerate(lambda: self.experiment.summary.update(summary(result)))
+
+    def _tolerate(self, send: Callable[[], None]) -> None:
         if self.broken:
             return
         try:
-            super().log_metrics(metrics, step)
+            send()
         except Exception as error:
             self.broken = True
             log.warning("W&B takes no more of this run (%s); history.jsonl has all of it.", error or type(error))
+
+
+@contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """Tables wait for their upload in the user's home, unless W&B is told of another place."""
+    if wandbs := os.environ.get("WANDB_DATA_DIR") is None:
+        os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if wandbs:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def finish_wandb() -> None:
@@ -96,16 +124,3 @@ def _finish() -> None:
     except Exception:  # of a process that was killed, or when ours has ended meanwhile
         with suppress(Exception):
             wandb.teardown()  # or it will be tried once more at exit, and fail with a traceback
-
-
-def usual_mode() -> str:
-    """Online for who is logged in: a key in the environment, or one for W&B's host in the netrc file."""
-    import wandb
-
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
-    try:
-        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
-    except (OSError, netrc.NetrcParseError):
-        return "offline"

@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,32 @@ from geexp.complexity_count import count_complexity
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
 from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
-from geexp.config.ranks import rank, restarted, world_size
+from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
 from geexp.data.module import ImageData
 from geexp.data.reading import explained_workers
 from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
 from geexp.records.lock import run_lock
-from geexp.records.run_files import HISTORY, RESULT, finite, keep_epochs, read_history, write_json
+from geexp.records.run_files import (
+    BEST,
+    HISTORY,
+    LAST,
+    PREVIOUS,
+    RESULT,
+    checkpoint_folder,
+    finite,
+    keep_epochs,
+    read_history,
+    write_json,
+)
 from geexp.records.status import Status
 from geexp.records.whole_file import remove_unfinished
 from geexp.training.checkpoints import (
-    BEST,
     FORMAT,
-    LAST,
-    PREVIOUS,
     BestCheckpoint,
     LastCheckpoint,
     RunInCheckpoint,
-    checkpoint_folder,
     checkpoint_to_resume,
     configuration_of,
     load_checkpoint,
@@ -49,12 +56,13 @@ from geexp.training.checkpoints import (
 from geexp.training.classifier import Classifier
 from geexp.training.heartbeat import Heartbeat
 from geexp.training.history import History
-from geexp.training.loggers import finish_wandb, make_logger
+from geexp.training.loggers import TolerantWandb, finish_wandb, make_logger
 from geexp.training.network import build_network
 from geexp.training.optimizer import group_table
 from geexp.training.safe_points import SafePoints
 from geexp.training.stopping import Stopped, StopSignals
 from geexp.training.trainer import explained_ranks, lightnings_refusals, make_trainer
+from geexp.training.wandb_content import Confusion
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +94,9 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Status | None) -> dict[str, Any] | None:
+    resume_from, run_id, group = _resume_from(config, folder)
+    config = replace(config, logger=replace(config.logger, group=group))
     plain = asdict(config)
-    resume_from, run_id = _resume_from(config, folder)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
@@ -106,9 +115,9 @@ def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Stat
         Console(stderr=True).print(group_table(classifier.configure_optimizers()))
     log.info("%s: %s", "going on with" if resume_from else "training into", folder)
 
-    logger = make_logger(config.logger, folder, plain, run_id) if rank() == 0 else None
+    logger = make_logger(config, folder, run_id, _typed()) if rank() == 0 else None
     every = config.trainer.checkpoint_every_n_steps
-    safe_points = SafePoints(signals, saves_every=every)
+    safe_points = SafePoints(signals, saves_every=every, config=plain)
     last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=every, stop=lambda: safe_points.stop)
     ours = [safe_points, History(folder / HISTORY), RunInCheckpoint(plain, run_id=run_id)]
     if status is not None:
@@ -118,12 +127,12 @@ def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Stat
         if rank() == 0:
             _prepare(folder, resume_from)
         _fit(trainer, classifier, data, resume_from, folder)
-        account = data.account()  # of all ranks, which therefore all must ask
+        account, confusion = data.account(), _confusion(trainer, classifier, data)  # all ranks must ask
         if rank() != 0:
             return None
         result = _result(config, folder, classifier, account, callbacks)
-        if logger is not None:
-            logger.log_metrics(_summary(result))
+        if isinstance(logger, TolerantWandb):
+            logger.log_end(result, read_history(folder), confusion)
         write_json(folder / RESULT, result)
     finally:
         if config.logger.name == "wandb" and rank() == 0:
@@ -176,19 +185,20 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
     return callback
 
 
-def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str]:
-    """The checkpoint to go on from, if any, and the name of the run at W&B."""
+def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str, str | None]:
+    """The checkpoint to go on from, if any, and the run's name and group at W&B, which it keeps."""
     start_over = (config.force or config.resume is False) and not restarted()
     found = None if start_over else checkpoint_to_resume(folder)
     if found is not None:
         path, about = found
-        require_same_identity(folder, identity(configuration_of(path, about)), config)
-        return path, about["run_id"]
+        before = configuration_of(path, about)
+        require_same_identity(folder, identity(before), config)
+        return path, about["run_id"], before.logger.group or config.logger.group
     if config.resume is True:
         raise ConfigError(
             f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave it out to start this run."
         )
-    return None, uuid.uuid4().hex[:8]
+    return None, uuid.uuid4().hex[:8], config.logger.group
 
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, folder: Path) -> None:
@@ -224,10 +234,19 @@ def _in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def _typed() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
+
+
 def _command(arguments: Sequence[str]) -> str:
-    several = world_size() > 1
-    start = ["torchrun", "--standalone", f"--nproc-per-node={world_size()}"] if several else ["python"]
-    return shlex.join([*start, "-m", "geexp.train", *arguments])
+    return shlex.join(["python", "-m", "geexp.train", *arguments])  # which starts the other processes of its node
+
+
+def _confusion(trainer: pl.Trainer, classifier: Classifier, data: ImageData) -> Confusion | None:
+    """Of the last validation; None if this process made none, as of a run that was resumed at its end."""
+    classes = data.evaluation_images.classes
+    counts = classifier.validation_errors.confusion(trainer.strategy.root_device, len(classes))
+    return None if counts is None else Confusion(counts, classes)
 
 
 def _result(
@@ -256,16 +275,6 @@ def _result(
         },
         "peak_memory_bytes": peak_memory(),
         "config": asdict(config),
-        "command": _command(HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]),
+        "command": _command(_typed()),
         **environment(),
-    }
-
-
-def _summary(result: dict[str, Any]) -> dict[str, float]:
-    complexity = result["complexity"]
-    return {
-        "best/top1_error": result["metrics"]["best"]["val/top1_error"],
-        "last/top1_error": result["metrics"]["last"]["val/top1_error"],
-        "params": complexity["params"],
-        "macs": complexity["macs"],
     }

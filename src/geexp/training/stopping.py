@@ -72,5 +72,7 @@ class StopSignals:
         self.received = signum
         if again or not self.training:
             raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
+        if rank() != 0:
+            return
         hint = "; Ctrl-C once more stops at once" if signum == signal.SIGINT else ""
         print(f"\n{Stopped(signum)}: stopping after this step, with a checkpoint{hint}", file=sys.stderr, flush=True)

@@ -35,6 +35,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # the feed has done it already
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is of all ranks already
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # our launchers say how it is used
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # a 1x1 grid has many
     epochs = planned_epochs(config)
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))

@@ -10,7 +10,7 @@ import yaml
 @cache
 def paper() -> dict[str, Any]:
     """The whole file: ``table1`` … ``table6``, ``detection``, ``figures``. Treat it as read-only."""
-    return yaml.safe_load(files("geexp.results").joinpath("paper.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(files("geexp.paper").joinpath("paper.yaml").read_text(encoding="utf-8"))
 
 
 def table_rows(number: int) -> list[dict[str, Any]]:

@@ -1,0 +1,93 @@
+"""What a person sees of a sweep while it runs: one live table, or lines where there is no terminal."""
+
+import signal
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from geexp.launching.plan import Row
+from geexp.launching.progress import DONE, FAILED, RUNNING
+
+_REDRAW_EVERY = 1.0  # seconds
+
+
+class Board:
+    """Shows the rows of a sweep on ``console`` while it is entered."""
+
+    def __init__(self, rows: Sequence[Row], console: Console) -> None:
+        self.rows, self.console = rows, console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._drawn = 0.0
+        self._told: dict[int, int] = {}
+
+    def __enter__(self) -> "Board":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, row: Row, text: str) -> None:
+        """One line, which stays."""
+        self.console.print(f"{row.label}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def stopping(self, signum: int, jobs: int, grace: float) -> None:
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        hint = "; Ctrl-C once more kills them" if jobs else ""
+        what = f"{jobs} running {'job writes its checkpoint' if jobs == 1 else 'jobs write their checkpoints'}"
+        self.console.print(f"{name}: {what}, for {grace:g} s at most{hint}", highlight=False, soft_wrap=True)
+
+    def update(self) -> None:
+        """Redraw, at most once a second; without a terminal, a line for every epoch that was finished."""
+        if time.monotonic() - self._drawn < _REDRAW_EVERY:
+            return
+        self._drawn = time.monotonic()
+        if self._live is not None:
+            self._live.update(table_of(self.rows), refresh=True)
+            return
+        for row in self.rows:
+            if row.progress.state == RUNNING:
+                if row.progress.epoch > self._told.get(row.job.number, row.progress.epoch):
+                    self.note(row, reached(row))
+                self._told[row.job.number] = row.progress.epoch
+
+
+_COLOURS = {DONE: "green", RUNNING: "bold", FAILED: "red"}
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """Rows, states, epochs, errors and the time that is left."""
+    table = Table()
+    for heading in ("row", "state"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("epoch", "top-1 error", "best", "left", "on"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        progress = row.progress if row.same_as is None else row.same_as.progress
+        of = f"/{progress.epochs}" if progress.epochs else ""
+        state = f"the same as {row.same_as.label}" if row.same_as is not None else progress.briefly()
+        table.add_row(
+            row.label,
+            Text(state, _COLOURS.get(progress.state, "")),
+            f"{progress.epoch}{of}" if progress.epoch else "",
+            *(f"{error:.2f} %" if error is not None else "" for error in (progress.error, progress.best)),
+            str(timedelta(seconds=round(progress.eta))) if progress.eta is not None else "",
+            progress.where,
+        )
+    return table
+
+
+def reached(row: Row) -> str:
+    """Where a running job is, in a line."""
+    progress = row.progress
+    of = f"/{progress.epochs}" if progress.epochs else ""
+    left = f", {timedelta(seconds=round(progress.eta))} left" if progress.eta is not None else ""
+    return f"epoch {progress.epoch}{of}, top-1 error {progress.error:.2f} %{left}"

@@ -1,0 +1,208 @@
+"""The jobs of a sweep as SLURM job arrays: one task per device, requeued as often as they are preempted.
+
+submitit writes the batch script, submits the array and finds each job its arguments. What it would do at a signal, and
+that it asks an accounting database how jobs are, is not used: here the ranks save, and the batch script, which outlives
+all of them, requeues the job once.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from geexp.config.errors import PREEMPTED, ConfigError
+from geexp.launching.jobs import Job
+from geexp.launching.slurm_queue import Submitted, queue
+from geexp.launching.slurm_task import NOTE, train_rank
+from geexp.records.run_files import write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SlurmSettings:
+    """What a job asks of the cluster. Nodes, tasks and GPUs follow from ``trainer.nodes`` and ``trainer.devices``.
+
+    Attributes:
+        name: of the array.
+        partition, account, qos, constraint, mem, cpus_per_task: as sbatch calls them; null is the cluster's own choice.
+        minutes: until a job has to make room for others; it goes on in its next turn. null: the partition's limit.
+        warning: seconds before that, when it is told to save; longer than a step and a checkpoint take, by far.
+        gpu: kind of GPU, where the cluster has several. Asked for unless ``trainer.accelerator=cpu``.
+        parallel: how many jobs of an array may run at once.
+        setup: lines of shell before the training, such as ``module load``.
+        sbatch: any other option by its long name: ``{reservation: friday}``.
+    """
+
+    name: str = "geexp"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    mem: str | None = None
+    cpus_per_task: int | None = None
+    minutes: int | None = 240
+    warning: int = 120
+    gpu: str | None = None
+    parallel: int | None = None
+    setup: list[str] = field(default_factory=list)
+    sbatch: dict[str, Any] = field(default_factory=dict)
+
+
+def submit(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[Submitted]:
+    """Submit the jobs as arrays, one for those that share nodes and devices, the longest array first.
+
+    What an earlier call with the same ``folder`` has submitted and is still in the queue is not submitted again.
+
+    Args:
+        jobs: all to be trained, each with a run folder of its own.
+        settings: of all jobs.
+        folder: for batch scripts, logs and the list of what was submitted. On a disk that all nodes share.
+
+    Raises:
+        ConfigError: without SLURM on this machine, if it does not answer, for a warning that leaves no time to train,
+            and for what sbatch refuses, in its own words.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "hydra/launcher=geexp_slurm: there is no sbatch on this machine. Start the sweep on a login node of the "
+            "cluster, or leave the launcher out to train here."
+        )
+    if settings.minutes is not None and 60 * settings.minutes < 2 * settings.warning:
+        raise ConfigError(
+            f"hydra.launcher.warning={settings.warning}: with hydra.launcher.minutes={settings.minutes} a job would be "
+            f"told to stop before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
+        )
+    record = folder / "submitted.json"
+    known = _still_queued(record)
+    submitted = {name: known[name] for job in jobs if (name := _name(job, folder)) in known}
+    arrays: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs:
+        if _name(job, folder) not in submitted:
+            trainer = job.config.trainer
+            arrays.setdefault((trainer.nodes, trainer.devices, trainer.accelerator == "cpu"), []).append(job)
+    for (nodes, devices, _), array in sorted(arrays.items(), key=lambda item: len(item[1]), reverse=True):
+        ids = _submit_array(array, settings, folder)
+        submitted |= zip((_name(job, folder) for job in array), ids, strict=True)
+        write_json(record, {**known, **submitted})
+        number = ids[0].partition("_")[0]
+        log.info("SLURM job %s: %d jobs, each on %d x %d devices", number, len(array), nodes, devices)
+    return [Submitted(job, slurm_id := submitted[_name(job, folder)], folder / f"{slurm_id}_0_log.out") for job in jobs]
+
+
+def parameters(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
+    """What submitit is told to write into the batch script of an array."""
+    trainer = jobs[0].config.trainer
+    gpus = f"{settings.gpu}:{trainer.devices}" if settings.gpu else trainer.devices
+    more = {"requeue": True, "signal": f"USR1@{settings.warning}", **settings.sbatch}
+    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]  # a rank that fails ends all; a log goes on, too
+    if settings.cpus_per_task is not None:
+        srun.append(f"--cpus-per-task={settings.cpus_per_task}")  # which srun has not taken from sbatch since 22.05
+    return {
+        "job_name": settings.name,
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "mem": settings.mem,
+        "time": settings.minutes,
+        "nodes": trainer.nodes,
+        "ntasks_per_node": trainer.devices,
+        "cpus_per_task": settings.cpus_per_task,
+        "gpus_per_node": None if trainer.accelerator == "cpu" else gpus,
+        "array_parallelism": settings.parallel or len(jobs),
+        "additional_parameters": {key: value for key, value in more.items() if value not in (None, False)},
+        "setup": [*settings.setup, *_before(folder)],
+        "srun_args": srun,
+        "teardown": _AFTER,
+        "stderr_to_stdout": True,
+        "wckey": None,
+    }
+
+
+def _before(folder: Path) -> list[str]:
+    """The batch script's lines before srun.
+
+    A preempted job's shell gets the signal as well. With a trap bash waits for srun first; an ignored signal would be
+    inherited by all that it starts. The number of an array is also the SLURM_JOB_ID of one of its jobs, and would
+    requeue all of them.
+    """
+    return [
+        "trap : TERM USR1",
+        "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
+        f"export {NOTE}={shlex.quote(str(folder.absolute()))}/$job.requeue",
+        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
+    ]
+
+
+# After srun. A job that was cancelled saves and ends like a preempted one, and requeued it would come back: it runs no
+# more. Nor does one that SLURM requeues by itself.
+_AFTER = [
+    "code=$?",
+    f"if [[ $code -eq 0 && -e ${NOTE} ]]; then code={PREEMPTED}; fi",
+    f'rm -f "${NOTE}"',
+    f'if [[ $code -eq {PREEMPTED} && $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then',
+    '    echo "requeueing job $job"',
+    '    scontrol requeue "$job"',
+    "fi",
+    'exit "$code"',
+]
+
+
+def _submit_array(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[str]:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(**parameters(jobs, settings, folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    said = io.StringIO()  # sbatch's words, which submitit prints before it raises them
+    try:
+        with _outside_of_a_job(), contextlib.redirect_stderr(said):
+            submitted = executor.submit_array([partial(train_rank, job.arguments()) for job in jobs])
+    except FailedJobError as error:
+        for left in set(folder.iterdir()) - before:
+            left.unlink()
+        words = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line)
+        raise ConfigError(f"hydra/launcher=geexp_slurm: sbatch refuses: {words}") from error
+    return [job.job_id for job in submitted]
+
+
+@contextlib.contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Without what a job says of itself, if the sweep is started in one: sbatch would take it for options."""
+    hidden = {}
+    if "SLURM_JOB_ID" in os.environ:
+        hidden = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _still_queued(record: Path) -> dict[str, str]:
+    if not record.is_file():
+        return {}
+    known = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        states = queue()
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"hydra/launcher=geexp_slurm: SLURM does not answer: {error.stderr.strip()}") from error
+    return {name: slurm_id for name, slurm_id in known.items() if slurm_id in states and not states[slurm_id].over}
+
+
+def _name(job: Job, folder: Path) -> str:
+    return os.path.relpath(job.folder, folder)

@@ -1,0 +1,31 @@
+"""torchrun, ending with the exit code of the process that failed first instead of 1 and a traceback of its own.
+
+That code says whether a run was preempted or interrupted, or is a bug. Started by the launchers as
+``python -m geexp.launching.torchrun``, with torchrun's arguments.
+"""
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+
+def run() -> None:
+    # Its words for ranks that were stopped look like a failure's; those that fail speak for themselves.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code < 0:
+            print(f"geexp.train: rank {rank}, process {failure.pid}, was killed by signal {-code}", file=sys.stderr)
+        sys.exit(code if code >= 0 else 128 - code)  # as shells say it of a process that a signal has ended
+    except SignalException as stop:  # before there were ranks
+        sys.exit(128 + stop.sigval)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,104 @@
+"""What W&B shows of a run beyond its history: which figures sum it up, and charts at its end."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Keys beside the configuration's, to group runs by: the network, and all but the seed. Without dots, which W&B's own
+# interface takes for levels.
+NETWORK, LABEL = "network", "label"
+# Metrics of every epoch, as in history.jsonl.
+EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
+# Figures of the summary that dashboards show; the rest of result.json stands below "result".
+BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
+# The charts of the end.
+CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
+# A matrix of more classes is no picture, and W&B's tables end at 10,000 rows.
+MATRIX_CLASSES, CONFUSED_PAIRS = 100, 200
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images by class (rows) and by the class they were taken for."""
+
+    counts: "Tensor"
+    classes: list[str]
+
+    def matrix(self) -> list[Iterable[Any]]:
+        counts = self.counts.tolist()
+        return [
+            [actual, predicted, counts[i][j]]
+            for i, actual in enumerate(self.classes)
+            for j, predicted in enumerate(self.classes)
+        ]
+
+    def pairs(self) -> list[Iterable[Any]]:
+        """The pairs that are taken for each other most often: class, taken for, images, and their percentage."""
+        wrong = self.counts.clone().fill_diagonal_(0)
+        most = wrong.flatten().sort(descending=True, stable=True)
+        of_class = self.counts.sum(dim=1).tolist()
+        rows: list[Iterable[Any]] = []
+        for images, index in zip(most.values[:CONFUSED_PAIRS].tolist(), most.indices.tolist(), strict=False):
+            actual, predicted = divmod(index, len(self.classes))
+            if images:
+                rows.append([self.classes[actual], self.classes[predicted], images, 100 * images / of_class[actual]])
+        return rows
+
+
+def define_metrics(run: Any) -> None:
+    """The epoch is the axis of every curve, and the summary has the lowest error beside the last one."""
+    run.define_metric(EPOCH)
+    for name in ("train/*", "val/*", "lr", "seconds"):
+        run.define_metric(name, step_metric=EPOCH)
+    for name in (ERROR, "val/top5_error"):
+        run.define_metric(name, step_metric=EPOCH, summary="min,last")
+
+
+def charts(history: list[dict[str, Any]], confusion: Confusion | None) -> dict[str, Any]:
+    """The curves, from the first epoch on also where a run was resumed, and the confusion of the last validation."""
+    import wandb
+
+    columns = list(history[-1])
+    rows: list[Iterable[Any]] = [[row.get(column) for column in columns] for row in history]
+    shown: dict[str, Any] = {
+        CURVES: wandb.plot.line_series(
+            [row[EPOCH] for row in history],
+            [[row.get(key) for row in history] for key in (TRAIN_ERROR, ERROR)],
+            keys=["training images, augmented", "validation images"],
+            title="top-1 error, %",
+            xname=EPOCH,
+        ),
+        HISTORY: wandb.Table([*columns], rows),
+    }
+    if confusion is not None:
+        shown[CONFUSED] = wandb.Table(["class", "taken for", "images", "% of the class"], confusion.pairs())
+        if len(confusion.classes) <= MATRIX_CLASSES:
+            columns = ["Actual", "Predicted", "nPredictions"]
+            shown[CONFUSION] = wandb.plot_table(
+                "wandb/confusion_matrix/v1",
+                wandb.Table([*columns], confusion.matrix()),
+                fields={column: column for column in columns},
+                string_fields={"title": "confusion, last validation"},
+            )
+    return shown
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """``result.json`` without the configuration, which the run has already, and its main figures on top."""
+    metrics, complexity = result["metrics"], result["complexity"]
+    figures = {
+        f"{which}/{name}": metrics[which][f"val/{name}"]
+        for which in ("best", "last")
+        for name in ("top1_error", "top5_error", "loss")
+    }
+    kept = {key: value for key, value in result.items() if key not in ("config", "identity")}
+    return figures | {
+        "best/epoch": metrics["best"]["epoch"],
+        PARAMS: complexity["params"],
+        MACS: complexity["macs"],
+        "seconds": result["seconds"],
+        "result": kept,
+    }

@@ -1,0 +1,423 @@
+"""Sweeps of real jobs, of one process and of several: each trains what it was told, and nothing that happens to one of
+them, or to all, loses more than the steps since a checkpoint. See ``probes.py`` for how a test knows where a job is."""
+
+import hashlib
+import json
+import re
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
+
+import psutil
+import pytest
+
+from geexp.config.schema import TrainConfig
+from geexp.data.datasets import open_dataset
+from geexp.records.run_files import read_result
+from geexp.records.status import read_status
+from tests.data.configuration import train_config
+from tests.launching.commands import SMALL, Command, finished, runs, send, until
+from tests.training.forked import torchrun_environments
+from tests.training.test_run import history, same_weights
+
+# Seconds in which everything ends that was told to; others work on this machine, too.
+SOON = 45
+
+
+def same_end(run: Path, undisturbed: Path) -> None:
+    assert read_status(run)["state"] == "complete"
+    assert history(run) == history(undisturbed)
+    ours, theirs = (read_result(one)["metrics"] for one in (run, undisturbed))
+    for which in ("last", "best"):
+        assert {**ours[which], "seconds": 0, "time": 0} == {**theirs[which], "seconds": 0, "time": 0}
+    same_weights(run, undisturbed)
+
+
+def ends_as(undisturbed: Callable[[str], Path], again: Command, *names: str) -> None:
+    """The same command, given once more, comes to the same end as if nothing had happened."""
+    assert again.end() == 0, again.stderr
+    assert again.has_left_nothing()
+    assert set(finished(again.folder)) == set(names)
+    for name in names:
+        same_end(runs(again.folder)[name], undisturbed(name))
+
+
+def test_a_killed_rank_then_ctrl_c_then_the_same_command(start, strings, undisturbed):
+    """Of two jobs side by side, of one process and of two."""
+    command = ["-m", "trainer.devices=1,2", "launcher.devices=3", "ge=theta", *SMALL, strings.argument]
+    strings.tell("theta-1-0")
+    strings.tell("theta-2-0")
+    sweep = start(*command)
+    strings.where("theta-1-0", "theta-2-0")
+    send(strings.where("theta-2-1"))
+    until(lambda: "trainer.devices=2: failed after epoch 1" in sweep.stderr)
+    assert len(sweep.trainings()) == 1  # the other job's
+    sweep.process.send_signal(SIGINT)
+    strings.release()
+    assert sweep.end(SOON) == 130
+    assert sweep.has_left_nothing()
+    assert "trainer.devices=1: stopped after epoch 1: Ctrl-C" in sweep.stderr
+    assert "Traceback" not in sweep.stderr
+    assert not finished(sweep.folder)
+    ends_as(undisturbed, start(*command), "theta-1", "theta-2")
+
+
+def test_ranks_that_were_told_different_things_train_nothing(forked, tmp_path):
+    """By hand: a launcher gives one command to all of them."""
+    ranks = [
+        forked.start(tmp_path, "train", *SMALL, "trainer.devices=2", f"optim.lr={lr}", "hydra.run.dir=run", **variables)
+        for lr, variables in zip((0.1, 0.2), torchrun_environments(2), strict=True)
+    ]
+    (first,) = ranks[0].end()
+    ranks[1].end(patience=0)  # it would say it too, some seconds later
+    assert first.returncode == 2
+    *_, message = first.stderr.splitlines()
+    assert message.startswith(
+        "geexp.train: the 2 processes of this training were started with different configurations"
+    )
+    assert "optim.lr: 0.1, 0.2." in message
+    assert not (tmp_path / "run/history.jsonl").exists()
+
+
+def test_ctrl_c_while_jobs_still_start(start):
+    sweep = start("-m", "ge=theta,none", "trainer.devices=2", "launcher.devices=2", *SMALL)
+    until(lambda: len(sweep.trainings()) == 2)
+    sweep.process.send_signal(SIGINT)
+    assert sweep.end(SOON) == 130
+    assert sweep.has_left_nothing()
+    assert sweep.stderr.count(": starts on ") == 1  # the other one never
+    assert "ge=theta: not started" in sweep.stderr
+    assert "Traceback" not in sweep.stderr
+
+
+@pytest.mark.slow
+def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    data = ["data=fashion_mnist_mini", "data.keep_classes=2", "data.num_classes=2", "data/augmentation=none"]
+    settings = ["model=resnet8", "trainer.accelerator=cpu", "optim.batch_size=50", "schedule.epochs=2", "logger=none"]
+    record = f"+callbacks.device_stats={{_target_: tests.launching.probes.Record, folder: '{seen}'}}"
+    sweep = start("-m", "ge=none,theta,se", "trainer.devices=2,1", "launcher.devices=2", *data, *settings, record)
+    at_once = []
+    while sweep.process.poll() is None:
+        at_once.append(len(sweep.trainings()))
+        time.sleep(0.05)
+    assert sweep.end() == 0, sweep.stderr
+    assert sweep.has_left_nothing()
+
+    # As many processes as there are places, never more, and the longest first: those that one process trains.
+    assert max(at_once) == 2
+    started = re.findall(r"trainer.devices=(\d): starts on (.*?):", sweep.stderr)
+    assert [devices for devices, _ in started] == ["1"] * 3 + ["2"] * 3
+    assert [on for devices, on in started if devices == "2"] == ["0, 1"] * 3
+    assert [on for _, on in started[:2]] == ["0", "1"]
+
+    # Every rank of every job was told its own.
+    ranks = [json.loads(path.read_text()) for path in seen.iterdir()]
+    told = [(one["config"]["ge.variant"], one["config"]["trainer.devices"], one["rank"]) for one in ranks]
+    assert Counter(told) == {(ge, n, rank): 1 for ge in ("none", "theta", "se") for n in (1, 2) for rank in range(n)}
+    for one in ranks:
+        assert one["world"] == one["config"]["trainer.devices"]
+        assert (one["operators"] > 0) == (one["config"]["ge.variant"] != "none")
+    folders = {one["folder"] for one in ranks}
+    assert folders == {str(run) for run in runs(tmp_path).values()}
+    assert len(folders) == 6
+
+    # And all of a job together have seen every image once, in every epoch.
+    config = train_config(*data, *settings)
+    there = {split: _images(config, train=split == "train") for split in ("train", "val")}
+    assert there["train"].total() == 2000
+    for folder in folders:
+        for epoch in (0, 1):
+            for split, images in there.items():
+                mine = [Counter(one["seen"][f"{split} {epoch}"]) for one in ranks if one["folder"] == folder]
+                assert sum(mine, Counter()) == images
+                assert len({part.total() for part in mine}) == 1
+    assert {read_result(Path(folder))["metrics"]["last"]["val/images"] for folder in folders} == {there["val"].total()}
+
+
+def _images(config: TrainConfig, *, train: bool) -> Counter[str]:
+    images = open_dataset(config.data, config.feed, train=train).images
+    return Counter(hashlib.sha256(image.astype("int32").tobytes()).hexdigest()[:16] for image in images)
+
+
+@pytest.mark.slow
+def test_failed_jobs_leave_the_others_alone_and_go_on(start, strings, undisturbed):
+    command = ["-m", "ge=none,theta", "trainer.devices=1,2", "launcher.devices=3", *SMALL, strings.argument]
+    strings.tell("none-2-0")
+    strings.tell("theta-2-0", "raise")
+    sweep = start(*command)
+    send(strings.where("none-2-1"))
+    assert sweep.end() == 1
+    assert sweep.has_left_nothing()
+    strings.release()
+    before = finished(sweep.folder)
+    assert set(before) == {"none-1", "theta-1"}
+    for name in before:
+        same_end(runs(sweep.folder)[name], undisturbed(name))
+
+    report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
+    assert report.startswith("geexp.train: 2 of 4 jobs are not done; the same command tries again, and goes on where")
+    assert "  ge=theta trainer.devices=2: failed after epoch 1: made to fail (exit code 1)" in report
+    killed = r"rank 1, process \d+, was killed by signal 9 \(exit code 137\)"
+    assert re.search(f"  ge=none trainer.devices=2: failed after epoch 1: {killed}", report)
+    for name in ("none-2", "theta-2"):
+        assert f"log: {runs(sweep.folder)[name] / 'console.log'}" in report
+    assert "trainer.devices=1" not in report
+    assert "Traceback" not in sweep.stderr
+
+    again = start(*command)
+    ends_as(undisturbed, again, "none-1", "none-2", "theta-1", "theta-2")
+    after = finished(sweep.folder)
+    assert {name: after[name] for name in before} == before  # not trained again
+    assert again.stderr.count(": starts on ") == 2
+    assert "goes on after epoch 1 (killed, or its machine went down)" in again.stderr
+    assert "again after epoch 1 (made to fail)" in again.stderr
+
+
+# SIGHUP: its terminal is closed
+STOPS = [(SIGTERM, 75), (SIGUSR1, 75), (SIGHUP, -SIGHUP), (SIGKILL, -SIGKILL)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), STOPS, ids=[signum.name for signum, _ in STOPS])
+def test_a_sweep_that_is_told_to_stop_or_killed_leaves_nothing_and_goes_on(start, strings, undisturbed, signum, code):
+    command = ["-m", "trainer.devices=1,2", "launcher.devices=3", "ge=theta", *SMALL, strings.argument]
+    strings.tell("theta-1-0")
+    strings.tell("theta-2-0")
+    sweep = start(*command)
+    strings.where("theta-1-0", "theta-2-0")
+    sweep.process.send_signal(signum)
+    assert code > 0 or sweep.end(SOON) == code
+    strings.release()
+    assert sweep.end(SOON) == code
+    assert sweep.has_left_nothing(0 if code > 0 else SOON)
+    assert not finished(sweep.folder)
+    for run in runs(sweep.folder).values():  # neither was killed
+        assert read_status(run)["state"] == "preempted"
+    ends_as(undisturbed, start(*command), "theta-1", "theta-2")
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_kills_at_once(start, strings):
+    strings.tell("theta-1-0")
+    strings.tell("theta-2-0")
+    sweep = start("-m", "trainer.devices=1,2", "launcher.devices=3", "ge=theta", *SMALL, strings.argument)
+    strings.where("theta-1-0", "theta-2-0")
+    sweep.process.send_signal(SIGINT)
+    until(lambda: "Ctrl-C: 2 running jobs write their checkpoints" in sweep.stderr)
+    assert sweep.process.poll() is None
+    sweep.process.send_signal(SIGINT)
+    assert sweep.end(SOON) == 130
+    assert sweep.has_left_nothing()
+    assert [read_status(run)["state"] for run in runs(sweep.folder).values()] == ["lost", "lost"]
+
+
+@pytest.mark.slow
+def test_jobs_that_do_not_stop_are_killed_when_their_time_is_over(start, strings):
+    strings.tell("theta-2-0")
+    sweep = start("-m", "trainer.devices=2", "ge=theta", "launcher.grace=3", *SMALL, strings.argument)
+    strings.where("theta-2-0")
+    sweep.process.send_signal(SIGTERM)
+    assert sweep.end(SOON) == 75
+    assert sweep.has_left_nothing()
+
+
+@pytest.mark.slow
+def test_what_hangs_is_killed_and_a_killed_agent_is_told(start, strings, undisturbed):
+    """A rank that stands still holds up its job, but no other; ranks without their agent end."""
+    command = ["-m", "ge=none,theta", "trainer.devices=1,2", "launcher.devices=3", "launcher.hang_after=1"]
+    command += [*SMALL, strings.argument]
+    for rank in ("none-1-0", "none-2-1", "theta-2-0"):
+        strings.tell(rank)
+    sweep = start(*command)
+    send(strings.where("none-1-0"), SIGSTOP)
+    strings.where("none-2-1")
+    ((rank,), agents) = strings.where("none-2-0"), sweep.agents()
+    (agent,) = [agent for agent in agents if rank in [child.pid for child in agent.children()]]
+    agent.kill()
+    until(lambda: "ge=none trainer.devices=2: failed" in sweep.stderr)
+    send(strings.where("theta-2-1"), SIGSTOP)
+    strings.release()
+    assert sweep.end() == 1
+    assert sweep.has_left_nothing()
+    report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
+    hung = "failed after epoch 1: no step and no batch for 1 minutes (launcher.hang_after); it was killed"
+    assert f"ge=none trainer.devices=1: {hung}" in report
+    assert f"ge=theta trainer.devices=2: {hung}" in report
+    killed = "failed after epoch 1: its first process was killed by signal 9"
+    assert f"ge=none trainer.devices=2: {killed}" in report
+    assert sweep.stderr.count(": starts on ") == 4
+    assert set(finished(sweep.folder)) == {"theta-1"}
+    ends_as(undisturbed, start(*command), "none-1", "none-2", "theta-1", "theta-2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["job", "sweep"])
+def test_processes_that_read_images_end_with_their_job(start, strings, killed):
+    strings.tell("theta-1-0")
+    command = ["-m", "ge=none,theta", "launcher.devices=2", "feed=reference", "feed.workers=2", *SMALL]
+    sweep = start(*command, strings.argument)
+    (job,) = strings.where("theta-1-0")
+    assert len(psutil.Process(job).children(recursive=True)) >= 2
+    send([job if killed == "job" else sweep.process.pid])
+    strings.release()
+    assert sweep.end() == (1 if killed == "job" else -SIGKILL)
+    assert sweep.has_left_nothing(SOON if killed == "sweep" else 0)
+    if killed == "job":
+        assert "ge=theta: failed after epoch 1: its first process was killed by signal 9" in sweep.stderr
+        assert set(finished(sweep.folder)) == {"none-1"}
+
+
+@pytest.mark.slow
+def test_exit_code_0_is_no_proof(start, strings, undisturbed):
+    strings.tell("none-1-0", "exit")
+    strings.tell("theta-1-0", f"foreign {undisturbed('none-1')}")
+    command = ["-m", "ge=none,theta,se", "launcher.devices=2", *SMALL, strings.argument]
+    sweep = start(*command)
+    assert sweep.end() == 1
+    report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
+    assert report.startswith("geexp.train: 2 of 3 jobs are not done")
+    assert "ge=none: failed after epoch 1: it ended with exit code 0, but without a result" in report
+    assert re.search(r"ge=theta: failed.*: .*holds a run of another configuration: .*ge.variant=theta \(there", report)
+    assert "ge=se" not in report
+    assert "Traceback" not in sweep.stderr
+    assert "se-1" in finished(sweep.folder)
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_a_row(start, strings, undisturbed):
+    """Both begin it, and one of them is first; the other one waits, and finds it done."""
+    strings.tell("theta-1-0")
+    first = start("-m", "ge=none,theta", "launcher.devices=2", *SMALL, strings.argument)
+    second = start("-m", "ge=theta,se", "launcher.devices=2", *SMALL, strings.argument)
+    strings.where("none-1-0", "theta-1-0", "se-1-0")
+    third = start("-m", "ge=theta", *SMALL, strings.argument)
+    until(lambda: "waits for it" in third.stderr)
+    assert not third.trainings()
+    until(lambda: len(finished(first.folder)) == 2)
+    strings.release()
+    for sweep in (first, second, third):
+        assert sweep.end() == 0, sweep.stderr
+        assert sweep.has_left_nothing()
+    assert all("ge=theta: done" in sweep.stderr for sweep in (first, second))
+    assert "theta-global: done" in third.stderr
+    assert (first.stderr + second.stderr).count("trains it already; waits for it") == 1
+    for name in ("none-1", "theta-1", "se-1"):
+        same_end(runs(first.folder)[name], undisturbed(name))
+        assert (runs(first.folder)[name] / "train.log").read_text().count("training into") == 1
+
+
+@pytest.mark.slow
+def test_at_wandb_a_job_is_one_run_of_its_sweeps_group_however_often_it_is_started(start, strings):
+    group = ["+sweep=demo", "launcher=processes", "launcher.devices=3", "hydra.sweeper.params.ge='none,theta'"]
+    command = [*group, *SMALL, "logger=wandb", strings.argument, "trainer.devices=1,2"]
+    variables = {"NETRC": str(strings.folder / "none")}
+    for rank in ("none-1-0", "theta-1-0", "none-2-0", "theta-2-0"):
+        strings.tell(rank)
+    sweep = start(*command, **variables)
+    until(lambda: len(list(strings.folder.glob("*.at"))) >= 2)
+    sweep.process.send_signal(SIGTERM)
+    strings.release()
+    assert sweep.end(SOON) == 75
+    assert sweep.has_left_nothing()
+    again = start(*command, **variables)
+    assert again.end() == 0, again.stderr
+    assert again.has_left_nothing()
+    found = runs(sweep.folder)
+    assert set(found) == {"none-1", "theta-1", "none-2", "theta-2"}
+    starts = []
+    for which, run in found.items():
+        files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+        told = [_wandb_run(path) for path in files]
+        assert len(set(told)) == 1
+        ((_, name, in_group),) = set(told)
+        assert in_group == "demo"
+        assert ("GE-θ" in name) == which.startswith("theta")
+        starts.append(len(files))
+    assert sorted(starts)[-1] == 2
+    assert len({_wandb_run(next(run.glob("wandb/offline-run-*/run-*.wandb")))[0] for run in found.values()}) == 4
+
+
+def _wandb_run(path: Path) -> tuple[str, str, str]:
+    """Id, name and group."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    # LevelDB's log behind a header of W&B: blocks of 32 KiB, records in one or several pieces.
+    data, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (rest := -position % 32768) < 7 and rest:
+            position += rest
+            continue
+        length, kind = struct.unpack_from("<4xHB", data, position)
+        whole = (whole if kind in (3, 4) else b"") + data[position + 7 : position + 7 + length]
+        position += 7 + length
+        record = Record()
+        if kind in (1, 4) and record.ParseFromString(whole) and record.WhichOneof("record_type") == "run":
+            return record.run.run_id, record.run.display_name, record.run.run_group
+    raise AssertionError(f"{path} tells of no run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code", "state"), [(SIGINT, 130, "interrupted"), (SIGTERM, 75, "preempted")], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_single_run_starts_its_ranks_and_stops_and_goes_on(start, strings, undisturbed, signum, code, state):
+    command = ["ge=theta", "trainer.devices=2", *SMALL, strings.argument]
+    strings.tell("theta-2-0")
+    one = start(*command)
+    strings.where("theta-2-0")
+    one.process.send_signal(signum)
+    strings.release()
+    assert one.end(SOON) == code
+    assert one.has_left_nothing()
+    assert read_status(runs(one.folder)["theta-2"])["state"] == state
+    assert "Go on with: python -m geexp.train ge=theta trainer.devices=2 " in one.stderr
+    assert "Traceback" not in one.stderr
+    assert not one.stdout
+    again = start(*command)
+    ends_as(undisturbed, again, "theta-2")
+    assert len(again.stdout.splitlines()) == 1
+    assert again.stdout.startswith("top-1 error ")
+
+
+@pytest.mark.slow
+def test_a_single_run_whose_rank_fails_and_that_is_interrupted_twice_and_killed(start, strings, undisturbed):
+    """One after the other: nothing is left behind, and in the end it is as if nothing had happened."""
+    command = ["ge=theta", "trainer.devices=2", *SMALL, strings.argument]
+    strings.tell("theta-2-1", "raise")
+    failed = start(*command)
+    assert failed.end() == 1
+    assert failed.has_left_nothing()
+    assert "RuntimeError: made to fail" in failed.stderr
+
+    strings.forget()
+    strings.tell("theta-2-0")
+    interrupted = start(*command)
+    strings.where("theta-2-0", "theta-2-1")
+    interrupted.process.send_signal(SIGINT)
+    until(lambda: "Ctrl-C once more stops at once" in interrupted.stderr)
+    interrupted.process.send_signal(SIGINT)
+    assert interrupted.end(SOON) == 130
+    assert interrupted.has_left_nothing()
+
+    strings.forget()
+    strings.tell("theta-2-1")
+    killed = start(*command)
+    strings.where("theta-2-0", "theta-2-1")
+    killed.process.kill()
+    assert killed.end() == -SIGKILL
+    strings.release()
+    assert killed.has_left_nothing(SOON)
+    assert read_status(runs(killed.folder)["theta-2"])["state"] == "preempted"
+    ends_as(undisturbed, start(*command), "theta-2")
+
+
+@pytest.mark.slow
+def test_all_ranks_of_a_single_run_share_a_folder_that_is_named_by_the_time(start, tmp_path):
+    one = start("trainer.devices=2", *SMALL, "hydra.run.dir='outputs/${now:%H-%M-%S.%f}'")
+    assert one.end() == 0, one.stderr
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
