@@ -1,21 +1,48 @@
-"""``python -m geexp.report``: finished runs side by side."""
+"""``python -m geexp.report``: the paper's tables and figures beside the runs at hand, as files and as one page."""
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from geexp.config.command import command
 from geexp.config.errors import ConfigError
 from geexp.config.schema import ReportConfig
 
+TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
+
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> None:
+    at_wandb = config.runs.startswith("wandb:")
     folder = Path(config.runs).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # which a fresh installation does not have
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
-    from geexp.results.comparison import compare_runs, finished_runs
+    out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
+    print("reading the runs and counting the networks", file=sys.stderr)
+    from rich.console import Console
 
-    out = Path(config.out).expanduser() if config.out else folder
-    compare_runs(finished_runs(folder), out=out, format=config.format)
+    from geexp.results.comparison import compare_runs
+    from geexp.results.figures import draw_figures
+    from geexp.results.measured import Runs
+    from geexp.results.page import write_page
+    from geexp.results.report import make_report
+    from geexp.results.summary import FIT_ON_A_TERMINAL, as_dict, print_summary
+    from geexp.results.table_files import write_tables
+
+    one_table = [str(config.table)] if config.table else TABLES
+    report = make_report(folder, one_table if config.tables == "all" else [])
+    few = [run.folder for run in report.runs] if len(report.runs) <= FIT_ON_A_TERMINAL and not at_wandb else []
+    rows = compare_runs(few, out=out, show=config.format == "text") if few else []
+    if config.format == "json":
+        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
+    else:
+        print_summary(report, Console(), every_table=config.table is not None)
+    write_tables(report, out)
+    if config.figures == "all" and config.table is None:
+        draw_figures(Runs(report.runs), out)
+    write_page(report, out / "report.html")
+    print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

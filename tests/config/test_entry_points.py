@@ -34,7 +34,10 @@ def probe(*arguments: str, cwd=None) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "complexity", "report", "pack", "check_data", "benchmark"])
+@pytest.mark.parametrize(
+    "entry",
+    ["train", "status", "plan", "evaluate", "complexity", "report", "dashboard", "pack", "check_data", "benchmark"],
+)
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_cfg_import_nothing_heavy(entry, flag, tmp_path):
     assert probe(entry, flag, cwd=tmp_path).strip().endswith("LOADED []")
@@ -62,7 +65,10 @@ def test_help_shows_every_group(run):
     from pathlib import Path
 
     text = run("train", "--help").stdout
-    groups = {path.name for path in Path(config_directory()).iterdir() if path.is_dir()} - {"hydra"}
+    groups = {path.name for path in Path(config_directory()).iterdir() if path.is_dir()} - {
+        "hydra",
+        "hardware",
+    }  # geexp.plan's
     described = text.split("Groups, with their options")[0]
     for group in groups:
         assert group in described

@@ -1,19 +1,18 @@
 """Runs side by side: a table for the terminal and for Markdown, and their learning curves as a picture."""
 
-import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from geexp.config.errors import DataError
 from geexp.config.identity import flat
-from geexp.records.run_files import RESULT, read_history, read_result
-from geexp.results.style import VARIANT_STYLE, ge_label
+from geexp.config.labels import ge_label
+from geexp.records.run_files import read_history, read_result
+from geexp.results.style import VARIANT_STYLE
 
 HEADINGS = ("top-1 error", "best", "parameters", "MACs", "seconds")
 
@@ -43,39 +42,18 @@ class Row:
         ]
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """The folders of all finished runs at or below ``folder``: by network, then by variant in the paper's order.
+def compare_runs(folders: list[Path], *, out: Path | None = None, show: bool = True) -> list[Row]:
+    """Print the table of these runs on standard output, if ``show``, and write ``table.md`` and ``curves.png``.
 
-    Those that a checkout publishes are found only in their own folder, ``outputs/published``.
-
-    Raises ``DataError`` if there is none.
-    """
-    order = list(VARIANT_STYLE)
-    found = []
-    for path in folder.rglob(RESULT):
-        result = read_result(path.parent)
-        if result is not None and "published" not in path.relative_to(folder).parts:
-            known = result["identity"]
-            found.append((known["model"]["name"], order.index(known["ge"]["variant"]), path.parent))
-    if not found:
-        raise DataError(f"runs={folder}: no finished run there (a folder with a {RESULT}). Train one first: make demo")
-    return [run for _, _, run in sorted(found)]
-
-
-def compare_runs(folders: list[Path], *, out: Path | None = None, format: str = "text") -> list[Row]:
-    """Print the table of these runs on standard output; write ``table.md`` and ``curves.png`` into ``out``.
-
-    ``out`` is by default the deepest folder that holds all the runs. With ``format="json"`` the rows are printed as one
-    JSON document. Runs that have not come to their end are shown as such.
+    They go to ``out``, by default the deepest folder that holds all the runs. Runs that have not come to their end are
+    shown as such.
     """
     out = out or Path(os.path.commonpath(folders))
     out.mkdir(parents=True, exist_ok=True)
     results = {folder: read_result(folder) for folder in folders}
     labels = _labels(results)
     rows = [_row(folder, result, labels[folder]) for folder, result in results.items()]
-    if format == "json":
-        print(json.dumps({"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
-    else:
+    if show:
         _print(rows, _title(results))
     (out / "table.md").write_text(_markdown(rows, _title(results)), encoding="utf-8")
     done = {folder: result for folder, result in results.items() if result is not None}
@@ -167,7 +145,7 @@ def _title(results: dict[Path, dict[str, Any] | None]) -> str:
 
 def _print(rows: list[Row], title: str) -> None:
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("", overflow="fold")  # a label that is cut may be the same as another
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for row in rows:

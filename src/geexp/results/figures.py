@@ -1,0 +1,143 @@
+"""Figures 2, 4 and 6 from runs, with the numbers that the paper prints as open markers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geexp.paper.rows import FIGURES, Training, curves_of, rows_of
+from geexp.results.measured import Measured, Runs
+from geexp.results.style import VARIANT_STYLE
+
+# Of analyses, which are made of a trained network and not of its errors.
+NOT_FROM_ERRORS = {
+    3: "class selectivity, GE-θ",
+    5: "feature importance, GE-θ",
+    7: "class selectivity, GE-θ⁻ and SE",
+    8: "feature importance, SE",
+}
+_EXTENTS = ("e2", "e4", "e8", "global")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as drawn: its files, and what is not in it because it was not run."""
+
+    number: int
+    title: str
+    files: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+def draw_figures(runs: Runs, folder: Path, numbers: Sequence[int] = FIGURES) -> list[Figure]:
+    """``figure2.svg``, ``figure2.png`` and so on; none for a figure of which nothing was run and nothing is printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_figure2(runs, folder) if number == 2 else _curves(number, runs, folder) for number in numbers]
+
+
+def _figure2(runs: Runs, folder: Path) -> Figure:
+    title = "Figure 2: top-1 error of ResNet-50 against the extent of GE"
+    trainings, printed = curves_of(2), _printed()
+    figure, axes = _canvas(1, 2, title, sharey=True)
+    reference = {"baseline": trainings["baseline"], "ResNet-101": rows_of(2)[0].cells[0].training}
+    for axis, variant in zip(axes, ("theta_minus", "theta"), strict=True):
+        style = VARIANT_STYLE[variant]
+        for position, extent in enumerate(_EXTENTS):
+            training = trainings[f"{variant}_{extent}"]
+            _point(axis, position, _measured(runs, training), printed.get(training.network), style)
+        measured = [_measured(runs, trainings[f"{variant}_{extent}"]) for extent in _EXTENTS]
+        line = [(x, m.mean) for x, m in enumerate(measured) if m is not None]
+        axis.plot(*zip(*line, strict=True) if line else ((), ()), color=style["color"], linestyle=style["linestyle"])
+        for name, training in reference.items():
+            found = _measured(runs, training)
+            height = found.mean if found is not None else printed[training.network]
+            dash = VARIANT_STYLE["none"]["linestyle"] if name == "baseline" else (0, (1, 2))
+            axis.axhline(height, color="#000000", linestyle=dash, linewidth=1)
+            said = f"{name} {height:.2f}" + ("" if found is not None else ", as printed")
+            axis.annotate(said, (0.02, height), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+        axis.set_title(style["label"], fontsize=10)
+        axis.set_xticks(range(len(_EXTENTS)), ["2", "4", "8", "global"])
+        axis.set_xlim(-0.3, len(_EXTENTS) - 0.7)
+        axis.set_xlabel("extent")
+    axes[0].set_ylabel("top-1 error, %")
+    handles = [
+        axes[1].plot([], [], "o", color="#555555", fillstyle=fill, linestyle="none")[0] for fill in ("full", "none")
+    ]
+    axes[1].legend(handles, ["measured, mean ± std", "printed in the paper"], fontsize=8)
+    return Figure(2, title, _saved(figure, folder / "figure2"), _missing(runs, trainings))
+
+
+def _curves(number: int, runs: Runs, folder: Path) -> Figure:
+    network = {4: "ResNet-50", 6: "ShuffleNet"}[number]
+    title = f"Figure {number}: {network}, learning rate divided by 10 every 30 epochs"
+    trainings = curves_of(number)
+    missing = _missing(runs, trainings)
+    if len(missing) == len(trainings):
+        return Figure(number, title, (), missing)
+    figure, (axis,) = _canvas(1, 1, title)
+    for training in trainings.values():
+        style = VARIANT_STYLE[training.ge.variant]
+        for n, run in enumerate(runs.faithful(training)):
+            history = run.history()
+            epochs = [row["epoch"] for row in history]
+            for split, width in (("train", 0.8), ("val", 1.8)):
+                label = f"{style['label']}, {split}" if n == 0 else None
+                errors = [row[f"{split}/top1_error"] for row in history]
+                how = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": width}
+                axis.plot(epochs, errors, label=label, alpha=0.55 if split == "train" else 1.0, **how)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("top-1 error, %")
+    axis.legend(fontsize=9)
+    return Figure(number, title, _saved(figure, folder / f"figure{number}"), missing)
+
+
+def _point(axis: Any, x: float, measured: Measured | None, printed: float | None, style: dict[str, Any]) -> None:
+    how = {"color": style["color"], "marker": style["marker"], "markersize": 7, "linestyle": "none"}
+    if printed is not None:
+        axis.plot([x], [printed], fillstyle="none", **how)
+    if measured is not None:
+        axis.errorbar([x], [measured.mean], yerr=[measured.std or 0.0], capsize=3, **how)
+
+
+def _printed() -> dict[Any, float]:
+    """The top-1 errors that any table prints for a network trained as Figure 2's are."""
+    return {
+        cell.training.network: cell.printed
+        for table in (1, 2, 6)
+        for row in rows_of(table)
+        for cell in row.cells
+        if cell.metric == "top1"
+    }
+
+
+def _measured(runs: Runs, training: Training) -> Measured | None:
+    found = runs.faithful(training)
+    return Measured(tuple(found), "top1") if found else None
+
+
+def _missing(runs: Runs, trainings: dict[str, Training]) -> tuple[str, ...]:
+    return tuple(training.preset for training in trainings.values() if not runs.faithful(training))
+
+
+def _canvas(rows: int, columns: int, title: str, **how: Any) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns + 1, 4.2), layout="constrained", **how)
+    figure.suptitle(title, fontsize=11)
+    axes = list(axes.flat) if rows * columns > 1 else [axes]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _saved(figure: Any, path: Path) -> tuple[Path, ...]:
+    from matplotlib import pyplot as plt
+
+    files = tuple(path.with_suffix(suffix) for suffix in (".svg", ".png"))
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)
+    return files

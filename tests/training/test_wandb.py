@@ -1,0 +1,291 @@
+"""What W&B gets of a run, read back from the disk, and what is made of it: a dashboard, and runs for the report."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from geexp.config.errors import ConfigError, DataError, DivergedError
+from geexp.config.identity import flat
+from geexp.results.dashboard import make_dashboard, write_specification
+from geexp.results.measured import Runs
+from geexp.results.runs import read_runs
+from geexp.results.wandb_runs import read_wandb
+from geexp.training.errors_count import ErrorCount
+from geexp.training.run import train
+from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
+from tests.conftest import environment
+from tests.data.configuration import train_config
+from tests.training.test_failures import SETTINGS, trouble
+from tests.training.wandb_files import Logged, logged, table
+
+VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
+TYPED = ["launcher=inline", "ge=none,se,theta", "debug=one_batch", "logger=wandb", "logger.group=mine", "seed=3"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """A sweep of three jobs, as it is typed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = subprocess.run(
+        [sys.executable, "-m", "geexp.train", "-m", *TYPED, "optim.lr=0.2"],
+        cwd=folder,
+        env=environment(WANDB_MODE="offline"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("to upload later: wandb sync ") == 3
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(sweep) -> dict[str, tuple[Path, Logged]]:
+    """The run folder and what was logged, by variant."""
+    found = {}
+    for path in sweep.glob("outputs/**/result.json"):
+        (start,) = logged(path.parent)
+        found[path.parts[-4]] = (path.parent, start)
+    return found
+
+
+def test_a_sweep_is_a_group_of_one_run_a_job(jobs):
+    assert jobs.keys() == VARIANTS.keys()
+    assert len({start.id for _, start in jobs.values()}) == 3
+    for variant, (_, start) in jobs.items():
+        assert start.group == "mine"
+        network = f"ResNet-8 {VARIANTS[variant]}"
+        assert start.name == f"{network}, fashion_mnist_mini, demo, debug=one_batch, optim.lr=0.2, seed 3"
+        assert start.tags == [variant.removesuffix("-global"), "fashion_mnist_mini"]
+        assert start.finished
+
+
+def test_the_configuration_is_flat_and_whole(jobs):
+    for folder, start in jobs.values():
+        config = dict(start.config)
+        assert f"{config.pop('label')}, seed 3" == start.name
+        assert start.name.startswith(config.pop("network"))
+        assert config == flat(json.loads((folder / "result.json").read_text())["config"])
+        assert config["optim.lr"] == 0.2
+
+
+def test_the_epoch_is_the_axis_and_the_summary_has_the_best_error(jobs):
+    for folder, start in jobs.values():
+        result = json.loads((folder / "result.json").read_text())
+        (row,) = (json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines())
+        assert {key: start.axes[key] for key in ("train/*", "val/*", "lr", "val/top1_error")} == dict.fromkeys(
+            ("train/*", "val/*", "lr", "val/top1_error"), "epoch"
+        )
+        (epoch,) = start.epochs
+        assert {key: epoch[key] for key in row if key != "step"} == {k: v for k, v in row.items() if k != "step"}
+        assert epoch["trainer/global_step"] == row["step"] == 1
+        summary = start.summary
+        assert summary["val/top1_error"]["min"] == summary["best/top1_error"] == row["val/top1_error"]
+        assert summary["last/top1_error"] == result["metrics"]["last"]["val/top1_error"]
+        assert (summary["params"], summary["macs"]) == (result["complexity"]["params"], result["complexity"]["macs"])
+        assert summary["result"] == {k: v for k, v in result.items() if k not in ("config", "identity")}
+
+
+def test_curves_and_confusion_are_logged_at_the_end(jobs):
+    for folder, start in jobs.values():
+        charted = {"curves/history", "curves/top1_error_table", "confusion/pairs", "confusion/matrix_table"}
+        assert charted <= start.history[-1].keys()
+        result = json.loads((folder / "result.json").read_text())
+        matrix = table(folder, "confusion/matrix")
+        last = result["metrics"]["last"]
+        assert sum(n for *_, n in matrix) == last["val/images"] == 64
+        assert sum(n for actual, predicted, n in matrix if actual != predicted) == last["val/top1_wrong"]
+        assert list(folder.glob("wandb/offline-run-*/artifacts/staging/*"))  # not in the user's home
+
+
+@pytest.mark.parametrize("name", ["mine", "table2", "table5", "figure2", "tables"])
+def test_a_dashboard_asks_for_what_runs_log(jobs, tmp_path, name):
+    path = tmp_path / "specification.json"
+    write_specification(make_dashboard(name, entity="", project="geexp", runs=Runs([])), path)
+    specification = json.loads(path.read_text())
+    asked = set(metrics(specification["spec"]))
+    assert len(asked) >= 8
+    for _, start in jobs.values():
+        known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}
+        assert not [(kind, key) for kind, key in asked if key not in known[kind]]
+    filters = [one for grid in grids(specification) for one in grid["runSets"][0]["filters"]["filters"]]
+    assert {one["key"]["name"] for one in filters} == ({"group"} if name == "mine" else {"group", "tags"})
+
+
+def test_a_dry_run_writes_the_specification(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "geexp.dashboard", "sweep=table2", "dry_run=true"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dashboard-table2.json\n", "")
+    text = (tmp_path / "dashboard-table2.json").read_text()
+    assert "| GE-θ⁺ | 21.88 | not run |  | 5.80 | not run |  |" in text
+    assert '"#D55E00"' in text
+
+
+def test_a_dashboard_sets_what_was_measured_beside_the_paper(monkeypatch):
+    measured = SimpleNamespace(mean=21.5)
+    monkeypatch.setattr(Runs, "measured", lambda self, cell: measured if cell.column == "top1" else None)
+    text = str(make_dashboard("table2", entity="me", project="geexp", runs=Runs([])).blocks[1])
+    assert "-0.38" in text
+
+
+def grids(specification: dict[str, Any]) -> list[dict[str, Any]]:
+    return [block["metadata"] for block in specification["spec"]["blocks"] if block["type"] == "panel-grid"]
+
+
+def metrics(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Whatever the panels and tables of a specification ask for, and where it has to be."""
+    for grid in grids({"spec": spec}):
+        (runs,) = grid["runSets"]
+        for key in runs["grouping"]:
+            yield key["section"], key["name"].removesuffix(".value")
+        for key in runs["sort"]["keys"]:
+            yield key["key"]["section"], key["key"]["name"]
+        for column in runs["runFeed"]["columnOrder"]:
+            section, _, name = column.partition(":")
+            if section != "run":
+                yield section, name.removesuffix(".value")
+        for panel in grid["panelBankSectionConfig"]["panels"]:
+            config = panel["config"]
+            if "groupBy" in config:
+                yield "config", config["groupBy"].removesuffix(".value")
+            of_epochs = panel["viewType"] == "Run History Line Plot"
+            for key in [config.get("xAxis"), config.get("yAxis"), *config.get("metrics", [])]:
+                if key is not None:
+                    yield "history" if of_epochs else "summary", key.removeprefix("summary:")
+
+
+def test_a_dashboard_needs_a_login(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "geexp.dashboard", "sweep=table2"],
+        cwd=tmp_path, env=environment(NETRC=str(tmp_path / "none")), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "geexp.dashboard: nobody is logged in at W&B on this machine: say wandb login, or set WANDB_API_KEY.\n"
+    )
+
+
+class Api:
+    """As ``wandb.Api``, with the runs that were logged."""
+
+    def __init__(self, starts: list[Logged], error: Exception | None = None) -> None:
+        self.starts, self.error = starts, error
+
+    def runs(self, path: str, *, lazy: bool) -> list[Any]:
+        assert (path, lazy) == ("me/geexp", False)
+        if self.error is not None:
+            raise self.error
+        return [
+            SimpleNamespace(
+                id=start.id,
+                config=start.config,
+                summary=start.summary,
+                state="finished" if start.finished else "crashed",
+                scan_history=lambda start=start: [{"_step": n, **row} for n, row in enumerate(start.history)],
+            )
+            for start in self.starts
+        ]
+
+
+def test_runs_are_read_from_wandb_as_from_their_folders(jobs, sweep):
+    starts = [start for _, start in jobs.values()]
+    there, left_out = read_wandb("wandb:me/geexp", Api(starts))
+    here, _ = read_runs(sweep / "outputs")
+    assert left_out == []
+    for ours in here:
+        (theirs,) = (run for run in there if run.network == ours.network)
+        same = {key: value for key, value in ours.result.items() if key != "config"}
+        assert {key: theirs.result[key] for key in same} == same
+        assert (theirs.seed, theirs.identity) == (ours.seed, ours.identity)
+        assert [row["val/top1_error"] for row in theirs.history()] == [row["val/top1_error"] for row in ours.history()]
+        assert str(theirs.folder).startswith("wandb:me/geexp/")
+
+
+def test_what_cannot_be_read_from_wandb_is_left_out_and_said(jobs):
+    (_, whole), *_ = jobs.values()
+    unfinished = Logged(id="a", config=whole.config, summary={"epoch": 1})
+    other = Logged(id="b", config=whole.config | {"optim.speed": 1}, summary=whole.summary)
+    foreign = Logged(id="c", config={"lr": 1}, summary={"loss": 1}, finished=True)
+    found, left_out = read_wandb("me/geexp", Api([unfinished, whole, other, foreign]))
+    assert len(found) == 1
+    assert [str(one.folder) for one in left_out] == [f"wandb:me/geexp/{name}" for name in "abc"]
+    assert "crashed" in left_out[0].reason
+    assert "optim.speed" in left_out[1].reason
+    with pytest.raises(DataError, match=r"^wandb:me/geexp: Could not find project"):
+        read_wandb("me/geexp", Api([], ValueError("Could not find project <Project me/geexp>\nmore")))
+
+
+def test_reading_from_wandb_needs_a_login(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="nobody is logged in at W&B"):
+        read_wandb("me/geexp")
+
+
+def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = [*SETTINGS, "logger=wandb"]
+    with pytest.raises(DivergedError):
+        train(train_config(*settings, "logger.group=table2", trouble("Poison", step=11)), tmp_path)
+    assert train(train_config(*settings), tmp_path) is not None  # by hand, without its sweep
+    first, second = logged(tmp_path)
+    assert first.id == second.id
+    assert first.name == second.name
+    assert first.group == second.group == "table2"
+    assert first.tags == second.tags == ["none", "fashion_mnist_mini"]
+    assert [row["epoch"] for row in first.epochs + second.epochs] == [1, 2]
+    assert "best/top1_error" not in first.summary
+    assert second.summary["result"]["epochs"] == 2
+    assert [row[0] for row in table(tmp_path, "curves/history")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_of_two_ranks_one_talks_to_wandb(forked, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*SETTINGS, "logger=wandb", "trainer.devices=2", "trainer.limit_val_batches=null"]
+    ranks = forked.run(tmp_path, "train", *arguments, f"hydra.run.dir={run}", ranks=2, WANDB_MODE="offline")
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
+    assert ranks[1].stderr == ""
+    (start,) = logged(run)
+    matrix = table(run, "confusion/matrix")
+    assert sum(n for *_, n in matrix) == start.epochs[-1]["val/images"] == 2000
+    assert sum(n for actual, predicted, n in matrix if actual != predicted) == start.epochs[-1]["val/top1_wrong"]
+
+
+def test_confusion_counts_what_the_errors_count():
+    errors = ErrorCount(confusion=True)
+    labels = torch.randint(7, (50,))
+    for some in labels.split(20):
+        errors.add(torch.randn(len(some), 7), some, torch.tensor(1.0))
+    counts = errors.confusion(torch.device("cpu"), 7)
+    assert counts is not None
+    assert counts.sum(dim=1).tolist() == labels.bincount(minlength=7).tolist()
+    assert counts.sum() - counts.diagonal().sum() == errors.metrics(torch.device("cpu"))["top1_wrong"]
+    errors.reset()
+    assert errors.confusion(torch.device("cpu"), 7) is None
+
+
+def test_of_1000_classes_only_the_most_confused_are_logged():
+    counts = torch.eye(1000, dtype=torch.int64) * 30
+    counts[3, 5], counts[5, 3], counts[7, 8] = 20, 10, 15
+    counts[10, 20:400] = 1
+    classes = [f"n{i:08}" for i in range(1000)]
+    shown = charts([{"epoch": 1, "train/top1_error": 50.0, "val/top1_error": 40.0}], Confusion(counts, classes))
+    assert shown.keys() == {"curves/top1_error", "curves/history", "confusion/pairs"}
+    pairs = shown["confusion/pairs"].data
+    assert pairs[:3] == [
+        ["n00000003", "n00000005", 20, 40.0],
+        ["n00000007", "n00000008", 15, 100 / 3],
+        ["n00000005", "n00000003", 10, 25.0],
+    ]
+    assert len(pairs) == CONFUSED_PAIRS
