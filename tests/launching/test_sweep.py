@@ -45,6 +45,7 @@ def ends_as(undisturbed: Callable[[str], Path], again: Command, *names: str) -> 
         same_end(runs(again.folder)[name], undisturbed(name))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_then_ctrl_c_then_the_same_command(start, strings, undisturbed):
     """Of two jobs side by side, of one process and of two."""
     command = ["-m", "trainer.devices=1,2", "launcher.devices=3", "ge=theta", *SMALL, strings.argument]

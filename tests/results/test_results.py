@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from geexp.config.labels import ge_label
 from geexp.paper.numbers import network_of, paper, table_rows
 from geexp.results.comparison import compare_runs
@@ -41,6 +43,7 @@ def test_the_published_table_is_what_its_runs_give(run, tmp_path):
         assert f"│ {label} " in done.stdout
 
 
+@pytest.mark.slow
 def test_runs_that_differ_have_labels_that_differ(run, tmp_path):
     one_batch = ["debug=one_batch", "logger=none", "ge=theta"]
     for change in ([], ["optim.lr=0.5"], ["data.augmentation.flip=false"]):

@@ -70,6 +70,7 @@ def folder_of(preset: str, *overrides: str) -> str:
     return run_folder(train_config(f"experiment={preset}", *overrides))
 
 
+@pytest.mark.slow
 def test_one_preset_of_each_kind(archives):
     """Files, arrays, and the embedded images; epochs with a plateau, iterations, and a cosine."""
     presets = ["table4_theta_plus", "table5_resnet110_cifar100_theta_minus", "demo"]

@@ -138,3 +138,11 @@ def curves_of(figure: int) -> dict[str, Training]:
         name: Training(f"figure{figure}_{name}", model, GatherExciteConfig(variant), _FIXED)
         for name, variant in (("baseline", "none"), ("theta", "theta"))
     }
+
+
+@cache
+def trainings() -> tuple[Training, ...]:
+    """All that the paper trained for tables and curves, one that stands in several places as often."""
+    of_cells = (cell.training for table in TABLES for row in rows_of(table) for cell in row.cells)
+    of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
+    return (*of_cells, *of_curves)

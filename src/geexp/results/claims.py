@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import ttest_ind
 
 from geexp.config.catalog import BACKBONES
-from geexp.paper.rows import TABLES, Training, curves_of, rows_of
+from geexp.paper.rows import OF_THE_HARDWARE, Training, curves_of, rows_of, trainings
 from geexp.results.measured import Runs, one_per_seed
 from geexp.results.runs import Run
 
@@ -199,29 +199,36 @@ def _ge_key(leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _settings(runs: Sequence[Run]) -> dict[str, dict[Any, list[Run]]]:
     """Runs of another protocol than any of the paper's, by all but their GE and seed, and then by their GE."""
-    presets = {str(_but_ge(t.identity)) for t in _all_trainings()}
-    groups: dict[str, dict[Any, list[Run]]] = {}
-    names: dict[str, str] = {}
+    of_paper = {str(_but_ge(training.identity)) for training in trainings()}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         key = str(_but_ge(run.identity))
-        if key not in presets:
-            leaves = run.identity
-            names[key] = ", ".join(
-                str(leaves[k]) for k in ("model.name", "data.name", "schedule.name", "scale") if leaves.get(k)
-            )
-            groups.setdefault(key, {}).setdefault(_ge_key(leaves), []).append(run)
-    taken: dict[str, dict[Any, list[Run]]] = {}
-    for key, by_ge in groups.items():
-        name = names[key] if list(names.values()).count(names[key]) == 1 else f"{names[key]} #{len(taken) + 1}"
-        taken[name] = {ge: one_per_seed(found) for ge, found in by_ge.items()}
-    return taken
+        if key not in of_paper:
+            groups.setdefault(key, []).append(run)
+    settings: dict[str, dict[Any, list[Run]]] = {}
+    names = _names([_but_ge(group[0].identity) for group in groups.values()])
+    for name, group in zip(names, groups.values(), strict=True):
+        by_ge: dict[Any, list[Run]] = {}
+        for run in group:
+            by_ge.setdefault(_ge_key(run.identity), []).append(run)
+        settings[name] = {ge: one_per_seed(found) for ge, found in by_ge.items()}
+    return settings
 
 
-def _but_ge(leaves: dict[str, Any]) -> list[tuple[str, Any]]:
-    return sorted((k, str(v)) for k, v in leaves.items() if not k.startswith("ge."))
+def _names(settings: Sequence[dict[str, str]]) -> list[str]:
+    """``resnet8, fashion_mnist_mini, demo``, and for those that have that in common, in what else they differ."""
+    said = [", ".join(leaves[key] for key in _NAMED if leaves.get(key)) for leaves in settings]
+    names = []
+    for name, leaves in zip(said, settings, strict=True):
+        alike = [other for other, others_name in zip(settings, said, strict=True) if others_name == name]
+        keys = {key for other in alike for key in {*other, *leaves} if other.get(key) != leaves.get(key)}
+        names.append(", ".join([name, *(f"{key}={leaves.get(key)}" for key in sorted(keys))]))
+    return names
 
 
-def _all_trainings() -> list[Training]:
-    return [cell.training for table in TABLES for row in rows_of(table) for cell in row.cells] + [
-        training for figure in (2, 4, 6) for training in curves_of(figure).values()
-    ]
+_NAMED = ("model.name", "data.name", "schedule.name", "scale")
+
+
+def _but_ge(leaves: dict[str, Any]) -> dict[str, str]:
+    kept = {key: value for key, value in leaves.items() if not key.startswith("ge.") and key not in OF_THE_HARDWARE}
+    return {key: str(kept[key]) for key in sorted(kept)}

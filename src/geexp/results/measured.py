@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from geexp.paper.rows import Cell, Training
+from geexp.paper.rows import Cell, Training, trainings
 from geexp.results.runs import Run
 
 
@@ -64,10 +64,11 @@ class Runs:
         return Measured(tuple(runs), cell.metric) if runs else None
 
     def elsewhere(self, cell: Cell) -> list[Elsewhere]:
-        """The same network under other protocols, those that differ least first."""
+        """The same network under protocols that are none of the paper's, those that differ least first."""
         groups: dict[str, list[Run]] = defaultdict(list)
+        of_paper = [training for training in trainings() if training.network == cell.training.network]
         for run in self._by_network[cell.training.network]:
-            if run.differences(cell.training):
+            if all(run.differences(training) for training in of_paper):
                 groups[str(run.differences(cell.training))].append(run)
         found = [
             Elsewhere(Measured(tuple(one_per_seed(runs)), cell.metric), runs[0].differences(cell.training))

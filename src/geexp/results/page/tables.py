@@ -1,7 +1,7 @@
 """The paper's tables and statements as the template prints them."""
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ def filled_tables(report: Report) -> dict[Path, tuple[str, ...]]:
     return {folder: tuple(names) for folder, names in found.items()}
 
 
-def table_of(table: ReportTable, filled: Container[Path]) -> dict[str, Any]:
+def table_of(table: ReportTable) -> dict[str, Any]:
     # Of a table that is none of the paper's, or of another shape, no row has a mark.
     known = rows_of(int(table.name)) if table.name in map(str, TABLES) else ()
     variants = {row.label: row.cells[0].training.ge.variant for row in known}
-    others = list(_others(table, filled))
+    others = list(_others(table))
     cells = [cell for row in table.rows for cell in row.cells]
     return {
         "id": f"table-{table.name}" if table.name.isdigit() else table.name,
@@ -106,17 +106,12 @@ def _notes(table: ReportTable) -> Iterator[tuple[str, str]]:
                 )
 
 
-def _others(table: ReportTable, filled: Container[Path]) -> Iterator[dict[str, Any]]:
-    """The runs of a row's network under other protocols: those together that differ in the same things.
-
-    What fills another place of the tables, as CIFAR-100 beside CIFAR-10, is there and not here.
-    """
+def _others(table: ReportTable) -> Iterator[dict[str, Any]]:
+    """The runs of a row's network under other protocols: those together that differ in the same things."""
     for row in table.rows:
         found: dict[str, dict[str, Any]] = {}
         for place, cell in enumerate(row.cells):
             for group in cell.elsewhere:
-                if all(run.folder in filled for run in group.measured.runs):
-                    continue
                 key = str(([run.folder for run in group.measured.runs], group.differences))
                 columns: list[Measured | None] = [None] * len(row.cells)
                 entry = {"label": row.label, "n": group.measured.n, "columns": columns, "what": group.differences}
