@@ -39,9 +39,8 @@ def main(config: ReportConfig) -> None:
     else:
         print_summary(report, Console(), every_table=config.table is not None)
     write_tables(report, out)
-    if config.figures == "all" and config.table is None:
-        draw_figures(Runs(report.runs), out)
-    write_page(report, out / "report.html")
+    figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
+    write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)
 
 

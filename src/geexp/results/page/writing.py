@@ -17,6 +17,7 @@ from markupsafe import Markup
 import geexp
 from geexp.records.whole_file import whole_file
 from geexp.results.claims import LEVEL, MARGIN
+from geexp.results.figures import NOT_FROM_ERRORS, Figure
 from geexp.results.page import words
 from geexp.results.page.curves import SETTINGS, settings_of
 from geexp.results.page.marks import colours, mark, symbols
@@ -31,13 +32,13 @@ LEFT_OUT = 500
 _FILES = Path(__file__).parent
 
 
-def write_page(report: Report, path: Path, *, made: datetime | None = None) -> None:
-    """Write the page to ``path``. ``made`` is the time that stands on it, by default now."""
+def write_page(report: Report, path: Path, *, figures: Sequence[Figure] = (), made: datetime | None = None) -> None:
+    """Write the page to ``path``, with the figures that were drawn; ``made`` is the time on it, by default now."""
     with whole_file(path) as file:
-        file.write(page(report, made=made).encode(errors="replace"))
+        file.write(page(report, figures=figures, made=made).encode(errors="replace"))
 
 
-def page(report: Report, *, made: datetime | None = None) -> str:
+def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | None = None) -> str:
     """The page as text. Whatever comes from files is escaped, and no script but its own can run in it."""
     filled = filled_tables(report)
     order = details_first(report.runs, filled)
@@ -65,6 +66,8 @@ def page(report: Report, *, made: datetime | None = None) -> str:
             signs=SIGNS,
             statements=statements_of(report.judgements),
             tables=[table_of(table) for table in report.tables],
+            figures=[(figure, _picture(figure)) for figure in figures],
+            analyses=NOT_FROM_ERRORS if figures else {},
             settings=settings,
             undrawn=undrawn,
             most_settings=SETTINGS,
@@ -81,6 +84,12 @@ def page(report: Report, *, made: datetime | None = None) -> str:
             level=LEVEL,
         )
     )
+
+
+def _picture(figure: Figure) -> str | None:
+    """The figure inside an address, which needs no file beside the page."""
+    drawn = [file for file in figure.files if file.suffix == ".svg"]
+    return f"data:image/svg+xml;base64,{b64encode(drawn[0].read_bytes()).decode()}" if drawn else None
 
 
 def _environment() -> Environment:
