@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ def print_model(config: ComplexityConfig) -> None:
     console.print("* as the paper counts #Params", style="dim")
 
 
+@cache
+def _counted(**network: Any) -> Complexity:
+    """Of networks that stand in several tables once only."""
+    return count_network(**network)
+
+
 def table_comparison(number: int) -> list[dict[str, Any]]:
     """For each row of Table 1, 2, 3 or 4: printed and computed complexity, and whether they agree.
 
@@ -75,7 +82,7 @@ def table_comparison(number: int) -> list[dict[str, Any]]:
     unit = "mflops" if number == 4 else "gflops"
     comparison = []
     for row in table_rows(number):
-        total = count_network(**network_of(row)).total
+        total = _counted(**{key: tuple(v) if isinstance(v, list) else v for key, v in network_of(row).items()}).total
         macs = total.macs / (1e6 if unit == "mflops" else 1e9)
         params = total.params_with_bn_statistics / 1e6
         columns = {}
