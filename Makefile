@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; a table and a picture
 	@$(BIN)/python -m geexp.train +sweep=demo
 
-test: $(STAMP)  ## Run the tests (7 minutes on two cores)
-	@$(BIN)/python -m pytest -q -n 2 tests
+test: $(STAMP)  ## Run the tests (8 minutes on two cores)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 test-slow: $(STAMP)  ## Run the tests that take longer
 	@$(BIN)/python -m pytest -q -m slow tests

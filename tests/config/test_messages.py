@@ -70,7 +70,6 @@ MISTAKES = [
     ("schedule=fixed100 schedule.milestones=[-5,200]", ["schedule.milestones", "from 1 on"]),
     ("data.mean=[nan]", ["data.mean=[nan]", "finite"]),
     ("logger=null", ["name of an option"]),
-    ("'+callbacks.x={_target_: builtins.dict}'", ["callbacks.x", "not a callback"]),
     ("'+callbacks.x={_target_: nowhere.Nothing}'", ["callbacks.x", "nowhere"]),
     ("trainer=cpu trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
     ("--config-name=foo", ["no configuration 'foo'"]),

@@ -74,6 +74,7 @@ THREADS = [{"name": "folder", "engine": "threads", "workers": n} for n in (0, 2)
 WORKERS = {"name": "folder", "engine": "workers", "workers": 2}
 
 
+@pytest.mark.slow
 def test_one_process_whatever_makes_the_batches(images, tmp_path):
     """The engine and the number of workers change at every restart."""
     check(images, tmp_path, 1, [*THREADS, WORKERS], [ON_THE_LAST_BATCH, BETWEEN_EPOCHS])

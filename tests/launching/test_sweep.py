@@ -4,7 +4,6 @@ them, or to all, loses more than the steps since a checkpoint. See ``probes.py``
 import hashlib
 import json
 import re
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from tests.data.configuration import train_config
 from tests.launching.commands import SMALL, Command, finished, runs, send, until
 from tests.training.forked import torchrun_environments
 from tests.training.test_run import history, same_weights
+from tests.training.wandb_files import records
 
 # Seconds in which everything ends that was told to; others work on this machine, too.
 SOON = 45
@@ -345,21 +345,8 @@ def test_at_wandb_a_job_is_one_run_of_its_sweeps_group_however_often_it_is_start
 
 def _wandb_run(path: Path) -> tuple[str, str, str]:
     """Id, name and group."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    # LevelDB's log behind a header of W&B: blocks of 32 KiB, records in one or several pieces.
-    data, position, whole = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (rest := -position % 32768) < 7 and rest:
-            position += rest
-            continue
-        length, kind = struct.unpack_from("<4xHB", data, position)
-        whole = (whole if kind in (3, 4) else b"") + data[position + 7 : position + 7 + length]
-        position += 7 + length
-        record = Record()
-        if kind in (1, 4) and record.ParseFromString(whole) and record.WhichOneof("record_type") == "run":
-            return record.run.run_id, record.run.display_name, record.run.run_group
-    raise AssertionError(f"{path} tells of no run")
+    run = next(record.run for record in records(path) if record.WhichOneof("record_type") == "run")
+    return run.run_id, run.display_name, run.run_group
 
 
 @pytest.mark.slow

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from geexp import build_model
-from geexp.config.errors import DataError
+from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import OptimConfig
 from geexp.training.checkpoints import load_checkpoint
 from geexp.training.errors_count import ErrorCount
 from geexp.training.optimizer import group_table, make_sgd, parameter_groups
+from geexp.training.run import _callback
 from geexp.training.wandb_login import usual_mode
 
 
@@ -187,3 +188,8 @@ def test_there_is_no_unsafe_load_in_the_package():
     sources = [path.read_text(encoding="utf-8") for path in Path(found).rglob("*.py")]
     assert len(sources) > 30
     assert not any("weights_only=False" in source for source in sources)
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(ConfigError, match=r"callbacks\.x: builtins\.dict makes a dict, not a callback"):
+        _callback("x", {"_target_": "builtins.dict"})
