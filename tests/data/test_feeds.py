@@ -321,6 +321,7 @@ def test_names_that_are_not_text(imagenet):
     assert "bad\\xff.JPEG" in next(iter(data.account()["train"]["skipped"]))
 
 
+@pytest.mark.slow
 def test_a_thread_of_the_feed_starts_no_threads_of_torch(imagenet):
     """Sixteen of torch for each of eight would be more than a hundred."""
     script = """

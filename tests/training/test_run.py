@@ -85,6 +85,7 @@ def test_a_run_from_start_to_evaluation(run, tmp_path):
     assert history(folder) == rows
 
 
+@pytest.mark.slow
 def test_force_and_resume_false_start_over(run, tmp_path):
     one_batch = ["debug=one_batch", "logger=none", "ge=none"]
     assert run("train", *one_batch).returncode == 0
@@ -98,6 +99,7 @@ def test_force_and_resume_false_start_over(run, tmp_path):
         assert len(history(folder)) == 1
 
 
+@pytest.mark.slow
 def test_evaluation_in_double_precision_is_exact(run, tmp_path):
     assert run("train", "debug=one_batch", "logger=none", "trainer.precision=64-true").returncode == 0
     measured = json.loads(run("evaluate", f"run={only_run(tmp_path)}", "format=json").stdout)
@@ -138,6 +140,7 @@ def test_a_diverged_run_stops_and_keeps_the_epoch_before(run, tmp_path):
     assert "nothing recorded" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, tmp_path):
     one_batch = ["debug=one_batch", "logger=none", "ge=none"]
     run("train", *one_batch)
