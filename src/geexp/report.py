@@ -29,6 +29,7 @@ def main(config: ReportConfig) -> None:
     from geexp.results.report import make_report
     from geexp.results.summary import FIT_ON_A_TERMINAL, as_dict, print_summary
     from geexp.results.table_files import write_tables
+    from geexp.results.trained import write_trained
 
     one_table = [str(config.table)] if config.table else TABLES
     report = make_report(folder, one_table if config.tables == "all" else [])
@@ -39,6 +40,8 @@ def main(config: ReportConfig) -> None:
     else:
         print_summary(report, Console(), every_table=config.table is not None)
     write_tables(report, out)
+    if report.runs:
+        write_trained(report.runs, out / "trained.md")
     figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
     write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)

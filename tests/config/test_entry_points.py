@@ -36,7 +36,19 @@ def probe(*arguments: str, cwd=None) -> str:
 
 @pytest.mark.parametrize(
     "entry",
-    ["train", "status", "plan", "evaluate", "complexity", "report", "dashboard", "pack", "check_data", "benchmark"],
+    [
+        "train",
+        "status",
+        "plan",
+        "evaluate",
+        "analyze",
+        "complexity",
+        "report",
+        "dashboard",
+        "pack",
+        "check_data",
+        "benchmark",
+    ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_cfg_import_nothing_heavy(entry, flag, tmp_path):

@@ -5,17 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from geexp.config.identity import identity
 from geexp.paper.rows import TABLES, Training, curves_of, rows_of
+from geexp.results.analysed_figures import command_for
+from geexp.results.analyses.stored import Analysis, Network, write_analysis
 from geexp.results.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, claims, judge, judge_all
-from geexp.results.figures import draw_figures
+from geexp.results.figures import Figure, draw_figures
 from geexp.results.measured import Runs
 from geexp.results.report import make_report
 from geexp.results.runs import read_runs
 from geexp.results.table_files import print_table, write_tables
+from geexp.results.trained import trained
 
 
 def finished(
@@ -235,12 +239,68 @@ def test_figures_show_what_is_printed_and_what_was_run(tmp_path):
     figures = {figure.number: figure for figure in draw_figures(Runs([]), tmp_path / "none")}
     assert [path.name for path in figures[2].files] == ["figure2.svg", "figure2.png"]
     assert figures[4].files == ()
-    assert figures[4].missing == ("figure4_baseline", "figure4_theta")
+    of_figure4 = [command_for(of) for of in curves_of(4).values()]
+    assert list(figures[4].missing) == of_figure4
+    assert "experiment=figure4_baseline" in of_figure4[0]
+    assert [number for number in figures if not figures[number].files] == [3, 4, 5, 6, 7, 8]
     for name, of in curves_of(4).items():
         finished(tmp_path / f"runs/{name}", of)
     finished(tmp_path / "runs/e8", curves_of(2)["theta_e8"], top1=22.4)
     runs, _ = read_runs(tmp_path / "runs")
     figures = {figure.number: figure for figure in draw_figures(Runs(runs), tmp_path / "some")}
     assert figures[4].missing == ()
-    assert "figure2_theta_e8" not in figures[2].missing
+    assert command_for(curves_of(2)["theta_e8"]) not in figures[2].missing
+    assert command_for(curves_of(2)["theta_e4"]) in figures[2].missing
     assert all(path.stat().st_size > 5_000 for path in (*figures[2].files, *figures[4].files))
+
+
+def analysed(folder: Path, name: str, of: Training, tables: dict[str, pd.DataFrame]) -> None:
+    """What geexp.analyze leaves beside a run."""
+    network = Network("it", str(folder), 0, "best.ckpt", 300, "val", 50_000, of.identity)
+    tables = {key: table.assign(network="it") for key, table in tables.items()}
+    write_analysis(Analysis(name, (network,), {}, tables, {}), folder / "analysis")
+
+
+def test_figures_of_analyses_take_faithful_runs_and_say_what_they_lack(tmp_path):
+    features = pd.DataFrame({"block": "conv4_1", "channel": [0, 1], "selectivity": [0.2, 0.7]})
+    of_block = {
+        "block": ["conv4_1"],
+        "features": [2],
+        "dead": [0],
+        "mean_selectivity": [0.45],
+        "median_selectivity": [0.45],
+    }
+    selectivity = {"features": features, "blocks": pd.DataFrame(of_block)}
+    rows = {"block": "conv5_1", "order": "ascending", "ratio": [0.0, 1.0], "top1_accuracy": [78.0, 40.0]}
+    theta, baseline, se = (training(2, label) for label in ("GE-θ", "ResNet-50 (Baseline)", "SE"))
+    analysed(finished(tmp_path / "theta", theta), "selectivity", theta, selectivity)
+    finished(tmp_path / "baseline", baseline)
+    short = finished(tmp_path / "short", se, but={"trainer.max_epochs": 90})
+    analysed(short, "pruning", se, {"curves": pd.DataFrame(rows)})
+
+    def drawn() -> dict[int, Figure]:
+        runs, _ = read_runs(tmp_path)
+        return {figure.number: figure for figure in draw_figures(Runs(runs), tmp_path / "out", [3, 5, 7, 8])}
+
+    figures = drawn()
+    assert [path.name for path in figures[3].files] == ["figure3.svg", "figure3.png"]
+    assert figures[3].missing == (f"python -m geexp.analyze analysis=selectivity run={tmp_path / 'baseline'}",)
+    assert figures[7].files == ()
+    assert figures[7].missing[:2] == (command_for(training(2, "GE-θ⁻")), command_for(se))
+    # Of SE there is only a run of 90 epochs, and so none for the figure.
+    assert figures[8].files == ()
+    analysed(finished(tmp_path / "se", se), "pruning", se, {"curves": pd.DataFrame(rows)})
+    assert len(drawn()[8].files) == 2
+    (tmp_path / "se/analysis/pruning_curves.csv").unlink()
+    assert drawn()[8].files == ()
+
+
+def test_what_was_trained_is_a_row_a_training_with_its_seeds(tmp_path):
+    for seed, error in ((0, 22.0), (1, 23.0)):
+        finished(tmp_path / str(seed), training(2, "GE-θ"), seed=seed, top1=error, processor="AMD", threads=2)
+    finished(tmp_path / "se", training(2, "SE"), gpu="H200", devices={"count": 8}, commit="abcdef0123456")
+    rows = trained(read_runs(tmp_path)[0]).set_index("network")
+    assert rows.loc["ResNet-50 GE-θ", "top-1 error, %"] == "22.50 ± 0.71 (n=2)"
+    assert rows.loc["ResNet-50 GE-θ", ["seeds", "hardware"]].to_list() == ["0, 1", "AMD, 2 threads"]
+    assert rows.loc["ResNet-50 SE", ["seeds", "hardware", "commit"]].to_list() == ["0", "8 × H200", "abcdef0123"]
+    assert rows.loc["ResNet-50 SE", "data"] == "imagenet"

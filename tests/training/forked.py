@@ -110,8 +110,9 @@ def torchrun_environments(ranks: int | None) -> list[dict[str, str]]:
 
 
 def serve() -> None:
-    for name in ("train", "evaluate", "training.run", "training.evaluation"):
+    for name in ("train", "evaluate", "analyze", "training.run", "training.evaluation", "analysis.subject"):
         importlib.import_module(f"geexp.{name}")
+    importlib.import_module("geexp.results.analyses.making")
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(_end(**request) if "pids" in request else _start(**request)), flush=True)

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from geexp.backbones.preact_resnet import PreActResNet
+
 
 def stages(model: nn.Module) -> dict[int, nn.Sequential]:
     """The stages by number, first to last. Raises ``ValueError`` for a model that has none."""
@@ -30,6 +32,40 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def named_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
+    """The blocks of these names (all, if None), in their order.
+
+    Raises:
+        ValueError: for a name that no block has.
+    """
+    available = blocks(model)
+    if names is None:
+        return available
+    wanted = list(names)
+    for name in wanted:
+        if name not in available:
+            raise ValueError(f"no block {name!r}: the blocks are {', '.join(available)}")
+    return {name: available[name] for name in wanted}
+
+
+def rectified_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
+    """For each named block (all, if None) the module that puts out what the paper calls ``conv4-1-relu``.
+
+    That is the block itself where it ends in its ReLU. With pre-activation the block ends in the bare sum, and the
+    first ReLU behind it is the next block's first, or the network's last.
+
+    Raises:
+        ValueError: for a name that no block has.
+    """
+    wanted = named_blocks(model, names)
+    if not isinstance(model, PreActResNet):
+        return wanted
+    everything = blocks(model)
+    _, *following = everything.values()
+    behind = dict(zip(everything, [*following, model], strict=True))
+    return {name: behind[name].relu for name in wanted}  # type: ignore[misc]
+
+
 def slot(block: nn.Module) -> str:
     """The name of the attribute of ``block`` where GE goes. Raises ``ValueError`` for a block without such a place."""
     for name in ("ge", "se"):
@@ -44,15 +80,10 @@ def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = Non
     Raises:
         ValueError: for a name that no block has.
     """
-    available = blocks(model)
-    wanted = list(available if names is None else names)
-    for name in wanted:
-        if name not in available:
-            raise ValueError(f"no block {name!r}: the blocks are {', '.join(available)}")
     outputs: dict[str, Tensor] = {}
     handles = [
-        available[name].register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name in wanted
+        block.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+        for name, block in named_blocks(model, names).items()
     ]
     try:
         with _eager():

@@ -19,6 +19,10 @@ class ClassifierHead(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``[N, in_channels, H, W]`` → the last stage's map."""
 
+    def after_stages(self, x: Tensor) -> Tensor:
+        """The end of ``forward_features``, behind the last stage's last block: nothing, unless a subclass has it."""
+        return x
+
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Features → logits; with ``pre_logits`` → the averaged features ``[N, num_features]``."""
         pooled = features.mean((2, 3))

@@ -57,7 +57,14 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = self.relu(self.bn1(x))
         shortcut = x if self.projection is None else self.projection(activated)
-        return self.ge(self.branch(activated)) + shortcut
+        return self.join(self.ge(self.branch(activated)), shortcut)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The identity path alone, as ``forward`` computes it."""
+        return x if self.projection is None else self.projection(self.relu(self.bn1(x)))
+
+    def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        return branch + shortcut
 
     def zero_init_last(self) -> None:
         """Let the block start as its shortcut. The branch ends in a convolution, which is what is zeroed."""
@@ -117,5 +124,7 @@ class PreActResNet(ClassifierHead):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's map after the final BN and ReLU, ``[N, num_features, H/4, W/4]``."""
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.after_stages(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+
+    def after_stages(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(x))

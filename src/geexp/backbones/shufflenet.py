@@ -47,9 +47,16 @@ class ShuffleUnit(nn.Module):
         branch = self.bn2(self.conv2(branch))
         branch = self.bn3(self.conv3(branch))
         if self.stride == 1:
-            return self.relu(self.ge(branch) + x)
+            return self.join(self.ge(branch), self.shortcut(x))
         shortcut = F.avg_pool2d(x, 3, stride=2, padding=1)
         return self.relu(self.ge(torch.cat([shortcut, branch], dim=1)))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What a unit of stride 1 sums its branch with; this and ``join`` have no meaning for one of stride 2."""
+        return x
+
+    def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        return self.relu(branch + shortcut)
 
     def zero_init_last(self) -> None:
         """Let the unit start as its shortcut. Only where they are summed: concatenated zeros would never learn."""

@@ -191,6 +191,29 @@ class EvaluateConfig:
 
 
 @dataclass
+class AnalyzeConfig:
+    """``python -m geexp.analyze``."""
+
+    analysis: str = MISSING
+    run: str | None = None
+    against: str | None = None
+    which: str = "best"
+    split: str = "val"
+    images: int | None = None
+    stage: int | None = None
+    blocks: list[str] | None = None
+    ratios: list[float] | None = None
+    root: str | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    workers: int | None = None
+    out: str | None = None
+    redraw: bool = False
+    wandb: bool = False
+    format: str = "text"
+
+
+@dataclass
 class ComplexityConfig:
     """``python -m geexp.complexity``."""
 

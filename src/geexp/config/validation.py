@@ -15,6 +15,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from geexp.config.analyses import check_analyze
 from geexp.config.errors import ConfigError, unknown_key
 from geexp.config.rules import (
     check_benchmark,
@@ -27,6 +28,7 @@ from geexp.config.rules import (
     check_train,
 )
 from geexp.config.schema import (
+    AnalyzeConfig,
     BenchmarkConfig,
     CheckDataConfig,
     ComplexityConfig,
@@ -42,6 +44,7 @@ T = TypeVar("T")
 _RULES = {
     TrainConfig: check_train,
     EvaluateConfig: check_evaluate,
+    AnalyzeConfig: check_analyze,
     ComplexityConfig: check_complexity,
     ReportConfig: check_report,
     DashboardConfig: check_dashboard,

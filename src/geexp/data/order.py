@@ -52,10 +52,16 @@ class TrainingOrder:
 
 
 class FixedOrder:
-    """The samples from first to last, each exactly once over all ranks; shares may differ by one sample."""
+    """The samples from first to last, each exactly once over all ranks; shares may differ by one sample.
 
-    def __init__(self, n: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.n, self.batch_size, self.mine = n, batch_size, range(rank, n, world)
+    Args:
+        count: only so many, evenly spread over all of them; None for all.
+    """
+
+    def __init__(self, n: int, *, batch_size: int, rank: int = 0, world: int = 1, count: int | None = None) -> None:
+        self.n, self.batch_size = n, batch_size
+        count = n if count is None else min(count, n)
+        self.mine = [i * n // count for i in range(rank, count, world)]
         self.epoch = self.start = 0
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 6 from runs, with the numbers that the paper prints as open markers."""
+"""Figures 2 to 8 from runs, with the numbers that the paper prints as open markers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from geexp.paper.rows import FIGURES, Training, curves_of, rows_of
+from geexp.results.analysed_figures import ANALYSED, command_for, draw_analysed
+from geexp.results.canvas import canvas, save
 from geexp.results.measured import Measured, Runs
 from geexp.results.style import VARIANT_STYLE
 
-# Of analyses, which are made of a trained network and not of its errors.
-NOT_FROM_ERRORS = {
-    3: "class selectivity, GE-θ",
-    5: "feature importance, GE-θ",
-    7: "class selectivity, GE-θ⁻ and SE",
-    8: "feature importance, SE",
-}
 _EXTENTS = ("e2", "e4", "e8", "global")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as drawn: its files, and what is not in it because it was not run."""
+    """A figure as drawn: its files, and the commands for what is not in it."""
 
     number: int
     title: str
@@ -29,16 +24,23 @@ class Figure:
     missing: tuple[str, ...]
 
 
-def draw_figures(runs: Runs, folder: Path, numbers: Sequence[int] = FIGURES) -> list[Figure]:
+def draw_figures(runs: Runs, folder: Path, numbers: Sequence[int] = (*FIGURES, *ANALYSED)) -> list[Figure]:
     """``figure2.svg``, ``figure2.png`` and so on; none for a figure of which nothing was run and nothing is printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [_figure2(runs, folder) if number == 2 else _curves(number, runs, folder) for number in numbers]
+    return [_draw(number, runs, folder) for number in sorted(numbers)]
+
+
+def _draw(number: int, runs: Runs, folder: Path) -> Figure:
+    if number in ANALYSED:
+        title = f"Figure {number}: {ANALYSED[number].title}"
+        return Figure(number, title, *draw_analysed(number, runs, folder / f"figure{number}"))
+    return _figure2(runs, folder) if number == 2 else _curves(number, runs, folder)
 
 
 def _figure2(runs: Runs, folder: Path) -> Figure:
     title = "Figure 2: top-1 error of ResNet-50 against the extent of GE"
     trainings, printed = curves_of(2), _printed()
-    figure, axes = _canvas(1, 2, title, sharey=True)
+    figure, axes = canvas(1, 2, title, sharey=True)
     reference = {"baseline": trainings["baseline"], "ResNet-101": rows_of(2)[0].cells[0].training}
     for axis, variant in zip(axes, ("theta_minus", "theta"), strict=True):
         style = VARIANT_STYLE[variant]
@@ -64,7 +66,7 @@ def _figure2(runs: Runs, folder: Path) -> Figure:
         axes[1].plot([], [], "o", color="#555555", fillstyle=fill, linestyle="none")[0] for fill in ("full", "none")
     ]
     axes[1].legend(handles, ["measured, mean ± std", "printed in the paper"], fontsize=8)
-    return Figure(2, title, _saved(figure, folder / "figure2"), _missing(runs, trainings))
+    return Figure(2, title, save(figure, folder / "figure2"), _missing(runs, trainings))
 
 
 def _curves(number: int, runs: Runs, folder: Path) -> Figure:
@@ -74,7 +76,7 @@ def _curves(number: int, runs: Runs, folder: Path) -> Figure:
     missing = _missing(runs, trainings)
     if len(missing) == len(trainings):
         return Figure(number, title, (), missing)
-    figure, (axis,) = _canvas(1, 1, title)
+    figure, (axis,) = canvas(1, 1, title)
     for training in trainings.values():
         style = VARIANT_STYLE[training.ge.variant]
         for n, run in enumerate(runs.faithful(training)):
@@ -88,7 +90,7 @@ def _curves(number: int, runs: Runs, folder: Path) -> Figure:
     axis.set_xlabel("epoch")
     axis.set_ylabel("top-1 error, %")
     axis.legend(fontsize=9)
-    return Figure(number, title, _saved(figure, folder / f"figure{number}"), missing)
+    return Figure(number, title, save(figure, folder / f"figure{number}"), missing)
 
 
 def _point(axis: Any, x: float, measured: Measured | None, printed: float | None, style: dict[str, Any]) -> None:
@@ -116,28 +118,4 @@ def _measured(runs: Runs, training: Training) -> Measured | None:
 
 
 def _missing(runs: Runs, trainings: dict[str, Training]) -> tuple[str, ...]:
-    return tuple(training.preset for training in trainings.values() if not runs.faithful(training))
-
-
-def _canvas(rows: int, columns: int, title: str, **how: Any) -> tuple[Any, list[Any]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns + 1, 4.2), layout="constrained", **how)
-    figure.suptitle(title, fontsize=11)
-    axes = list(axes.flat) if rows * columns > 1 else [axes]
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def _saved(figure: Any, path: Path) -> tuple[Path, ...]:
-    from matplotlib import pyplot as plt
-
-    files = tuple(path.with_suffix(suffix) for suffix in (".svg", ".png"))
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    plt.close(figure)
-    return files
+    return tuple(command_for(training) for training in trainings.values() if not runs.faithful(training))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from geexp.paper.numbers import paper
-from geexp.paper.rows import Cell, rows_of
+from geexp.paper.rows import rows_of
+from geexp.results.analysed_figures import command_for
 from geexp.results.claims import Judgement, judge_all
 from geexp.results.complexity_report import table_comparison
 from geexp.results.measured import Elsewhere, Measured, Runs
@@ -85,19 +86,15 @@ def find_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
     return read_runs(folder) if folder.is_dir() else ([], [])
 
 
-def command_of(cell: Cell) -> str:
-    """What trains it."""
-    root = "/data/imagenet" if cell.training.config.data.name == "imagenet" else "/data"
-    return f"python -m geexp.train experiment={cell.training.preset} data.root={root} trainer=gpu"
-
-
 def _table(number: int, runs: Runs) -> ReportTable:
     rows = rows_of(number)
     counted = table_comparison(number) if rows[0].complexity and number != 6 else [{}] * len(rows)
     made = []
     for row, complexity in zip(rows, counted, strict=True):
         cells = tuple(
-            ReportCell(cell.column, cell.printed, runs.measured(cell), tuple(runs.elsewhere(cell)), command_of(cell))
+            ReportCell(
+                cell.column, cell.printed, runs.measured(cell), tuple(runs.elsewhere(cell)), command_for(cell.training)
+            )
             for cell in row.cells
         )
         made.append(ReportRow(row.label, cells, {key: complexity[key] for key in row.complexity}))

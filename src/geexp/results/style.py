@@ -13,3 +13,5 @@ _LOOK: dict[str, dict[str, Any]] = {
     "theta_plus": {"marker": "v", "color": "#D55E00", "linestyle": "-"},
 }
 VARIANT_STYLE = {variant: {"label": VARIANT_LABELS[variant], **look} for variant, look in _LOOK.items()}
+# For what stands beside another of the same variant.
+SECOND_LOOK: dict[str, Any] = {"label": "", "marker": "P", "color": "#7A7A7A", "linestyle": (0, (2, 1))}

@@ -6,9 +6,10 @@ from typing import Any
 
 from geexp.config.errors import DataError
 from geexp.config.rules import check_feed
-from geexp.config.schema import EvaluateConfig, TrainConfig
+from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
 from geexp.data.module import ImageData
 from geexp.data.presence import require_data
+from geexp.records.run_files import checkpoint_folder
 from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
 from geexp.training.classifier import Classifier
 from geexp.training.network import build_network
@@ -48,14 +49,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     Nothing is recorded in the checkpoint before the first epoch; ``identical`` is None then.
     """
-    path = _checkpoint_path(settings)
+    path = (
+        Path(settings.checkpoint).expanduser() if settings.checkpoint else checkpoint_of(settings.run, settings.which)
+    )
     classifier, config, about = restore(path)
-    data_config = config.data if settings.root is None else replace(config.data, root=settings.root)
-    feed = config.feed if settings.root is None else replace(config.feed, pack=None)
-    if settings.workers is not None and feed.name != "resident":
-        feed = replace(feed, workers=settings.workers)
-    check_feed(feed, data_config)
-    require_data(data_config, feed)
+    data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
     data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
     quiet = replace(
         config.trainer,
@@ -80,10 +78,28 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _checkpoint_path(settings: EvaluateConfig) -> Path:
-    if settings.checkpoint is not None:
-        return Path(settings.checkpoint).expanduser()
-    run = Path(str(settings.run)).expanduser()
-    if not run.is_dir():
-        raise DataError(f"run={settings.run}: there is no such folder")
-    return run / "checkpoints" / f"{settings.which}.ckpt"
+def checkpoint_of(run: str | None, which: str) -> Path:
+    """The ``best`` or the ``last`` checkpoint of a run's folder, whether it is there or not.
+
+    Raises:
+        DataError: if the folder is not there.
+    """
+    folder = Path(str(run)).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"run={run}: there is no such folder")
+    return checkpoint_folder(folder) / f"{which}.ckpt"
+
+
+def data_of(config: TrainConfig, *, root: str | None, workers: int | None) -> tuple[DataConfig, FeedConfig]:
+    """The data of a run and how to read them: as in training, unless told of another folder or number of workers.
+
+    Raises:
+        DataError: if the data are not there.
+    """
+    data = config.data if root is None else replace(config.data, root=root)
+    feed = config.feed if root is None else replace(config.feed, pack=None)
+    if workers is not None and feed.name != "resident":
+        feed = replace(feed, workers=workers)
+    check_feed(feed, data)
+    require_data(data, feed)
+    return data, feed

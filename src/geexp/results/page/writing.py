@@ -17,8 +17,9 @@ from markupsafe import Markup
 import geexp
 from geexp.records.whole_file import whole_file
 from geexp.results.claims import LEVEL, MARGIN
-from geexp.results.figures import NOT_FROM_ERRORS, Figure
+from geexp.results.figures import Figure
 from geexp.results.page import words
+from geexp.results.page.analyses import pictures_of
 from geexp.results.page.curves import SETTINGS, settings_of
 from geexp.results.page.marks import colours, mark, symbols
 from geexp.results.page.runs import configuration_of, details_first, facts_of, row_of
@@ -44,6 +45,7 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
     order = details_first(report.runs, filled)
     numbers = {run.folder: number for number, run in enumerate(order[:DETAILED_RUNS], 1)}
     settings, undrawn = settings_of(report.runs, filled)
+    analyses, analyses_left = pictures_of(order)
     scripts = [(_FILES / "page.js").read_text(encoding="utf-8")]
     if settings:
         from plotly.offline import get_plotlyjs  # five megabytes, for who has curves only
@@ -67,7 +69,8 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
             statements=statements_of(report.judgements),
             tables=[table_of(table) for table in report.tables],
             figures=[(figure, _picture(figure)) for figure in figures],
-            analyses=NOT_FROM_ERRORS if figures else {},
+            analyses=analyses,
+            analyses_left=analyses_left,
             settings=settings,
             undrawn=undrawn,
             most_settings=SETTINGS,

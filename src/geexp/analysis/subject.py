@@ -1,0 +1,124 @@
+"""What an analysis looks at: the network of a run, rebuilt from a checkpoint, and images as it was evaluated with."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from geexp.config.errors import ConfigError
+from geexp.config.schema import AnalyzeConfig, TrainConfig
+from geexp.data.datasets import open_dataset
+from geexp.data.feeds import Feed, make_feed, normalised
+from geexp.data.order import FixedOrder
+from geexp.training.evaluation import checkpoint_of, data_of, restore
+from geexp.training.trainer import lightnings_refusals
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network on its device, and the run it is of.
+
+    ``about`` is what the checkpoint says of itself, ``beside`` whether the network is only what another is compared
+    with.
+    """
+
+    folder: Path
+    checkpoint: Path
+    model: nn.Module
+    config: TrainConfig
+    about: dict[str, Any]
+    settings: AnalyzeConfig
+    fabric: Fabric
+    beside: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.data.num_classes
+
+    @cached_property
+    def image_count(self) -> int:
+        """How many images one pass shows, over all ranks."""
+        everything = self._feed.sampler.n
+        return everything if self.settings.images is None else min(everything, self.settings.images)
+
+    def batches(self, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass: (images ``[N, C, H, W]`` normalised, labels ``[N]``) on the device, with a progress bar.
+
+        Of several ranks each gets its share; together every image comes once.
+        """
+        data, trainer = self.config.data, self.config.trainer
+        layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
+        dtype = next(self.model.parameters()).dtype
+        console = Console(stderr=True, quiet=self.fabric.global_rank != 0)
+        for batch in track(self._feed, f"{doing}, {self.image_count:,} images", total=len(self._feed), console=console):
+            images, labels = (tensor.to(self.fabric.device, non_blocking=True) for tensor in batch)
+            if images.dtype == torch.uint8:
+                images = normalised(images, data.mean, data.std)
+            yield images.to(dtype).contiguous(memory_format=layout), labels
+
+    def precision(self) -> AbstractContextManager[None]:
+        """As in the run's own evaluation: autocast where it was trained with it."""
+        return self.fabric.autocast()
+
+    @cached_property
+    def _feed(self) -> Feed:
+        data, feed = data_of(self.config, root=self.settings.root, workers=self.settings.workers)
+        images = open_dataset(data, feed, train=self.settings.split == "train")
+        fabric = self.fabric
+        order = FixedOrder(
+            len(images),
+            batch_size=max(1, self.config.optim.batch_size // fabric.world_size),
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            count=self.settings.images,
+        )
+        where: dict[str, Any] = {"device": fabric.device, "processes": self.settings.devices}
+        return make_feed(images, data, feed, train=False, order=order, seed=self.config.seed, **where)
+
+
+def subject_of(run: str, settings: AnalyzeConfig, *, beside: bool = False) -> Subject:
+    """The network of a run's folder.
+
+    Raises:
+        DataError: for a run without the checkpoint that is asked for, or with a damaged one.
+        ConfigError: for a device that is not there.
+    """
+    checkpoint = checkpoint_of(run, settings.which)
+    classifier, config, about = restore(checkpoint)
+    several = settings.devices > 1
+    with lightnings_refusals():
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy="ddp" if several else "auto",
+            plugins=[TorchElasticEnvironment() if several else LightningEnvironment()],
+            precision=config.trainer.precision,  # type: ignore[arg-type]
+        )
+    fabric.launch()
+    model = classifier.model.to(fabric.device)
+    return Subject(checkpoint.parents[1], checkpoint, model.eval(), config, about, settings, fabric, beside)
+
+
+def require_same_images(one: Subject, other: Subject) -> None:
+    """Two networks that stand beside each other must have been shown the same.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    for key in ("name", "num_classes", "image_size", "evaluation_crop"):
+        ours, theirs = getattr(one.config.data, key), getattr(other.config.data, key)
+        if ours != theirs:
+            raise ConfigError(
+                f"against={other.folder}: was trained with data.{key}={theirs}, and run={one.folder} with {ours}; "
+                "only networks of the same data can stand beside each other."
+            )

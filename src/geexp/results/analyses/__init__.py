@@ -1,0 +1,1 @@
+"""Analyses of trained networks, from the network to data and pictures beside the run."""

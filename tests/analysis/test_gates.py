@@ -1,0 +1,147 @@
+"""Every statistic of the gates against a loop over their values."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from geexp.analysis.gates import gate_distribution
+from geexp.backbones import blocks, build_model
+from geexp.operators import VARIANTS
+
+BINS = 20
+
+
+def network(ge, extent="global", stages=None, size=16):
+    """Its gates are spread over (0, 1), more so than at the start of training."""
+    torch.manual_seed(1)
+    model = build_model("resnet8", ge=ge, extent=extent, stages=stages, image_size=size, num_classes=4).eval()
+    for block in blocks(model).values():
+        for parameter in block.ge.parameters():
+            nn.init.normal_(parameter, std=1.5)
+    return model
+
+
+def images_and_labels(n=9, size=16):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.arange(n) ** 2 % 4
+
+
+def gate_values(model, images):
+    """{block: [N, C, cells]}, by the operator's own ``gate``."""
+    found = {}
+    handles = [
+        block.ge.register_forward_hook(lambda ge, x, _out, name=name: found.__setitem__(name, ge.gate(x[0]).flatten(2)))
+        for name, block in blocks(model).items()
+        if hasattr(block.ge, "gate")
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize(("extent", "size"), [(2, 10), ("global", 16)])  # maps of 10, 5 and 3: not all divided by 2
+@pytest.mark.parametrize("ge", VARIANTS)
+@torch.no_grad()
+def test_equals_a_loop(ge, extent, size):
+    model = network(ge, extent, size=size)
+    images, labels = images_and_labels(size=size)  # of the classes 0 and 1 only
+    result = gate_distribution(model, [(images, labels)], num_classes=4, bins=BINS)
+    values = gate_values(model, images)
+    counts = Counter(
+        (block, label, min(int(value * BINS), BINS - 1))
+        for block, gate in values.items()
+        for label, image in zip(labels.tolist(), gate, strict=True)
+        for value in image.flatten().tolist()
+    )
+    rows = result.histogram
+    assert len(rows) == 3 * 2 * BINS
+    assert rows["count"].dtype == np.int64
+    got = {
+        (block, label, round(low * BINS)): count
+        for block, label, low, count in rows[["block", "class", "low", "count"]].itertuples(index=False)
+        if count
+    }
+    assert got == counts
+    np.testing.assert_allclose(rows["high"] - rows["low"], 1 / BINS)
+    want = [
+        (block, int(block[4]), channel, v.mean(), v.std(), v.min(), v.max(), (v < 0.05).mean(), (v > 0.95).mean())
+        for block, gate in values.items()
+        for channel, v in enumerate(gate.double().transpose(0, 1).flatten(1).numpy())
+    ]
+    want = pd.DataFrame(want, columns=list(result.channels.columns[:-1]))
+    pd.testing.assert_frame_equal(result.channels[want.columns], want, rtol=1e-12, check_dtype=False)
+    assert (result.channels["constant"] == (want["max"] - want["min"] < 0.01)).all()
+
+
+def test_constant_gates_are_seen():
+    """Wide open, shut and half open, whatever the input; and one channel that still looks."""
+    model = network("se")
+    *_, final = model.layer3[0].ge.excite.transform
+    nn.init.zeros_(final.weight[:3])
+    final.bias.data[:3] = torch.tensor([20.0, -20.0, 0.0])
+    images, labels = images_and_labels(40)
+    channels = gate_distribution(model, [(images, labels)], num_classes=4).channels
+    last = channels[channels["block"] == "conv4_1"].set_index("channel")
+    assert list(last["constant"][:3]) == [True, True, True]
+    assert list(last["share_above"][:3]) == [1, 0, 0]
+    assert list(last["share_below"][:3]) == [0, 1, 0]
+    assert list(last["mean"][:3]) == pytest.approx([1, 0, 0.5], abs=1e-8)
+    assert (last["std"][:3] < 1e-7).all()
+    assert not last["constant"][3:].all()
+
+
+def test_little_variation_beside_a_large_mean_is_not_lost():
+    model = network("se").double()
+    *_, final = model.layer3[0].ge.excite.transform
+    nn.init.normal_(final.weight, std=1e-5)
+    nn.init.constant_(final.bias, 4)
+    images, labels = images_and_labels(40)
+    images = images.double()
+    channels = gate_distribution(
+        model, [(images[:20], labels[:20]), (images[20:], labels[20:])], num_classes=4
+    ).channels
+    with torch.no_grad():
+        values = gate_values(model, images)["conv4_1"].flatten(1).numpy()
+    assert values.std(axis=0).max() < 1e-5
+    np.testing.assert_allclose(
+        channels["std"][channels["block"] == "conv4_1"], values.std(axis=0), rtol=1e-2, atol=1e-8
+    )
+
+
+def test_stages_without_operators_are_left_out_and_batches_do_not_matter():
+    model = network("theta_plus", 2, stages=[3, 4]).double()
+    images, labels = images_and_labels()
+    images = images.double()
+    one = gate_distribution(model, [(images, labels)], num_classes=4)
+    other = gate_distribution(model, list(zip(images.split(2), labels.split(2), strict=True)), num_classes=4)
+    assert list(one.channels["block"].unique()) == ["conv3_1", "conv4_1"]
+    assert list(one.channels["stage"].unique()) == [3, 4]
+    pd.testing.assert_frame_equal(one.histogram, other.histogram)
+    pd.testing.assert_frame_equal(one.channels, other.channels, rtol=1e-10)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_last_bin_holds_one():
+    model = network("se")
+    nn.init.constant_(model.layer1[0].ge.excite.transform[-1].bias, 1000)
+    rows = gate_distribution(model, [images_and_labels()], num_classes=4, bins=5).histogram
+    rows = rows[(rows["block"] == "conv2_1") & (rows["count"] > 0)]
+    assert set(rows["low"]) == {0.8}
+    assert rows["count"].sum() == 9 * 16
+
+
+def test_says_what_is_wrong():
+    images, labels = images_and_labels()
+    with pytest.raises(ValueError, match=r"no block of this network holds Gather-Excite: .* ge=theta_minus"):
+        gate_distribution(build_model("resnet8"), [(images, labels)], num_classes=4)
+    model = network("theta")
+    with pytest.raises(ValueError, match="no images"):
+        gate_distribution(model, [], num_classes=4)
+    with pytest.raises(ValueError, match="label 4"):
+        gate_distribution(model, [(images, labels + 4)], num_classes=4)
+    with pytest.raises(ValueError, match=r"conv2_1: gates are not finite"):
+        gate_distribution(model, [(images * torch.nan, labels)], num_classes=4)
