@@ -173,3 +173,14 @@ def test_damaged_data_are_not_drawn(runs, run, tmp_path):
     done = run("analyze", "analysis=gates", f"run={runs['theta']}", f"out={tmp_path}", "redraw=true")
     assert done.returncode == 1
     assert "damaged (the tables speak of SE)" in done.stderr
+
+
+def test_the_published_pictures_are_drawn_again_from_their_data(tmp_path, run):
+    published = Path(__file__).parents[2] / "outputs/published/demo"
+    kept = sorted(published.glob("*/seed0/analysis/*.json"))
+    assert {path.stem for path in kept} == {"selectivity", "pruning", "receptive_field", "gates"}
+    for path in kept:
+        out = tmp_path / path.parts[-4] / path.stem
+        shutil.copytree(path.parent, out, ignore=shutil.ignore_patterns("*.svg", "*.png"))
+        made = analyse(run, f"analysis={path.stem}", "run=wherever", f"out={out}", "redraw=true")
+        assert all(looks_like_a_picture(picture) for picture in made["pictures"])

@@ -37,7 +37,9 @@ def test_the_published_table_is_what_its_runs_give(run, tmp_path):
     published = Path(__file__).parents[2] / "outputs/published/demo"
     done = run("report", f"runs={published}", f"out={tmp_path}", "tables=none", "figures=none")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "table.md").read_text() == (published / "table.md").read_text()
+    for name in ("table.md", "trained.md"):
+        assert (tmp_path / name).read_text() == (published / name).read_text()
+    assert "n=3" in (published / "trained.md").read_text()
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     for label in ("baseline", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"):
         assert f"│ {label} " in done.stdout
