@@ -17,6 +17,7 @@ FLOORS = [
     "complexity_count",
     "data",
     "training",
+    "detection",
     "analysis",
     "results",
     "benchmarks",

@@ -1,0 +1,106 @@
+"""Detections on their images, and precision against recall by class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.font_manager import findfont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, make_grid, save_image
+
+from geexp.detection.evaluation import DetectionScores
+
+# Okabe & Ito's colours, which the colour-blind can tell apart; classes take them in turn.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
+# Smaller images are enlarged, so that names can be read.
+_SIDE = 384
+
+
+def draw_detections(
+    image: Tensor, detection: dict[str, Tensor], classes: Sequence[str], *, least_score: float = 0.3
+) -> Tensor:
+    """The boxes with names and scores on an image: ``uint8 [3, H, W]`` → the same, perhaps some times larger.
+
+    Args:
+        detection: ``boxes``, ``labels`` from 1 on and ``scores``, or without scores the truth, which is drawn whole.
+    """
+    times = max(1, round(_SIDE / max(image.shape[1:])))
+    canvas = F.interpolate(image[None].cpu(), scale_factor=times, mode="nearest")[0]
+    boxes, labels, scores = (
+        detection[key].cpu() if key in detection else None for key in ("boxes", "labels", "scores")
+    )
+    assert boxes is not None
+    assert labels is not None
+    if scores is not None:
+        shown = (scores >= least_score).nonzero()[:, 0].flip(0)  # the best last, on top
+        boxes, labels, scores = boxes[shown], labels[shown], scores[shown]
+    names = [classes[label - 1] for label in labels.tolist()]
+    texts = names if scores is None else [f"{n} {s:.2f}" for n, s in zip(names, scores.tolist(), strict=True)]
+    if not len(boxes):
+        return canvas
+    colours = [_COLOURS[(label - 1) % len(_COLOURS)] for label in labels.tolist()]
+    return draw_bounding_boxes(
+        canvas,
+        boxes * times,
+        texts,
+        colours,
+        width=2,
+        font=findfont("DejaVu Sans"),  # which matplotlib brings along
+        font_size=13,
+        label_colors="black",
+        fill_labels=True,
+    )
+
+
+def save_detections(
+    path: Path,
+    images: Sequence[Tensor],
+    detections: Sequence[dict[str, Tensor]],
+    classes: Sequence[str],
+    *,
+    least_score: float = 0.3,
+    columns: int = 4,
+) -> None:
+    """One picture of several images with their detections, each on a tile as large as the largest."""
+    drawn = [
+        draw_detections(image, detection, classes, least_score=least_score)
+        for image, detection in zip(images, detections, strict=True)
+    ]
+    height, width = (max(one.shape[side] for one in drawn) for side in (1, 2))
+    tiles = torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in drawn])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(tiles, nrow=columns).float() / 255, path)
+
+
+def save_precision_recall(path: Path, scores: DetectionScores) -> None:
+    """A panel for each class: precision against recall at IoU 0.50 and 0.75, with the AP over all IoUs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(len(scores.classes), 5)
+    rows = -(-len(scores.classes) // columns)
+    size = (2.4 * columns + 0.6, 2.3 * rows + 0.6)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    axes: list[Any] = list(grid.flat)
+    for k, (axis, name) in enumerate(zip(axes, scores.classes, strict=False)):
+        ap = scores.ap_by_class[name]
+        axis.set_title(name if ap is None else f"{name}, AP {100 * ap:.1f}", fontsize=9)
+        axis.grid(alpha=0.3)
+        if ap is not None:
+            for iou, label, dash in ((0, "IoU 0.50", "-"), (5, "IoU 0.75", "--")):
+                axis.plot(scores.recall, scores.precision[iou, :, k], dash, color="#0072B2", label=label)
+    for axis in axes[len(scores.classes) :]:
+        axis.set_axis_off()
+    axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=2)
+    figure.supxlabel("recall", fontsize=9)
+    figure.supylabel("precision", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)

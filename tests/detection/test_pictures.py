@@ -1,0 +1,54 @@
+"""Pictures: detections with names and scores, and precision against recall."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from geexp.detection.evaluation import NUMBERS, DetectionScores
+from geexp.detection.pictures import draw_detections, save_detections, save_precision_recall
+
+CLASSES = ["person", "dog"]
+
+
+def detection(*scores):
+    boxes = torch.tensor([[10.0, 10.0, 40.0, 50.0]]).expand(len(scores), 4)
+    return {"boxes": boxes, "labels": torch.arange(len(scores)) % 2 + 1, "scores": torch.tensor(scores)}
+
+
+def test_what_is_sure_enough_is_drawn():
+    image = torch.full((3, 64, 96), 90, dtype=torch.uint8)
+    nothing = draw_detections(image, detection(0.1, 0.2), CLASSES)
+    assert nothing.shape == (3, 256, 384)  # four times larger, so that names can be read
+    assert (nothing == 90).all()
+    assert torch.equal(
+        draw_detections(image, {"boxes": torch.empty(0, 4), "labels": torch.empty(0).long()}, CLASSES), nothing
+    )
+    one, both = (draw_detections(image, detection(0.9, 0.2), CLASSES, least_score=s) for s in (0.5, 0.1))
+    assert (one != nothing).any()
+    assert (both != one).any()
+    truth = {key: value for key, value in detection(0.0, 0.0).items() if key != "scores"}
+    assert (draw_detections(image, truth, CLASSES) != nothing).any()
+
+
+def test_large_images_keep_their_size():
+    image = torch.zeros(3, 500, 700, dtype=torch.uint8)
+    assert draw_detections(image, detection(0.9), CLASSES).shape == image.shape
+
+
+def test_files(tmp_path):
+    images = [torch.zeros(3, 400, 500, dtype=torch.uint8), torch.zeros(3, 480, 300, dtype=torch.uint8)]
+    save_detections(tmp_path / "deep/found.png", images, [detection(0.9), detection(0.8, 0.7)], CLASSES, columns=2)
+    assert Image.open(tmp_path / "deep/found.png").size == (2 * 500 + 3 * 2, 480 + 2 * 2)
+    precision = np.stack([np.linspace(1, 0, 101)[None].repeat(10, 0), -np.ones((10, 101))], axis=2)
+    scores = DetectionScores(
+        numbers=dict.fromkeys(NUMBERS, 0.5),
+        classes=CLASSES,
+        ap_by_class={"person": 0.5, "dog": None},
+        ap50_by_class={"person": 0.5, "dog": None},
+        recall=np.linspace(0, 1, 101),
+        precision=precision,
+    )
+    save_precision_recall(tmp_path / "curves.svg", scores)
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+    save_precision_recall(tmp_path / "curves.png", scores)
+    assert Image.open(tmp_path / "curves.png").size[0] > 400
