@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-feed schedules clean
+.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-feed schedules clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; a table and a picture
 	@$(BIN)/python -m geexp.train +sweep=demo
+
+demo-detection: $(STAMP)  ## Train a small detector on pictures with boxes; COCO's twelve numbers and a picture (minutes)
+	@$(BIN)/python -m geexp.detect experiment=demo_detection outputs=outputs/demo_detection
+	@$(BIN)/python -m geexp.detect mode=predict run=$$(dirname $$(ls -t outputs/demo_detection/fashion_coco_mini/*/*/*/*/result.json | head -1))
 
 test: $(STAMP)  ## Run the tests (8 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests

@@ -8,9 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from geexp.config.command import command
+from geexp.config.detection import is_detection
 from geexp.config.identity import require_same_identity
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
+from geexp.config.score import score_of
 from geexp.data.presence import require_data
 from geexp.launching.process_tree import in_a_tree, stop_with_parent
 from geexp.records.run_files import read_result
@@ -20,6 +22,23 @@ def needs_ranks(config: TrainConfig) -> bool:
     """Whether this one process was started by hand for a run of several, which it can start itself."""
     alone = world_size() == 1 and HydraConfig.get().mode == RunMode.RUN
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
+
+
+def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """COCO's twelve of a detector, in percent; a dash where there is no object of that size."""
+    numbers = {
+        key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith(("val/AP", "val/AR"))
+    }
+    return [(name, "-" if value is None else f"{value:5.1f}") for name, value in numbers.items()]
+
+
+def _task(config: TrainConfig) -> Any:
+    """What a detector trains for; None for classification."""
+    if not is_detection(config):
+        return None
+    from geexp.detection.task import Detection
+
+    return Detection()
 
 
 @command("train", TrainConfig, sweeps=True)
@@ -44,15 +63,18 @@ def main(config: TrainConfig) -> float | None:
         require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
         from geexp.training.run import train
 
-        result = train(config, folder)
+        result = train(config, folder, _task(config))
     if result is None:  # not the first rank
         return None
     last, best = result["metrics"]["last"], result["metrics"]["best"]
+    score = score_of(last)
     print(
-        f"top-1 error {last['val/top1_error']:.2f} % after epoch {last['epoch']}, "
-        f"best {best['val/top1_error']:.2f} % after epoch {best['epoch']}: {folder}"
+        f"{score.name} {last[score.key]:.2f} % after epoch {last['epoch']}, "
+        f"best {best[score.key]:.2f} % after epoch {best['epoch']}: {folder}"
     )
-    return last["val/top1_error"]
+    for name, value in coco_numbers(last):
+        print(f"  {name:<10} {value}")
+    return score.loss(last)
 
 
 if __name__ == "__main__":

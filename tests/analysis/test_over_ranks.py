@@ -47,6 +47,7 @@ def as_rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -354,6 +354,7 @@ def as_rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     want = both_tables(batched(*pictures(18), 4))
     mp.spawn(as_rank, (str(tmp_path),), nprocs=2)

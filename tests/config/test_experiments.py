@@ -21,7 +21,7 @@ from geexp.paper.numbers import network_of, paper, table_rows
 from geexp.results.complexity_report import count_network
 
 CONF = Path(config_directory())
-PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem != "demo")
+PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem not in ("demo", "demo_detection"))
 SCALE_FILES = sorted(path.stem for path in CONF.glob("scale/*.yaml"))
 
 # The estimate of the headers: 6 FLOPs a multiply-accumulate are one forward pass and a backward pass twice as long.

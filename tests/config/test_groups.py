@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from geexp.backbones import build_model, stages
-from geexp.config.catalog import BACKBONES, VARIANTS
+from geexp.config.catalog import BACKBONES, DETECTION_SETS, VARIANTS
 from geexp.config.command import config_directory
 from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
 from geexp.config.schema import TrainConfig
@@ -17,6 +17,9 @@ from geexp.operators import gather_excite
 CONF = Path(config_directory())
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
+DETECTORS = {("detector", "c4"), ("detector", "fpn"), ("detector", "c4_small"), ("feed", "coco")} | {
+    ("data", name) for name in DETECTION_SETS
+}
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -35,6 +38,9 @@ def test_every_option_is_valid(group, option):
         "feed": ["data=imagenet"] if option in ("folder", "pack") else [],
         "scale": ["data=cifar10" if option.startswith("cifar") else "data=imagenet"],
     }
+    detector = {"model": "resnet10_slim", "detector": "c4", "data": "coco2014"}
+    if (group, option) in DETECTORS:
+        needs[group] = [f"{key}={choice}" for key, choice in detector.items() if key != group] + ["ge=none"]
     overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
     config(*needs.get(group, ["model=resnet20"]), *overrides)
 

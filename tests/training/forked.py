@@ -110,7 +110,16 @@ def torchrun_environments(ranks: int | None) -> list[dict[str, str]]:
 
 
 def serve() -> None:
-    for name in ("train", "evaluate", "analyze", "training.run", "training.evaluation", "analysis.subject"):
+    for name in (
+        "train",
+        "evaluate",
+        "analyze",
+        "detect",
+        "training.run",
+        "training.evaluation",
+        "analysis.subject",
+        "detection.task",
+    ):
         importlib.import_module(f"geexp.{name}")
     importlib.import_module("geexp.results.analyses.making")
     for line in sys.stdin:

@@ -169,6 +169,7 @@ def test_the_users_command_with_one_batch(run, tmp_path):
     assert only_run(tmp_path).parts[-4:-1] == ("resnet50", "theta-e8", "demo")
 
 
+@pytest.mark.slow
 def test_a_failing_job_of_a_sweep_does_not_stop_the_others(run, tmp_path):
     two, of_two = ["ge=none,theta", "optim.batch_size=20000,64"], ["debug=one_batch", "logger=none"]
     done = run("train", "-m", "launcher.devices=2", *two, *of_two)
@@ -182,6 +183,7 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(run, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_table_and_a_picture(run, tmp_path):
     done = run("train", "-m", "launcher=inline", "ge=none,theta", "debug=one_batch", "logger=csv", "seed=0,1")
     assert done.returncode == 0, done.stderr

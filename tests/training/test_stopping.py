@@ -214,6 +214,7 @@ def process(run: Path, *arguments: str, ranks: int = 1) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_exit_codes(uninterrupted, tmp_path):
     """Of real processes, one after the other on the same run, which then comes to the same end."""
     for epoch, signals, code, step in ((0, [SIGINT], 130, 2), (1, [SIGTERM], 75, 6), (2, [SIGINT, SIGINT], 130, 8)):

@@ -29,6 +29,7 @@ BACKBONES: dict[str, BackboneFacts] = {
         for name, gmacs in (("resnet50", 3.86), ("resnet101", 7.57), ("resnet152", 11.28))
     },
     "shufflenet_g3": BackboneFacts("geexp.backbones.shufflenet", stages=(2, 3, 4), gmacs=0.1375, **_IMAGENET),
+    "resnet10_slim": BackboneFacts("geexp.backbones.small_resnet", stages=(2, 3, 4, 5), gmacs=0.0727, **_IMAGENET),
     **{
         name: BackboneFacts("geexp.backbones.preact_resnet", gmacs=gmacs, **_CIFAR)  # type: ignore[arg-type]
         for name, gmacs in (
@@ -42,6 +43,13 @@ BACKBONES: dict[str, BackboneFacts] = {
     },
 }
 
+# Detection sets: their splits for training and evaluation.
+DETECTION_SETS: dict[str, tuple[str, str]] = {
+    "coco2014": ("train2014", "val2014"),
+    "coco2017": ("train2017", "val2017"),
+    "fashion_coco_mini": ("train", "val"),
+}
+
 # Data sets, and whether they are folders of image files (the others are arrays of small images).
 DATASETS: dict[str, bool] = {
     "fashion_mnist_mini": False,
@@ -49,6 +57,7 @@ DATASETS: dict[str, bool] = {
     "cifar10": False,
     "cifar100": False,
     "imagenet": True,
+    **dict.fromkeys(DETECTION_SETS, True),
 }
 
 # How many images an epoch of training has.
@@ -58,4 +67,7 @@ TRAINING_IMAGES: dict[str, int] = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "imagenet": 1_281_167,
+    "coco2014": 82_081,
+    "coco2017": 117_266,
+    "fashion_coco_mini": 800,
 }

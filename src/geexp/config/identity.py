@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from geexp.config.catalog import BACKBONES
+from geexp.config.detection import detector_identity, is_detection
 from geexp.config.errors import ConfigError
 from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, ScheduleConfig, TrainConfig
@@ -29,6 +30,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         whole["model"]["stride_in"] = config.model.stride_in or "1x1"
     callbacks = {name: c for name, c in config.callbacks.items() if c is not None and name not in _ONLY_WATCH}
     del whole["optim"]["lr_for_batch"]
+    if config.optim.clip_norm is None:
+        del whole["optim"]["clip_norm"]
     whole["trainer"]["max_epochs"] = planned_epochs(config)
     return {
         "model": whole["model"],
@@ -43,6 +46,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),
         **({"scale": config.scale} if config.scale else {}),
+        **({"detector": detector_identity(config)} if is_detection(config) else {}),
     }
 
 
@@ -106,6 +110,8 @@ def run_folder(config: TrainConfig) -> str:
     """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     ge = ge_slug(config.ge, config.model)
+    if is_detection(config):
+        ge = f"{config.detector.layout}-{ge}"
     return f"{data_slug(config)}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
 
 

@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Collection
 
-from geexp.config.catalog import BACKBONES, DATASETS, VARIANTS
+from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, VARIANTS
+from geexp.config.detection import check_detection
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
@@ -13,6 +14,7 @@ from geexp.config.schema import (
     ComplexityConfig,
     DashboardConfig,
     DataConfig,
+    DetectConfig,
     EvaluateConfig,
     FeedConfig,
     GatherExciteConfig,
@@ -29,7 +31,7 @@ from geexp.config.schema import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
-FEEDS = ("reference", "folder", "pack", "resident")
+FEEDS = ("reference", "folder", "pack", "resident", "coco")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 DECODERS = ("auto", "torchvision", "torchcodec", "simplejpeg", "pil")
 # The data sets that a scale is made for; the others, smoke and a user's own, are for any.
@@ -40,6 +42,7 @@ def check_train(config: TrainConfig) -> None:
     check_scale(config.scale, config.data)
     check_model(config.model)
     check_ge(config.ge, config.model)
+    check_detection(config)
     check_data(config.data)
     check_feed(config.feed, config.data)
     check_schedule(config.schedule)
@@ -96,6 +99,18 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_at_least("devices", config.devices, 1)
     if config.workers is not None:
         check_at_least("workers", config.workers, 0)
+    check_choice("format", config.format, ("text", "json"))
+
+
+def check_detect(config: DetectConfig) -> None:
+    check_choice("mode", config.mode, ("train", "predict"))
+    if not config.run:
+        raise ConfigError("say of which detector: mode=predict run=<its run's folder>.")
+    check_choice("which", config.which, ("best", "last"))
+    check_at_least("most", config.most, 1)
+    if not 0 <= config.least_score <= 1:
+        raise ConfigError(f"least_score={config.least_score}: must be from 0 to 1.")
+    check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
     check_choice("format", config.format, ("text", "json"))
 
 
@@ -221,6 +236,8 @@ def check_feed(feed: FeedConfig, data: DataConfig) -> None:
     check_choice("feed.on_error", feed.on_error, ("stop", "skip"))
     if feed.workers is not None:
         check_at_least("feed.workers", feed.workers, 0)
+    if (feed.name == "coco") != (data.name in DETECTION_SETS):
+        raise ConfigError(f"feed={feed.name}: cannot feed data={data.name}. Use feed={data.default_feed}.")
     others = f"Use feed={data.default_feed} or feed=reference."
     if feed.name == "reference" and feed.engine == "threads":
         raise ConfigError("feed.engine=threads: feed=reference draws from the one generator of torch; use workers.")
@@ -301,6 +318,10 @@ def check_schedule(schedule: ScheduleConfig) -> None:
 
 
 def check_optim(optim: OptimConfig) -> None:
+    if optim.clip_norm is not None and not 0 < optim.clip_norm < math.inf:
+        raise ConfigError(
+            f"optim.clip_norm={optim.clip_norm}: must be above 0, or null to leave gradients as they are."
+        )
     for key in ("lr", "bias_lr_factor"):
         if not 0 < getattr(optim, key) < math.inf:
             raise ConfigError(f"optim.{key}={getattr(optim, key)}: must be above 0 and finite.")

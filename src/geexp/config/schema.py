@@ -73,6 +73,22 @@ class FeedConfig:
 
 
 @dataclass
+class DetectorConfig:
+    layout: str = "none"
+    min_size: int = 600
+    max_size: int = 1000
+    anchor_sizes: list[int] | None = None
+    roi_size: int = 14
+    freeze_bn: bool = True
+    candidates: int = 2000
+    proposals: int = 2000
+    candidates_at_test: int = 1000
+    proposals_at_test: int = 1000
+    anchors: int = 256
+    regions: int = 512
+
+
+@dataclass
 class ScheduleConfig:
     name: str = MISSING
     kind: str = MISSING
@@ -100,6 +116,7 @@ class OptimConfig:
     decay_bn: bool = False
     decay_biases: bool = False
     bias_lr_factor: float = 2.0
+    clip_norm: float | None = None
 
 
 @dataclass
@@ -146,6 +163,8 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    backbone_checkpoint: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -210,6 +229,22 @@ class AnalyzeConfig:
     out: str | None = None
     redraw: bool = False
     wandb: bool = False
+    format: str = "text"
+
+
+@dataclass
+class DetectConfig:
+    """``python -m geexp.detect mode=predict``."""
+
+    mode: str = "predict"
+    run: str | None = None
+    which: str = "best"
+    images: str | None = None
+    most: int = 12
+    least_score: float = 0.3
+    root: str | None = None
+    out: str | None = None
+    accelerator: str = "auto"
     format: str = "text"
 
 

@@ -48,17 +48,17 @@ class ImageData(pl.LightningDataModule):
 
     @cached_property
     def training_feed(self) -> Feed:
-        images = self.training_images
+        images, share = self.training_images, share_of_ranks(self.trainer, self.batch_size, train=True)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the same images again and again
-            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **self._share(train=True))
+            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **share)
         else:
-            order = TrainingOrder(len(images), seed=self.seed, **self._share(train=True))
+            order = TrainingOrder(len(images), seed=self.seed, **share)
         return self._feed(images, order, train=True)
 
     @cached_property
     def evaluation_feed(self) -> Feed:
-        images = self.evaluation_images
-        return self._feed(images, FixedOrder(len(images), **self._share(train=False)), train=False)
+        images, share = self.evaluation_images, share_of_ranks(self.trainer, self.batch_size, train=False)
+        return self._feed(images, FixedOrder(len(images), **share), train=False)
 
     def train_dataloader(self) -> Feed:
         return self.training_feed
@@ -103,23 +103,23 @@ class ImageData(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier = state_dict
 
-    def _share(self, *, train: bool) -> dict[str, Any]:
-        trainer = self.trainer
-        if trainer is None:
-            return {"batch_size": self.batch_size}
-        ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
-        if not train:  # to any number of devices each image is shown once
-            return {"batch_size": max(1, self.batch_size // trainer.world_size), **ranks}
-        steps_of = trainer.accumulate_grad_batches
-        share = share_of_batch(self.batch_size, trainer.world_size, steps_of)
-        return {"batch_size": share, "accumulate": steps_of, **ranks}
-
     def _feed(self, images: Images, order: TrainingOrder | FixedOrder, *, train: bool) -> Feed:
         trainer = self.trainer
         options: dict[str, Any] = {"device": torch.device("cpu")}
         if trainer is not None:
             options = {"device": trainer.strategy.root_device, "processes": trainer.num_devices}
         return make_feed(images, self.data, self.feed, train=train, order=order, seed=self.seed, **options)
+
+
+def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) -> dict[str, Any]:
+    """What of the order's arguments depends on the ranks, of whose batches together ``batch_size`` is the size."""
+    if trainer is None:
+        return {"batch_size": batch_size}
+    ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+    if not train:  # to any number of devices each image is shown once
+        return {"batch_size": max(1, batch_size // trainer.world_size), **ranks}
+    steps_of = trainer.accumulate_grad_batches
+    return {"batch_size": share_of_batch(batch_size, trainer.world_size, steps_of), "accumulate": steps_of, **ranks}
 
 
 def _account(images: Images, feed: Feed) -> dict[str, Any]:

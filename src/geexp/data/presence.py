@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from geexp.config.catalog import DETECTION_SETS
 from geexp.config.errors import ConfigError
 from geexp.config.identity import recipe_slug
 from geexp.config.schema import DataConfig, FeedConfig
@@ -15,6 +16,11 @@ LAYOUTS: dict[str, list[tuple[str, ...]]] = {
     "cifar10": [("cifar-10-batches-py", "cifar-10-python.tar.gz")],
     "cifar100": [("cifar-100-python", "cifar-100-python.tar.gz")],
     "imagenet": [("train",), ("val",)],
+    **{
+        name: [(place,) for split in splits for place in (f"annotations/instances_{split}.json", split)]
+        for name, splits in DETECTION_SETS.items()
+    },
+    "fashion_coco_mini": [],  # makes itself
 }
 
 # The official archives of ILSVRC2012: training, validation, development kit.
@@ -31,7 +37,7 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         _require_pack(data, feed)
         return
     root = Path(str(data.root)).expanduser()
-    if data.download and data.name != "imagenet":
+    if data.download and data.name != "imagenet" and data.name not in DETECTION_SETS:
         return
     missing = [forms[0] for forms in LAYOUTS[data.name] if not any((root / form).exists() for form in forms)]
     if not missing:
@@ -42,6 +48,8 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
             "(it cannot be downloaded without an account at its owners'), or make a pack of the official archives with "
             "python -m geexp.pack and say feed=pack"
         )
+    elif data.name in DETECTION_SETS:
+        second = "or unpack COCO's archives of images and of annotations there, as they come"
     else:
         second = "or let it be downloaded there with data.download=true"
     raise ConfigError(

@@ -24,6 +24,7 @@ from geexp.config.command import explain
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.ranks import rank, srun_tasks, world_size
 from geexp.config.schema import HardwareConfig, TrainConfig
+from geexp.config.score import score_of
 from geexp.launching import sweep
 from geexp.launching.board import table_of
 from geexp.launching.budget import show_budget
@@ -106,7 +107,8 @@ def launch(
     returns: list[JobReturn] = []
     for row in rows:
         result = read_result(row.job.folder) if row.progress.state == DONE or row.same_as is not None else None
-        value = result["metrics"]["last"]["val/top1_error"] if result is not None else error
+        last = result["metrics"]["last"] if result is not None else None
+        value = score_of(last).loss(last) if last is not None else error
         status = JobStatus.FAILED if result is None else JobStatus.COMPLETED
         returns.append(
             Ended(list(row.job.overrides), working_dir=str(row.job.folder), status=status, _return_value=value)

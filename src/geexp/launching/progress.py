@@ -8,6 +8,7 @@ from geexp.config.errors import UserError
 from geexp.config.identity import require_same_identity
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
+from geexp.config.score import score_of
 from geexp.launching.jobs import Job
 from geexp.records.lock import is_locked
 from geexp.records.run_files import LAST, PREVIOUS, checkpoint_folder, read_history, read_result
@@ -52,12 +53,13 @@ def progress_of(job: Job) -> Progress:
         ConfigError: if what lies there came from another configuration, and is not to be trained over by force.
     """
     result, status, history = read_result(job.folder), read_status(job.folder) or {}, read_history(job.folder)
-    errors = [row["val/top1_error"] for row in history if row.get("val/top1_error") is not None]
+    score = score_of(history[-1] if history else {})
+    errors = [row[score.key] for row in history if row.get(score.key) is not None]
     reached: dict[str, Any] = {
         "epoch": len(history),
         "epochs": planned_epochs(job.config),
         "error": errors[-1] if errors else None,
-        "best": min(errors, default=None),
+        "best": score.best(errors) if errors else None,
     }
     if is_locked(job.folder):
         where = f"process {status['pid']} on {status['host']}" if "pid" in status else "another process"

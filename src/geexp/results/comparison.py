@@ -11,6 +11,7 @@ from rich.table import Table
 
 from geexp.config.identity import flat
 from geexp.config.labels import ge_label
+from geexp.config.score import AP, TOP1_ERROR, score_of
 from geexp.records.run_files import read_history, read_result
 from geexp.results.style import VARIANT_STYLE
 
@@ -19,7 +20,7 @@ HEADINGS = ("top-1 error", "best", "parameters", "MACs", "seconds")
 
 @dataclass(frozen=True)
 class Row:
-    """One run. The figures are None if it has not come to its end."""
+    """One run. The figures are None if it has not come to its end; a detector has mAP instead of errors."""
 
     folder: str
     label: str
@@ -28,18 +29,18 @@ class Row:
     params: int | None = None
     macs: int | None = None
     seconds: float | None = None
+    mean_ap: float | None = None
+    best_mean_ap: float | None = None
 
     def cells(self) -> list[str]:
-        if self.top1_error is None or self.best_top1_error is None:
+        if self.params is None:
             return [self.label, "not finished", *[""] * 4]
-        return [
-            self.label,
-            f"{self.top1_error:.2f} %",
-            f"{self.best_top1_error:.2f} %",
-            f"{self.params:,}",
-            f"{self.macs:,}",
-            f"{self.seconds:.0f}",
-        ]
+        if self.top1_error is not None:
+            figures = [f"{self.top1_error:.2f} %", f"{self.best_top1_error:.2f} %"]
+        else:
+            figures = [f"mAP {self.mean_ap:.2f} %", f"mAP {self.best_mean_ap:.2f} %"]
+        macs = "" if self.macs is None else f"{self.macs:,}"
+        return [self.label, *figures, f"{self.params:,}", macs, f"{self.seconds:.0f}"]
 
 
 def compare_runs(folders: list[Path], *, out: Path | None = None, show: bool = True) -> list[Row]:
@@ -64,27 +65,35 @@ def compare_runs(folders: list[Path], *, out: Path | None = None, show: bool = T
 
 
 def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], path: Path, title: str) -> None:
-    """Top-1 error on the training and on the validation images against the epoch, one line per run."""
+    """Top-1 error on the training and on the validation images against the epoch, one line per run.
+
+    Of detectors the loss in training and the mAP.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    detectors = all(score_of(result["metrics"]["last"]) is AP for result in results.values())
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=not detectors, layout="constrained")
     for folder, result in results.items():
         history = read_history(folder)
         epochs = [row["epoch"] for row in history]
         style = VARIANT_STYLE[result["identity"]["ge"]["variant"]]
         drawing = {key: style[key] for key in ("color", "linestyle", "marker")} | {"markersize": 4}
-        axes[0].plot(epochs, [row["train/top1_error"] for row in history], **drawing)
-        axes[1].plot(epochs, [row["val/top1_error"] for row in history], label=labels[folder], **drawing)
+        score = score_of(history[-1])
+        of_training = "train/loss" if score is AP else "train/top1_error"
+        axes[0].plot(epochs, [row[of_training] for row in history], **drawing)
+        axes[1].plot(epochs, [row[score.key] for row in history], label=labels[folder], **drawing)
     for axis, split in zip(axes, ("training images, augmented", "validation images"), strict=True):
         axis.set_title(split, fontsize=10)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("top-1 error, %")
+    axes[0].set_ylabel("loss" if detectors else "top-1 error, %")
+    if detectors:
+        axes[1].set_ylabel("mAP, %")
     axes[1].legend(fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
@@ -94,11 +103,14 @@ def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], pa
 def _row(folder: Path, result: dict[str, Any] | None, label: str) -> Row:
     if result is None:
         return Row(str(folder), label)
+    metrics = result["metrics"]
     return Row(
         folder=str(folder),
         label=label,
-        top1_error=result["metrics"]["last"]["val/top1_error"],
-        best_top1_error=result["metrics"]["best"]["val/top1_error"],
+        top1_error=metrics["last"].get(TOP1_ERROR.key),
+        best_top1_error=metrics["best"].get(TOP1_ERROR.key),
+        mean_ap=metrics["last"].get(AP.key),
+        best_mean_ap=metrics["best"].get(AP.key),
         params=result["complexity"]["params"],
         macs=result["complexity"]["macs"],
         seconds=result["seconds"],

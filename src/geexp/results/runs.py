@@ -111,6 +111,8 @@ def checked(run: Run) -> Run | LeftOut:
         return LeftOut(folder, f"{RESULT} does not say that the run was completed")
     if result.get("format") != FORMAT:
         return LeftOut(folder, f"{RESULT} has format {result.get('format')}, and this version reads {FORMAT}")
+    if "detector" in result.get("identity", {}):
+        return LeftOut(folder, "a detector's run, which tables and figures do not show yet")
     try:
         for which in ("last", "best"):
             run.error("top1", which), run.error("top5", which)

@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import TrainConfig
+from geexp.config.score import Score
 from geexp.config.validation import validated
 from geexp.records.run_files import BEST, LAST, PREVIOUS, checkpoint_folder
 from geexp.records.whole_file import whole_file
@@ -127,14 +128,15 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """``checkpoints/best.ckpt``: the epoch with the lowest validation top-1 error, the first of equal ones."""
+    """``checkpoints/best.ckpt``: the epoch with the lowest top-1 error or the highest mAP, the first of equal ones."""
 
     def __init__(self) -> None:
         self.best: dict[str, float] | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
-        if self.best is None or metrics["val/top1_error"] < self.best["val/top1_error"]:
+        score: Score = pl_module.score  # type: ignore[assignment]
+        if self.best is None or score.better(metrics[score.key], than=self.best[score.key]):
             self.best = {"epoch": trainer.current_epoch + 1, **metrics}
             trainer.save_checkpoint(checkpoint_folder(Path(trainer.default_root_dir)) / BEST)
 

@@ -1,28 +1,23 @@
-"""The Lightning module: cross-entropy, SGD, a schedule, errors counted exactly."""
+"""The Lightning module of classification: cross-entropy, errors counted exactly."""
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig
-from geexp.data.order import mix
+from geexp.config.score import TOP1_ERROR
 from geexp.training.errors_count import ErrorCount
-from geexp.training.loss_watch import LossWatch
-from geexp.training.optimizer import make_sgd
-from geexp.training.schedules import LearningRate
+from geexp.training.learner import Learner
 
-_ERRORS, _RATE = "training_errors", "learning_rate"
+_ERRORS = "training_errors"
 
 
-class Classifier(pl.LightningModule):
-    """Trains ``model``.
+class Classifier(Learner):
+    """Trains ``model``, which is judged by its top-1 error."""
 
-    After each epoch ``metrics`` holds that epoch's ``train/…`` and ``val/…`` figures, and the ``lr`` of its last step.
-    """
+    score = TOP1_ERROR
 
     def __init__(
         self,
@@ -33,14 +28,9 @@ class Classifier(pl.LightningModule):
         seed: int = 0,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
-        self.model, self.optim, self.seed = model, optim, seed
-        self.rate = LearningRate(schedule)
-        self.lr = 0.0  # of the step that is being made; of the first parameter group
-        self.loss_watch = LossWatch()
+        super().__init__(model, optim, schedule, seed=seed)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.training_errors, self.validation_errors = ErrorCount(), ErrorCount(confusion=True)
-        self.metrics: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.contiguous(memory_format=self.memory_format))
@@ -63,21 +53,9 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:  # not when an epoch is entered in the middle
         self.training_errors.reset()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Neither the rate nor what is drawn in a step (dropout) has a state: an interruption has nothing to lose.
-        torch.manual_seed(mix(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
-        steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        factor = self.rate.factor(self.global_step, int(steps_per_epoch))
-        groups = self.trainer.optimizers[0].param_groups
-        for group in groups:
-            group["lr"] = group["base_lr"] * factor
-        self.lr = groups[0]["lr"]
-
     def on_validation_epoch_start(self) -> None:
         self.validation_errors.reset()
-        if self.trainer.state.fn == "fit" and dist.is_available() and dist.is_initialized():
-            for buffer in self.buffers():  # every device has statistics of its own; the first one's count
-                dist.broadcast(buffer, 0)
+        super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics(self.device).items()}
@@ -90,14 +68,10 @@ class Classifier(pl.LightningModule):
         self.log_dict(shown, prog_bar=False, logger=False)  # History logs them
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # of an epoch that may be half done
-        checkpoint[_RATE] = self.rate.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if self.global_rank == 0 and _ERRORS in checkpoint:  # the sums are of all ranks
             self.training_errors.restore(checkpoint[_ERRORS])
-        if _RATE in checkpoint:
-            self.rate.load_state_dict(checkpoint[_RATE])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_sgd(self.model, self.optim)

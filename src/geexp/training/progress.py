@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from geexp.config.ranks import rank
 from geexp.config.schema import ScheduleConfig
+from geexp.config.score import Score
 
 
 def progress() -> Callback:
@@ -28,7 +29,8 @@ class TerminalBar(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict]:
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
-        return {"val-top1-error": f"{metrics['val/top1_error']:.2f}%"} if "val/top1_error" in metrics else {}
+        score: Score = pl_module.score  # type: ignore[assignment]
+        return {f"val-{score.name.replace(' ', '-')}": f"{metrics[score.key]:.2f}%"} if score.key in metrics else {}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return epoch_of(self.trainer, current_epoch)
@@ -45,11 +47,13 @@ class EpochLines(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
+        score: Score = pl_module.score  # type: ignore[assignment]
         seconds = time.monotonic() - self._start
+        of_training = score.key.replace("val/", "train/")
+        training = f", {score.name} {metrics[of_training]:.2f} %" if of_training in metrics else ""
         print(
-            f"{epoch_of(trainer, trainer.current_epoch)}  "
-            f"train loss {metrics['train/loss']:.3f}, top-1 error {metrics['train/top1_error']:.2f} %  "
-            f"val top-1 error {metrics['val/top1_error']:.2f} %  {seconds:.0f} s",
+            f"{epoch_of(trainer, trainer.current_epoch)}  train loss {metrics['train/loss']:.3f}{training}  "
+            f"val {score.name} {metrics[score.key]:.2f} %  {seconds:.0f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -19,13 +18,12 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from rich.console import Console
 
-from geexp.complexity_count import count_complexity
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
 from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
 from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
-from geexp.data.module import ImageData
+from geexp.config.score import Score
 from geexp.data.reading import explained_workers
 from geexp.records.config_tree import as_text, config_tree
 from geexp.records.environment import environment, peak_memory
@@ -53,22 +51,21 @@ from geexp.training.checkpoints import (
     configuration_of,
     load_checkpoint,
 )
-from geexp.training.classifier import Classifier
+from geexp.training.classification import Classification
 from geexp.training.heartbeat import Heartbeat
 from geexp.training.history import History
 from geexp.training.loggers import TolerantWandb, finish_wandb, make_logger
-from geexp.training.network import build_network
 from geexp.training.optimizer import group_table
 from geexp.training.safe_points import SafePoints
 from geexp.training.stopping import Stopped, StopSignals
+from geexp.training.task import Task
 from geexp.training.trainer import explained_ranks, lightnings_refusals, make_trainer
-from geexp.training.wandb_content import Confusion
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
-    """Train, or go on with, the run whose folder is ``folder``.
+def train(config: TrainConfig, folder: Path, task: Task | None = None) -> dict[str, Any] | None:
+    """Train, or go on with, the run whose folder is ``folder``; by default for classification.
 
     Returns what was written to its ``result.json``; None in the other ranks than the first, which write nothing.
 
@@ -90,29 +87,23 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
             for left in (folder, checkpoint_folder(folder)):
                 remove_unfinished(left)
         stack.enter_context(explained_ranks())
-        return _train(config, folder, signals, status)
+        return _train(config, folder, task or Classification(), signals, status)
 
 
-def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Status | None) -> dict[str, Any] | None:
+def _train(
+    config: TrainConfig, folder: Path, task: Task, signals: StopSignals, status: Status | None
+) -> dict[str, Any] | None:
     resume_from, run_id, group = _resume_from(config, folder)
     config = replace(config, logger=replace(config.logger, group=group))
     plain = asdict(config)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
-    _ = data.training_images, data.evaluation_images  # whatever is wrong with the data is said now
+    data: Any = task.data(config)
     if rank() == 0:
         _show(config, folder, plain)
-    model = build_network(config.model, config.ge, config.data)
-    if config.trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.trainer.compile:
-        model.compile()
-    classifier = Classifier(
-        model, config.optim, config.schedule, seed=config.seed, channels_last=config.trainer.channels_last
-    )
+    module: Any = task.module(config)
     if rank() == 0 and not _in_sweep():
-        Console(stderr=True).print(group_table(classifier.configure_optimizers()))
+        Console(stderr=True).print(group_table(module.configure_optimizers()))
     log.info("%s: %s", "going on with" if resume_from else "training into", folder)
 
     logger = make_logger(config, folder, run_id, _typed()) if rank() == 0 else None
@@ -126,13 +117,14 @@ def _train(config: TrainConfig, folder: Path, signals: StopSignals, status: Stat
         trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
             _prepare(folder, resume_from)
-        _fit(trainer, classifier, data, resume_from, folder)
-        account, confusion = data.account(), _confusion(trainer, classifier, data)  # all ranks must ask
+        _fit(trainer, module, data, resume_from, folder)
+        account, ending = data.account(), task.ending(trainer, module, data, folder)  # all ranks must ask
         if rank() != 0:
             return None
-        result = _result(config, folder, classifier, account, callbacks)
+        complexity = task.complexity(config, module)
+        result = _result(config, folder, module.score, complexity, account, callbacks)
         if isinstance(logger, TolerantWandb):
-            logger.log_end(result, read_history(folder), confusion)
+            logger.log_end(result, read_history(folder), ending)
         write_json(folder / RESULT, result)
     finally:
         if config.logger.name == "wandb" and rank() == 0:
@@ -201,11 +193,17 @@ def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str, s
     return None, uuid.uuid4().hex[:8], config.logger.group
 
 
-def _fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, resume_from: Path | None, folder: Path) -> None:
+def _fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    resume_from: Path | None,
+    folder: Path,
+) -> None:
     last = checkpoint_folder(folder) / LAST
     try:
         with lightnings_refusals(), explained_workers():
-            trainer.fit(classifier, data, ckpt_path=resume_from, weights_only=True)
+            trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     except Stopped as stop:
         if last.is_file() and rank() == 0:
             print(
@@ -242,21 +240,16 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "geexp.train", *arguments])  # which starts the other processes of its node
 
 
-def _confusion(trainer: pl.Trainer, classifier: Classifier, data: ImageData) -> Confusion | None:
-    """Of the last validation; None if this process made none, as of a run that was resumed at its end."""
-    classes = data.evaluation_images.classes
-    counts = classifier.validation_errors.confusion(trainer.strategy.root_device, len(classes))
-    return None if counts is None else Confusion(counts, classes)
-
-
 def _result(
-    config: TrainConfig, folder: Path, classifier: Classifier, account: dict[str, Any], callbacks: list[pl.Callback]
+    config: TrainConfig,
+    folder: Path,
+    score: Score,
+    complexity: dict[str, Any],
+    account: dict[str, Any],
+    callbacks: list[pl.Callback],
 ) -> dict[str, Any]:
     rows = read_history(folder)
-    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None) or min(
-        rows, key=lambda row: row["val/top1_error"]
-    )
-    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None) or min(rows, key=score.loss)
     return {
         "format": 1,
         "status": "completed",
@@ -265,7 +258,7 @@ def _result(
         "metrics": {"last": rows[-1], "best": finite(best)},
         "epochs": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
-        "complexity": count_complexity(classifier.model, shape).as_dict(),
+        "complexity": complexity,
         "feed": {"name": config.feed.name, **account},
         "devices": {
             "count": config.trainer.devices * config.trainer.nodes,

@@ -49,6 +49,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
             sync_batchnorm=settings.sync_batchnorm,
             accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=config.optim.clip_norm,
             precision=settings.precision,  # type: ignore[arg-type]
             max_epochs=-1 if epochs is None else epochs,
             deterministic=settings.deterministic,

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from geexp.config.score import AP, score_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,20 +57,24 @@ def define_metrics(run: Any) -> None:
         run.define_metric(name, step_metric=EPOCH)
     for name in (ERROR, "val/top5_error"):
         run.define_metric(name, step_metric=EPOCH, summary="min,last")
+    run.define_metric(AP.key, step_metric=EPOCH, summary="max,last")
 
 
 def charts(history: list[dict[str, Any]], confusion: Confusion | None) -> dict[str, Any]:
     """The curves, from the first epoch on also where a run was resumed, and the confusion of the last validation."""
     import wandb
 
-    columns = list(history[-1])
+    columns, score = list(history[-1]), score_of(history[-1])
+    of_training = score.key.replace("val/", "train/")
+    drawn = {"training images, augmented": of_training, "validation images": score.key}
+    drawn = {title: key for title, key in drawn.items() if key in columns}
     rows: list[Iterable[Any]] = [[row.get(column) for column in columns] for row in history]
     shown: dict[str, Any] = {
         CURVES: wandb.plot.line_series(
             [row[EPOCH] for row in history],
-            [[row.get(key) for row in history] for key in (TRAIN_ERROR, ERROR)],
-            keys=["training images, augmented", "validation images"],
-            title="top-1 error, %",
+            [[row.get(key) for row in history] for key in drawn.values()],
+            keys=list(drawn),
+            title=f"{score.name}, %",
             xname=EPOCH,
         ),
         HISTORY: wandb.Table([*columns], rows),
@@ -92,7 +98,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     figures = {
         f"{which}/{name}": metrics[which][f"val/{name}"]
         for which in ("best", "last")
-        for name in ("top1_error", "top5_error", "loss")
+        for name in (("AP", "AP50") if score_of(metrics["last"]) is AP else ("top1_error", "top5_error", "loss"))
     }
     kept = {key: value for key, value in result.items() if key not in ("config", "identity")}
     return figures | {

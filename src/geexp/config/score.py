@@ -1,0 +1,34 @@
+"""The figure that a run is judged by: which one, which way is better, and how it is said. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """``key`` is its name in metrics; values are in percent."""
+
+    key: str
+    name: str
+    lower_is_better: bool
+
+    def better(self, value: float, than: float) -> bool:
+        return value < than if self.lower_is_better else value > than
+
+    def best(self, values: list[float]) -> float:
+        return min(values) if self.lower_is_better else max(values)
+
+    def loss(self, metrics: Mapping[str, Any]) -> float:
+        """A number to be minimised, as Hydra's sweepers expect."""
+        value = float(metrics[self.key])
+        return value if self.lower_is_better else 100 - value
+
+
+TOP1_ERROR = Score("val/top1_error", "top-1 error", lower_is_better=True)
+AP = Score("val/AP", "mAP", lower_is_better=False)
+
+
+def score_of(metrics: Mapping[str, Any]) -> Score:
+    """The one that these metrics are judged by."""
+    return AP if AP.key in metrics else TOP1_ERROR

@@ -1,0 +1,192 @@
+"""``python -m geexp.detect`` as it is typed: trained, killed, gone on with, shown; and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from geexp.detect import training_arguments
+from geexp.detection.evaluation import NUMBERS
+from geexp.detection.fashion_coco import Recipe, make_fashion_coco
+from geexp.results.comparison import compare_runs
+from geexp.results.runs import read_runs
+from tests.detection.made_coco import content, write
+
+SET = Recipe(train=24, val=10, most_items=3, smallest=40)
+SHORT = [
+    *("experiment=demo_detection", "data=coco2014", "data.num_classes=10"),
+    *("schedule.epochs=2", "feed.workers=0", "trainer.checkpoint_every_n_steps=1"),
+]
+
+
+@pytest.fixture
+def detect(forked, tmp_path):
+    """``detect("data.root=…", …)``: the ended process of ``python -m geexp.detect``."""
+    return lambda *arguments, folder=tmp_path, **how: forked.run(folder, "detect", *arguments, **how)[0]
+
+
+@pytest.fixture(scope="module")
+def trained(forked, tmp_path_factory) -> tuple[Path, Path]:
+    """A run of two epochs on a few images, and the folder of these."""
+    folder = tmp_path_factory.mktemp("detection")
+    make_fashion_coco(folder / "set/coco", SET)
+    for split in ("train", "val"):  # named as COCO's
+        (folder / f"set/coco/{split}").rename(folder / f"set/coco/{split}2014")
+        annotations = folder / f"set/coco/annotations/instances_{split}.json"
+        annotations.rename(annotations.with_stem(f"instances_{split}2014"))
+    (done,) = forked.run(folder, "detect", *SHORT, GEEXP_DATA=str(folder / "set"))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(NUMBERS)
+    return run_in(folder), folder / "set"
+
+
+def run_in(folder: Path) -> Path:
+    (path,) = folder.glob("outputs/**/config_tree.txt")
+    return path.parent
+
+
+def rows(run: Path) -> list[dict]:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "time")} for line in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_what_a_classifiers_leaves(trained):
+    run, _ = trained
+    result = json.loads((run / "result.json").read_text())
+    assert result["identity"]["detector"]["layout"] == "c4"
+    assert result["identity"]["detector"]["backbone"] == "nothing"
+    assert result["metrics"]["last"]["val/AP_large"] is None  # the images have no object beyond 96 pixels
+    assert result["metrics"]["best"]["val/AP"] == max(row["val/AP"] for row in rows(run))
+    assert result["complexity"]["params"] > 300_000
+    assert [row["epoch"] for row in rows(run)] == [1, 2]
+    assert rows(run)[1]["train/loss"] < rows(run)[0]["train/loss"]
+    parts = sum(value for key, value in rows(run)[0].items() if key.startswith("train/loss_"))
+    assert rows(run)[0]["train/loss"] == pytest.approx(parts)
+    assert (run / "precision_recall.png").stat().st_size > 10_000
+    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} >= {"best.ckpt", "last.ckpt"}
+
+
+def test_killed_and_gone_on_with_it_ends_in_the_same_numbers(trained, forked, detect, tmp_path):
+    whole, images = trained
+    started = forked.start(tmp_path, "detect", *SHORT, GEEXP_DATA=str(images))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/**/previous.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(started.pids[0], signal.SIGKILL)
+    (killed,) = started.end()
+    assert killed.returncode == -signal.SIGKILL
+    run = run_in(tmp_path)
+    assert not (run / "result.json").exists()
+    done = detect(*SHORT, "resume=true", GEEXP_DATA=str(images))
+    assert done.returncode == 0, done.stderr
+    assert "going on with" in done.stderr
+    assert rows(run) == rows(whole)
+    ours, theirs = weights(run), weights(whole)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_what_it_finds_is_drawn_and_said(trained, detect, tmp_path):
+    run, images = trained
+    (image,) = list((images / "coco/val2014").iterdir())[:1]
+    arguments = ["mode=predict", f"run={run}", "least_score=0", "format=json", f"out={tmp_path / 'found.png'}"]
+    done = detect(*arguments, f"images={image}")
+    assert done.returncode == 0, done.stderr
+    (objects,) = json.loads(done.stdout)["images"].values()
+    assert objects
+    assert [one["score"] for one in objects] == sorted((one["score"] for one in objects), reverse=True)
+    assert all(0 <= one["box"][0] < one["box"][2] <= 128 and one["class"] for one in objects)
+    with Image.open(tmp_path / "found.png") as picture:
+        assert min(picture.size) >= 128
+    assert len(json.loads(detect(*arguments, "most=4", GEEXP_DATA=str(images)).stdout)["images"]) == 4
+
+
+def test_the_papers_choices_are_made_where_the_user_makes_none():
+    theirs = training_arguments(["ge=theta", "ge.extent=8", "mode=train"])
+    assert {"model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"} < set(theirs)
+    assert theirs[-2:] == ["ge=theta", "ge.extent=8"]
+    assert "ge=none" not in theirs
+    assert training_arguments(["experiment=demo_detection"]) == ["experiment=demo_detection"]
+
+
+def small(root: Path) -> Path:
+    """COCO's layout, by COCO's names, with 3 categories."""
+    for split in ("train2014", "val2014"):
+        write(root, content(), split)
+    return root
+
+
+def without_an_image(root: Path) -> None:
+    next((root / "val2014").iterdir()).unlink()
+
+
+def cut_in_half(root: Path) -> None:
+    path = root / "annotations/instances_train2014.json"
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (without_an_image, [], ["1 of the 4 images", "data.root"]),
+        (cut_in_half, [], ["instances_train2014.json", "cut short"]),
+        (None, ["data.num_classes=80"], ["data.num_classes=80", "has 3 categories"]),
+        (None, ["ge=theta", "extent=global"], ["ge.extent=global", "ge.extent=2, 4 or 8"]),
+        (shutil.rmtree, [], ["instances_train2014.json", "data.root"]),
+        (None, ["model=resnet8"], ["pre-activation", "resnet50"]),
+        (None, ["detector=none"], ["detector=c4 or fpn"]),
+        (None, ["data=imagenet"], ["holds no boxes", "coco2014"]),
+        (None, ["backbone_checkpoint=nowhere.pth"], ["backbone_checkpoint=nowhere.pth", "No such file"]),
+        (None, ["detector=fpn", "detector.anchor_sizes=[8]"], ["anchor_sizes", "one size for each"]),
+        (None, ["trainer.limit_val_batches=2"], ["whole split"]),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_message(detect, tmp_path, change, arguments, words):
+    root = small(tmp_path / "coco")
+    if change is not None:
+        change(root)
+    usual = ["model=resnet10_slim", f"data.root={root}", "data.num_classes=3", "feed.workers=0", "trainer=cpu"]
+    kept = [word for word in usual if word.partition("=")[0] not in {a.partition("=")[0] for a in arguments}]
+    done = detect(*kept, *arguments)
+    assert done.returncode in (1, 2), done.stdout
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_classifiers_run_has_nothing_to_draw(forked, detect, tmp_path):
+    (done,) = forked.run(tmp_path, "train", "debug=one_batch", "logger=none")
+    assert done.returncode == 0, done.stderr
+    refused = detect("mode=predict", f"run={run_in(tmp_path)}")
+    assert refused.returncode == 2
+    assert "detector=none" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_detector(trained, forked, tmp_path):
+    _, images = trained
+    first, second = forked.run(
+        tmp_path, "detect", *SHORT, "trainer.devices=2", "trainer=cpu", ranks=2, GEEXP_DATA=str(images)
+    )
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert second.stdout == ""
+    assert len(rows(run_in(tmp_path))) == 2
+
+
+def test_detectors_side_by_side(trained, tmp_path):
+    run, _ = trained
+    (row,) = compare_runs([run], out=tmp_path)
+    assert row.top1_error is None
+    assert row.cells()[1].startswith("mAP ")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    runs, left_out = read_runs(run)
+    assert runs == []
+    assert "a detector's run" in left_out[0].reason
