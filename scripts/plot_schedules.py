@@ -75,6 +75,15 @@ BELOW = [
         (0, 1, 2, 3, 4, 5),
         "warm-up over half an epoch,\nthen a cosine to zero",
     ),
+    Panel("coco_faster_rcnn", "coco", "Faster R-CNN on COCO", 320_000, (0, 240_000, 320_000)),
+    Panel(
+        "detection_demo",
+        "detection_demo",
+        "The small detector",
+        12,
+        (0, 4, 8, 12),
+        "warm-up over an epoch,\nthen a cosine to zero",
+    ),
 ]
 # How fast a scripted loss falls, how much it trembles, and the level that it nears after so many reductions.
 SCRIPTS = {
@@ -177,18 +186,18 @@ def draw_loss(axis: Axes, above: Axes, panel: Panel, drawn: Curve) -> None:
 def plot(path: Path) -> None:
     style: dict[str, Any] = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8}
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(11, 7.4), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[1.45, 1])
+        figure = plt.figure(figsize=(11, 9.6), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
         rate_axes, loss_axes = upper.subplots(2, 2, sharex="col", sharey="row", height_ratios=[1.6, 1])
         for axis, below, panel in zip(rate_axes, loss_axes, ABOVE, strict=True):
             drawn = curve(composed(panel))
             draw_rate(axis, panel, drawn, "")
             draw_loss(below, axis, panel, drawn)
-        lower_axes = lower.subplots(1, 4, sharey=True)
-        for axis, panel in zip(lower_axes, BELOW, strict=True):
+        lower_axes = lower.subplots(2, 3, sharey=True)
+        for axis, panel in zip(lower_axes.flat, BELOW, strict=True):
             config = composed(panel)
             draw_rate(axis, panel, curve(config), "epochs" if config.schedule.iterations is None else "iterations")
-        for axis in (rate_axes[0], lower_axes[0]):
+        for axis in (rate_axes[0], *lower_axes[:, 0]):
             axis.set_ylabel("learning rate")
         loss_axes[1].set_ylabel("")
         figure.savefig(path, dpi=150)

@@ -89,6 +89,7 @@ def test_table_on_the_terminal(run, number):
     assert done.stdout.count("≠") == (8 if number == 4 else 0)  # four cells and their notes
 
 
+@pytest.mark.slow
 def test_other_settings(run):
     home = json.loads(run("complexity", "model=resnet20", "ge=none", "format=json").stdout)
     small = json.loads(

@@ -42,6 +42,7 @@ def _busy(seconds: float) -> int:
     return 7
 
 
+@pytest.mark.slow
 def test_from_command_to_file(run, tmp_path):
     make_photo_folder(tmp_path / "photos", classes=4, train=16, val=8)
     done = run("benchmark", "root=photos", "images=16", "batch_size=8", "rounds=1", "format=json")

@@ -161,6 +161,7 @@ def test_the_rows_of_the_tables_by_hand():
     assert (ALL_ROWS, DISTINCT) == (sum(HAND_COUNT.values()), len(by_run)) == (59, 54)
 
 
+@pytest.mark.slow
 def test_the_dry_run_of_all_tables(run, tmp_path):
     done = run("train", "+sweep=tables", *NOWHERE, "dry_run=true")
     assert (done.returncode, done.stderr) == (0, "")

@@ -123,6 +123,7 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     assert (tmp_path / "mine/result.json").is_file()  # a start that fails takes nothing with it
 
 
+@pytest.mark.slow
 def test_a_diverged_run_stops_and_keeps_the_epoch_before(run, tmp_path):
     done = run("train", *SHORT, "optim.lr=1e9")
     assert done.returncode == 1
@@ -225,6 +226,7 @@ def test_wandb_online_without_a_network_goes_on_offline(run, tmp_path):
     assert "logging offline" in done.stderr
 
 
+@pytest.mark.slow
 def test_profiler_leaves_its_report(run, tmp_path):
     done = run("train", "debug=profiler", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "logger=none")
     assert done.returncode == 0, done.stderr

@@ -31,8 +31,11 @@ PIECES = [
         "preact_cifar", "cifar", "iterations", 64_000, CIFAR,
         [(0, 400, 0.01), (400, 32_000, 0.1), (32_000, 48_000, 0.01), (48_000, 64_000, 0.001)],
     ),
+    (  # 82,081 images with boxes in batches of 8
+        "coco_faster_rcnn", "coco", "iterations", 320_000, 10_260, [(0, 240_000, 0.001), (240_000, 320_000, 0.0001)],
+    ),
 ]  # fmt: skip
-OTHERS = {"demo", "plateau", "shufflenet400"}
+OTHERS = {"demo", "detection_demo", "plateau", "shufflenet400"}
 
 
 @cache
