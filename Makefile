@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-feed schedules clean
+.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-gpu bench-feed schedules clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,8 +57,19 @@ format: $(STAMP)  ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix src tests scripts
 	@$(BIN)/ruff format src tests scripts
 
-bench: $(STAMP)  ## Compare the operators with their plain composition
-	@$(BIN)/python scripts/bench_operators.py
+bench: $(STAMP)  ## Measure operators, training steps, start-up and feeds (10 minutes on two cores)
+	@for what in operator step startup "feed images=192 rounds=3"; do \
+		$(BIN)/python -m geexp.benchmark what=$$what || exit; \
+	done
+	@echo "all of it is in $$(pwd)/outputs/benchmarks"
+
+# With DEVICE=cpu the same on the processor.
+bench-gpu: DEVICE ?= cuda
+bench-gpu: $(STAMP)  ## Measure operators and training steps on a GPU
+	@for what in operator step; do \
+		$(BIN)/python -m geexp.benchmark what=$$what device=$(DEVICE) out=outputs/benchmarks/$$what-$(DEVICE).json $(OPTIONS) || exit; \
+	done
+	@echo "all of it is in $$(pwd)/outputs/benchmarks"
 
 bench-feed: $(STAMP)  ## Compare all feeds with the reference, on realistic images made for it
 	@$(BIN)/python -m geexp.benchmark what=feed

@@ -51,15 +51,17 @@ def test_from_command_to_file(run, tmp_path):
     written = tmp_path / "outputs/benchmarks/feed.json"
     assert json.loads(written.read_text()) == document
     assert str(written) in done.stderr
-    expected = [(case.name, path) for path in ("train", "eval") for case in photo_cases(path, 2)]
-    expected += [("reference", "small"), ("resident", "small")]
-    assert [(row["feed"], row["path"]) for row in document["speed"]] == expected
-    for row in document["speed"]:
-        assert row["milliseconds"] > 0
-        assert row["low"] <= row["ratio"] <= row["high"]
-    assert {(row["feed"], row["path"]) for row in document["pixels"]} >= set(PIXEL_TARGETS)
-    for row in document["pixels"]:
-        assert row["met"] is not False, row
+    expected = [(path, case.name) for path in ("train", "eval") for case in photo_cases(path, 2)]
+    expected += [("small", "reference"), ("small", "resident")]
+    assert [(row["case"], row["contender"]) for row in document["rows"] if row["seconds"]] == expected
+    for row in document["rows"]:
+        for seconds in row["seconds"].values():
+            assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
+    compared = {(row["contender"], row["case"]) for row in document["rows"] if "pixels" in row}
+    assert compared >= set(PIXEL_TARGETS)
+    pixels = [row for row in document["targets"] if row["name"].startswith("mean difference")]
+    assert len(pixels) == len(PIXEL_TARGETS)
+    assert all(row["met"] for row in pixels)
     assert document["environment"]["processors"] >= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "photos"]
 
@@ -83,7 +85,10 @@ def test_nothing_heavy_is_imported_before_measuring(flag, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("what=operators", "what=operators: not allowed. Allowed: feed."),
+        (
+            "what=operators",
+            "what=operators: not allowed. Did you mean operator? Allowed: operator, step, startup, feed.",
+        ),
         ("root=nowhere", "root=nowhere: needs the folders train and val"),
         ("images=10", "images=10: does not fill one batch of batch_size=64"),
         ("rounds=0", "rounds=0: must be at least 1"),

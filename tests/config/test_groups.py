@@ -7,12 +7,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from geexp.backbones import build_model, stages
-from geexp.config.catalog import BACKBONES, DETECTION_SETS, VARIANTS
+from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
 from geexp.config.command import config_directory
 from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
-from geexp.operators import gather_excite
+from geexp.operators import gather_excite, implementation
 
 CONF = Path(config_directory())
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
@@ -79,6 +79,7 @@ def test_group_and_key_say_the_same():
 
 def test_the_catalog_is_what_there_is():
     assert gather_excite.VARIANTS == VARIANTS
+    assert implementation.IMPLEMENTATIONS == IMPLEMENTATIONS
     assert {path.stem for path in CONF.glob("model/*.yaml")} == set(BACKBONES)
     assert {path.stem for path in CONF.glob("ge/*.yaml")} == {"none", *VARIANTS}
     for name, facts in BACKBONES.items():
@@ -97,6 +98,7 @@ def test_a_run_is_named_by_what_determines_its_result():
         "feed.on_error=skip",
         "ge.stages=[2,3,4]",
         "ge.pool=avg",
+        "ge.implementation=fused",
         "resume=false",
     ):
         assert run_folder(config(same)) == base

@@ -28,6 +28,7 @@ MISTAKES = [
     ("ge.stages=[]", ["ge=none"]),
     ("placement=stage5", ["resnet8 has no stage 5"]),
     ("ge.pool=max", ["ge.pool=max", "only theta_minus and se pool"]),
+    ("ge.implementation=fusd", ["ge.implementation=fusd", "Did you mean fused", "auto, reference, fused"]),
     ("ge.reduction=many", ["ge.reduction", "a whole number"]),
     ("optim.lr=fast", ["optim.lr", "a number"]),
     ("optim.lr=-1", ["optim.lr=-1", "above 0"]),

@@ -18,9 +18,10 @@ COMBINATIONS = [
 ]
 
 
-def make(variant, extent, pool, size, channels=8) -> GatherExcite:
+def make(variant, extent, pool, size, channels=8, **options) -> GatherExcite:
     torch.manual_seed(0)
-    module = GatherExcite(channels, variant=variant, extent=extent, size=size, pool=pool, reduction=2).double()
+    module = GatherExcite(channels, variant=variant, extent=extent, size=size, pool=pool, reduction=2, **options)
+    module = module.double()
     for parameter in module.parameters():  # away from the initial 0 and 1, so that every parameter matters
         nn.init.normal_(parameter)
     return module
@@ -47,12 +48,54 @@ def test_equals_the_reference(variant, extent, pool, size, memory_format):
     assert got[0].is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 16), (13, 10)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("variant", "extent", "pool"), COMBINATIONS)
+def test_implementations_differ_in_nothing_but_speed(variant, extent, pool, size, memory_format, training):
+    modules = [
+        make(variant, extent, pool, size, implementation=name).train(training)
+        for name in ("reference", "fused", "auto")
+    ]
+    x = torch.randn(3, 8, *size, dtype=torch.float64).to(memory_format=memory_format)
+    plain, *ours = [
+        [*results(module, x, module), *module.buffers(), module.requires_grad_(False)(x)] for module in modules
+    ]
+    for found in ours:
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert modules[0].state_dict().keys() == modules[1].state_dict().keys()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_hooks_on_the_parts_see_them_at_work(memory_format):
+    module = make("theta_minus", "global", "avg", None)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    for part in (module.gather, module.excite, module.excite.transform):
+        seen = []
+        handle = part.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
+        module(x)
+        assert len(seen) == 1
+        handle.remove()
+
+
 @pytest.mark.parametrize(("H", "h"), [(122, 16), (198, 50), (230, 58), (14, 4), (28, 4), (12, 5)])
 def test_nearest_index_is_exact_where_float32_is_not(H, h):
     x = torch.ones(1, 1, H, 1, dtype=torch.float64)
     logits = torch.arange(h, dtype=torch.float64).view(1, 1, h, 1) / h
     want = torch.sigmoid(torch.tensor([(i * h // H) / h for i in range(H)], dtype=torch.float64))
     torch.testing.assert_close(excite(x, logits).flatten(), want, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("extent", "size"), [(2, (17, 14)), (4, (14, 16))])
+def test_averages_by_matrices(extent, size):
+    """On sizes large enough for them, which the tests of the whole have few of."""
+    x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    gather = PoolGather(extent)
+    assert "Matrices" in gather(x).grad_fn.name()
+    torch.testing.assert_close(gather(x), reference.pooled(x, extent, "avg"))
+    assert torch.autograd.gradcheck(gather, (x,))
+    assert torch.autograd.gradgradcheck(gather, (x,))
 
 
 @pytest.mark.parametrize(("extent", "size"), [(2, (4, 6)), (2, (5, 3)), (8, (7, 7)), ("global", (4, 3))])
@@ -177,6 +220,8 @@ def test_says_what_is_wrong():
         GatherExcite(8, variant="theta_minus", extent=2, pool="median")
     with pytest.raises(ValueError, match="only theta_minus and se pool"):
         GatherExcite(8, variant="theta", extent=2, pool="max")
+    with pytest.raises(ValueError, match=r"implementation='fast'.*'auto', 'reference', 'fused'"):
+        GatherExcite(8, variant="theta", extent=2, implementation="fast")
     with pytest.raises(ValueError, match="reduction=16"):
         GatherExcite(8, variant="se", extent="global")
     with pytest.raises(ValueError, match="built for 8 channels of 7x7 and was given 8 of 8x8"):

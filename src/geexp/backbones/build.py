@@ -19,6 +19,7 @@ def build_model(
     stages: Sequence[int] | None = None,
     pool: str = "avg",
     reduction: int = 16,
+    implementation: str = "auto",
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
@@ -33,7 +34,7 @@ def build_model(
         name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``wrn16_8``, or with pre-activation
             ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
         ge: ``none``, ``theta_minus``, ``theta``, ``theta_plus`` or ``se``.
-        extent, pool, reduction: of the operators, see :class:`~geexp.operators.GatherExcite`.
+        extent, pool, reduction, implementation: of the operators, see :class:`~geexp.operators.GatherExcite`.
         stages: those that get GE, by the paper's numbers; None for all.
         num_classes, image_size: by default those of the network's home, ImageNet or CIFAR-10. Only a parametrised
             global gather is bound to ``image_size``.
@@ -74,6 +75,7 @@ def build_model(
             image_size=facts.image_size if image_size is None else image_size,
             pool=pool,
             reduction=reduction,
+            implementation=implementation,
         )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

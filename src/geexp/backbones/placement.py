@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from geexp.backbones.anatomy import blocks, slot, slot_shapes, stages
+from geexp.backbones.fused_tail import fuse_tail
 from geexp.operators import GatherExcite
 from geexp.operators.gather import Extent
 
@@ -18,6 +19,7 @@ def add_gather_excite(
     image_size: int | tuple[int, int] | None = None,
     pool: str = "avg",
     reduction: int = 16,
+    implementation: str = "auto",
 ) -> nn.Module:
     """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
 
@@ -27,7 +29,9 @@ def add_gather_excite(
 
     Args:
         model: the network; changed in place.
-        variant, extent, pool, reduction: as for ``GatherExcite``.
+        variant, extent, pool, reduction, implementation: as for ``GatherExcite``. But for ``reference``, timm's ResNet
+            blocks compute BN, GE-θ⁻ of global extent, the sum and the ReLU as one operator in training; ``auto`` does
+            so where a compilation of some 20 s will have paid.
         stages: the paper's numbers, 2 to 5; None for all.
         image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
             else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
@@ -51,8 +55,18 @@ def add_gather_excite(
     reference = next(model.parameters())
     for name, block in chosen_blocks.items():
         _, C, H, W = shapes[name]
-        operator = GatherExcite(C, variant=variant, extent=extent, size=(H, W), pool=pool, reduction=reduction)
+        operator = GatherExcite(
+            C,
+            variant=variant,
+            extent=extent,
+            size=(H, W),
+            pool=pool,
+            reduction=reduction,
+            implementation=implementation,
+        )
         setattr(block, slot(block), operator.to(reference.device, reference.dtype).train(model.training))
+        if operator.averages and implementation != "reference":
+            fuse_tail(block)
     return model
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from geexp.benchmarks.rows import Target
 from geexp.config.schema import AugmentationConfig, DataConfig, FeedConfig, RecipeConfig
 
 # By feed and path: how many times less processor time an image takes than in the reference feed, in this process.
@@ -87,6 +88,18 @@ def photo_cases(path: str, workers: int) -> list[FeedCase]:
             FeedCase(f"pack {name}", FeedConfig("pack", engine="threads", workers=workers), recipe)
             for name, recipe in RECIPES.items()
         ),
+    ]
+
+
+def feed_targets() -> list[Target]:
+    """Of time as times less than the reference's, of pixels as they are."""
+    speed, pixels = "times less processor time than the reference", "mean difference of pixels, of 255 levels"
+    return [
+        *(
+            Target(speed, path, feed, "processor", REFERENCE.name, at_least=bound)
+            for (feed, path), bound in SPEED_TARGETS.items()
+        ),
+        *(Target(pixels, path, feed, "pixels", at_most=bound) for (feed, path), bound in PIXEL_TARGETS.items()),
     ]
 
 

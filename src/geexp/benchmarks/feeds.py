@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,19 +24,20 @@ from torch import Tensor
 
 from geexp.benchmarks.feed_cases import (
     PHOTOS,
-    PIXEL_TARGETS,
     REFERENCE,
     RESIDENT,
     SMALL,
-    SPEED_TARGETS,
     FeedCase,
     decoders,
+    feed_targets,
     photo_cases,
 )
 from geexp.benchmarks.photographs import make_photo_folder
+from geexp.benchmarks.rows import Column, Comparison, Row
 from geexp.benchmarks.stopwatch import Timing, timed
+from geexp.config.benchmark import FeedSettings
 from geexp.config.errors import ConfigError
-from geexp.config.schema import BenchmarkConfig, DataConfig
+from geexp.config.schema import DataConfig
 from geexp.data.decode import Decoder, decode_with_pil
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.folder import FolderImages
@@ -52,48 +52,11 @@ log = logging.getLogger(__name__)
 _SEED = 0
 _SMALL_BATCH = 128
 _SMALL_PER_PHOTO = 20
-
-
-@dataclass(frozen=True)
-class Speed:
-    """A row: milliseconds of processor an image, and how many times less that is than the reference's (low … high)."""
-
-    feed: str
-    path: str
-    milliseconds: float
-    images_per_second: float
-    ratio: float
-    low: float
-    high: float
-    target: float | None
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.target is None else self.ratio >= self.target
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """A row: the mean difference from the reference in levels of 255, over all images and of the worst one."""
-
-    feed: str
-    path: str
-    mean: float
-    worst: float
-    target: float | None
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.target is None else self.mean <= self.target
-
-
-@dataclass(frozen=True)
-class FeedReport:
-    """What was measured, on which images."""
-
-    images: str
-    speed: list[Speed]
-    pixels: list[Pixels]
+_REMARKS = [
+    "ms/img: of processor time, all threads and workers counted; / reference: over the reference feed's in the same "
+    "round (low-high over the rounds). Differences of pixels from the reference's in levels of 255; of decoders, from "
+    "Pillow's."
+]
 
 
 class Chosen(Decoding):
@@ -120,43 +83,49 @@ class Chosen(Decoding):
         return self.images.content(int(self.indices[index]))
 
 
-def benchmark_feeds(config: BenchmarkConfig) -> FeedReport:
-    """Measure all feeds on the images of ``config.root``, or on realistic ones made for it.
+def benchmark_feeds(settings: FeedSettings) -> Comparison:
+    """Measure all feeds on the images of ``root``, or on realistic ones made for it.
 
     Raises:
         ConfigError: if ``root`` has too few images, or images are to be made and scikit-image is not installed.
         DataError: if an image cannot be read.
     """
     torch.set_num_threads(1)
-    given = None if config.root is None else _splits(Path(config.root).expanduser(), config)
+    given = None if settings.root is None else _splits(Path(settings.root).expanduser(), settings)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="geexp-benchmark-") as temporary, _remembering_in(Path(temporary)):
-        splits = given or _splits(_make_photos(Path(temporary) / "photos", config.images), config)
-        speed, pixels = [], []
+        splits = given or _splits(_make_photos(Path(temporary) / "photos", settings.images), settings)
+        rows += [Row("decode", name, {}, _decoded(name, splits["train"])) for name in decoders() if name != "pil"]
         for path, images in splits.items():
-            cases = photo_cases(path, config.workers)
+            cases = photo_cases(path, settings.workers)
             opened = {case.name: _open(case, images, path, Path(temporary) / "packs") for case in cases}
-            speed += _speed(path, cases, opened, PHOTOS, config.batch_size, config.rounds)
-            pixels += [
-                _difference(case, path, images, opened[case.name])
-                for case in cases
-                if case.name == "folder" or case.feed.name == "pack"
+            times = _times(path, cases, opened, PHOTOS, settings.batch_size, settings.rounds)
+            for case in cases:
                 # The windows of shrunken images are drawn anew: only the centres can be compared.
-                if path == "eval" or case.recipe.name == "original"
-            ]
-        decoded = [_decoded(name, splits["train"]) for name in decoders() if name != "pil"]
+                comparable = path == "eval" or case.recipe.name == "original"
+                compared = comparable and (case.name == "folder" or case.feed.name == "pack")
+                pixels = _difference(case, path, images, opened[case.name]) if compared else {}
+                rows.append(Row(path, case.name, times[case.name], pixels))
         small = small_images(splits["train"], _SMALL_PER_PHOTO)
         both = [REFERENCE, RESIDENT]
-        speed += _speed("small", both, {case.name: small for case in both}, SMALL, _SMALL_BATCH, config.rounds)
+        times = _times("small", both, {case.name: small for case in both}, SMALL, _SMALL_BATCH, settings.rounds)
+        rows += [Row("small", case.name, times[case.name]) for case in both]
     numbers = " + ".join(str(len(images)) for images in splits.values())
-    return FeedReport(
-        f"{numbers} images {f'of {config.root}' if config.root else 'made for this'}", speed, decoded + pixels
-    )
+    origin = f"of {settings.root}" if settings.root else "made for this"
+    columns = [
+        Column("ms/img", "processor", scale=1e3, digits=3),
+        Column("/ reference", "processor", against=(REFERENCE.name,), digits=3),
+        Column("wall ms/img", "wall", scale=1e3, digits=3),
+        Column("mean difference", "pixels", digits=4),
+        Column("of the worst image", "worst_image", digits=4),
+    ]
+    return Comparison(f"Feeds on {numbers} images {origin}", columns, rows, feed_targets(), _REMARKS)
 
 
-def _splits(root: Path, config: BenchmarkConfig) -> dict[str, Chosen]:
-    splits = {"train": Chosen(root / "train", config.images), "eval": Chosen(root / "val", config.images)}
-    if len(splits["train"]) < config.batch_size:
-        raise ConfigError(f"batch_size={config.batch_size}: {root} has only {len(splits['train'])} training images.")
+def _splits(root: Path, settings: FeedSettings) -> dict[str, Chosen]:
+    splits = {"train": Chosen(root / "train", settings.images), "eval": Chosen(root / "val", settings.images)}
+    if len(splits["train"]) < settings.batch_size:
+        raise ConfigError(f"batch_size={settings.batch_size}: {root} has only {len(splits['train'])} training images.")
     return splits
 
 
@@ -200,10 +169,10 @@ def small_images(images: Images, per_image: int) -> ArrayImages:
     return ArrayImages(np.stack(windows), np.arange(len(windows)) % SMALL.num_classes)
 
 
-def _speed(
+def _times(
     path: str, cases: list[FeedCase], opened: dict[str, Images], data: DataConfig, batch_size: int, rounds: int
-) -> list[Speed]:
-    """One row per case; the first case is the reference."""
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds an image, of processor and of wall time, in every round; by name of the case."""
     feeds = [_feed(case, opened[case.name], data, path, batch_size, fixed=path == "eval") for case in cases]
     timings: dict[str, list[Timing]] = {case.name: [] for case in cases}
     turns = [(round_, *pair) for round_ in range(rounds + 1) for pair in zip(cases, feeds, strict=True)]
@@ -216,8 +185,13 @@ def _speed(
         auto_refresh=False,  # no other thread while measuring
     ):
         timings[case.name].append(timed(partial(_run_epoch, case, feed, data, round_)))
-    reference = timings[cases[0].name][1:]  # the first round warms up
-    return [_speed_row(case.name, path, reference, timings[case.name][1:]) for case in cases]
+    return {
+        name: {
+            "processor": [one.processor / one.images for one in ones[1:]],  # the first round warms up
+            "wall": [one.wall / one.images for one in ones[1:]],
+        }
+        for name, ones in timings.items()
+    }
 
 
 def _run_epoch(case: FeedCase, feed: Feed, data: DataConfig, epoch: int) -> int:
@@ -231,20 +205,6 @@ def _run_epoch(case: FeedCase, feed: Feed, data: DataConfig, epoch: int) -> int:
     return images
 
 
-def _speed_row(name: str, path: str, reference: list[Timing], timings: list[Timing]) -> Speed:
-    ratios = [(r.processor / r.images) / (t.processor / t.images) for r, t in zip(reference, timings, strict=True)]
-    return Speed(
-        feed=name,
-        path=path,
-        milliseconds=1e3 * statistics.median(t.processor / t.images for t in timings),
-        images_per_second=statistics.median(t.images / t.wall for t in timings),
-        ratio=statistics.median(ratios),
-        low=min(ratios),
-        high=max(ratios),
-        target=SPEED_TARGETS.get((name, path)),
-    )
-
-
 def _feed(case: FeedCase, images: Images, data: DataConfig, path: str, batch_size: int, *, fixed: bool) -> Feed:
     order: TrainingOrder | FixedOrder
     if fixed:
@@ -255,15 +215,15 @@ def _feed(case: FeedCase, images: Images, data: DataConfig, path: str, batch_siz
     return make_feed(images, data, case.feed, train=path != "eval", order=order, seed=_SEED, device=device)
 
 
-def _decoded(decoder: str, images: Chosen) -> Pixels:
+def _decoded(decoder: str, images: Chosen) -> dict[str, float | None]:
     """A decoder against Pillow."""
     decode = Decoder(decoder)
     contents = (images.content(index) for index in range(len(images)))
     differences = [_mean_difference(decode(content), decode_with_pil(content)) for content in contents]
-    return _pixels_row(decoder, "decode", differences)
+    return _levels(differences)
 
 
-def _difference(case: FeedCase, path: str, originals: Images, images: Images) -> Pixels:
+def _difference(case: FeedCase, path: str, originals: Images, images: Images) -> dict[str, float | None]:
     """The same images in the same order, through the reference feed and through another."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (PHOTOS.mean, PHOTOS.std))
     reference = _feed(REFERENCE, originals, PHOTOS, path, batch_size=16, fixed=True)
@@ -272,12 +232,13 @@ def _difference(case: FeedCase, path: str, originals: Images, images: Images) ->
     for (expected, _), (given, _) in zip(reference, other, strict=True):
         levels = (expected * std + mean).mul(255).round()
         differences += [_mean_difference(*pair) for pair in zip(levels, given, strict=True)]
-    return _pixels_row(case.name, path, differences)
+    return _levels(differences)
 
 
 def _mean_difference(one: Tensor, other: Tensor) -> float:
     return (one.float() - other.float()).abs().mean().item()
 
 
-def _pixels_row(name: str, path: str, differences: list[float]) -> Pixels:
-    return Pixels(name, path, statistics.fmean(differences), max(differences), PIXEL_TARGETS.get((name, path)))
+def _levels(differences: list[float]) -> dict[str, float | None]:
+    """The mean difference in levels of 255, over all images and of the worst one."""
+    return {"pixels": statistics.fmean(differences), "worst_image": max(differences)}

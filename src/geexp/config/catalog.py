@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 VARIANTS = ("theta_minus", "theta", "theta_plus", "se")
+IMPLEMENTATIONS = ("auto", "reference", "fused")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ import math
 import re
 from collections.abc import Collection
 
-from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, VARIANTS
+from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
 from geexp.config.detection import check_detection
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
-    BenchmarkConfig,
     CheckDataConfig,
     ComplexityConfig,
     DashboardConfig,
@@ -159,13 +158,12 @@ def check_model(model: ModelConfig) -> None:
 
 def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
     check_choice("ge.variant", ge.variant, ("none", *VARIANTS))
-    extent = ge.extent
-    if extent != "global" and not (isinstance(extent, int) and extent >= 2 and extent.bit_count() == 1):
-        raise bad_value("ge.extent", extent, (2, 4, 8, "global"), hint="Any power of two from 2 on will do.")
+    check_extent("ge.extent", ge.extent)
     check_choice("ge.pool", ge.pool, ("avg", "max"))
     if ge.pool == "max" and ge.variant in ("theta", "theta_plus"):
         raise ConfigError(f"ge.pool=max: {ge.variant} gathers by convolution; only theta_minus and se pool.")
     check_at_least("ge.reduction", ge.reduction, 1)
+    check_choice("ge.implementation", ge.implementation, IMPLEMENTATIONS)
     if ge.stages is not None:
         if not ge.stages:
             raise ConfigError("ge.stages=[]: no stage would hold GE; for the plain backbone use ge=none.")
@@ -376,6 +374,11 @@ def check_launcher(launcher: LauncherConfig) -> None:
         raise ConfigError(f"launcher.devices={devices}: names a device twice.")
 
 
+def check_extent(key: str, extent: int | str) -> None:
+    if extent != "global" and not (isinstance(extent, int) and extent >= 2 and extent.bit_count() == 1):
+        raise bad_value(key, extent, (2, 4, 8, "global"), hint="Any power of two from 2 on will do.")
+
+
 def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
     if value not in allowed:
         raise bad_value(key, value, allowed)
@@ -384,15 +387,6 @@ def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
 def check_at_least(key: str, value: float, least: float) -> None:
     if not least <= value < math.inf:  # written so that NaN fails
         raise ConfigError(f"{key}={value}: must be at least {least} and finite.")
-
-
-def check_benchmark(config: BenchmarkConfig) -> None:
-    check_choice("what", config.what, ("feed",))
-    for key in ("images", "rounds", "batch_size", "workers"):
-        check_at_least(key, getattr(config, key), 1)
-    if config.images < config.batch_size:
-        raise ConfigError(f"images={config.images}: does not fill one batch of batch_size={config.batch_size}.")
-    check_choice("format", config.format, ("text", "json"))
 
 
 def check_pack(config: PackConfig) -> None:

@@ -16,9 +16,9 @@ from omegaconf.errors import (
 )
 
 from geexp.config.analyses import check_analyze
+from geexp.config.benchmark import check_benchmark
 from geexp.config.errors import ConfigError, unknown_key
 from geexp.config.rules import (
-    check_benchmark,
     check_complexity,
     check_dashboard,
     check_data_check,

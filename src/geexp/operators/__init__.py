@@ -9,8 +9,11 @@ from geexp.operators.gather import (
     check_extent,
 )
 from geexp.operators.gather_excite import VARIANTS, GatherExcite
+from geexp.operators.implementation import IMPLEMENTATIONS
+from geexp.operators.tail import average_excite_tail, tail_failure, takes_tail
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "VARIANTS",
     "ConvGather",
     "DepthwiseProduct",
@@ -19,6 +22,9 @@ __all__ = [
     "GatherExcite",
     "GlobalConvGather",
     "PoolGather",
+    "average_excite_tail",
     "check_extent",
     "excite",
+    "tail_failure",
+    "takes_tail",
 ]

@@ -1,0 +1,237 @@
+"""The tail of a residual block as one operator: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
+
+The gather costs nothing here. The mean of a normalised channel over one image is an affine function of its mean
+before, g = a·M + b, and the means M of the images' planes are what the batch statistics are made of. So the tail reads
+and writes, and keeps for backward, what it would without Gather-Excite.
+
+Both directions are a pure function for ``torch.compile`` within one autograd function, which leaves to nobody what is
+kept. Shapes are symbolic: a pair is compiled once per dtype and memory format, whatever the stage or the batch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PLANE = (2, 3)
+
+
+def average_excite_tail(norm: nn.BatchNorm2d, branch: Tensor, shortcut: Tensor) -> Tensor:
+    """``relu(shortcut + y · σ(mean of y))`` with y = ``norm(branch)``, its running statistics kept as it keeps them.
+
+    Args:
+        norm: with weight and bias, in training or not; see ``takes_tail``.
+        branch, shortcut: ``[N, C, H, W]`` of one dtype, both contiguous or both channels_last.
+
+    Returns:
+        ``[N, C, H, W]``, like the branch. Backward keeps the branch and this. It can be differentiated twice, at the
+        plain composition's cost.
+    """
+    on_batch = norm.training or norm.running_mean is None
+    mean, var = (None, None) if on_batch else (norm.running_mean, norm.running_var)
+    out, batch_mean, batch_var = _Tail.apply(branch, shortcut, norm.weight, norm.bias, mean, var, norm.eps)
+    if norm.training and norm.running_mean is not None:
+        _keep(norm, batch_mean, batch_var, branch.numel() // branch.shape[1])
+    return out
+
+
+def takes_tail(norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
+    """Whether ``average_excite_tail`` is the plain composition's value for these."""
+    if type(norm) is not nn.BatchNorm2d or not norm.affine or (norm.running_mean is None) != (norm.running_var is None):
+        return False
+    alike = (branch.shape, branch.dtype, branch.device) == (shortcut.shape, shortcut.dtype, shortcut.device)
+    if not alike or branch.dim() != 4 or not branch.is_floating_point():
+        return False
+    if branch.numel() <= branch.shape[1]:  # nothing, or nothing to normalise over, which BN itself explains
+        return False
+    formats = (torch.contiguous_format, torch.channels_last)
+    return any(all(t.is_contiguous(memory_format=f) for t in (branch, shortcut)) for f in formats)
+
+
+def tail_failure() -> Exception | None:
+    """Why the tail could not be compiled; it is computed without, slowly. None if it could, or was not needed yet."""
+    return _forward.failure or _backward.failure
+
+
+class Compiled:
+    """A pure function, compiled when it is first called; uncompiled if that fails, with the ``failure`` at hand."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.compiled: Any = None
+        self.failure: Exception | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.failure is None:
+            try:
+                if self.compiled is None:  # not at import: this imports the compiler, which takes seconds
+                    self.compiled = torch.compile(self.function, dynamic=True)
+                return self.compiled(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, OSError) as error:  # of Dynamo, Inductor, the C++ compiler or the cache's disk
+                self.failure = error
+        return self.function(*arguments)
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        shortcut: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        channels = [None if t is None else t.detach() for t in (weight, bias, mean, var)]
+        with torch.autocast(z.device.type, enabled=False):
+            sums, mean_of_all, var_of_all, *small = _forward(
+                _lines(z), _lines(shortcut), *channels, eps, z.is_contiguous()
+            )
+        out = _map(sums, z)
+        ctx.eps = eps
+        ctx.save_for_backward(z, out, weight, bias, mean, var, *small)
+        ctx.mark_non_differentiable(mean_of_all, var_of_all)
+        return out, mean_of_all, var_of_all
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, out, weight, bias, mean, _, *small = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grads[0])
+        contiguous = z.is_contiguous()
+        grad = grads[0].contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
+        with torch.autocast(z.device.type, enabled=False):
+            grad_z, grad_shortcut, grad_weight, grad_bias = _backward(
+                *map(_lines, (grad, z, out)), weight.detach(), bias.detach(), *small, mean is None, contiguous
+            )
+        of_channels = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+        return _map(grad_z, z), _map(grad_shortcut, z), *of_channels, None, None, None
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same by the plain composition, for a graph of the gradient itself.
+
+    It is taken with regard to aliases: what lies before them, where branch and shortcut meet again, is not its own.
+    """
+    z, out, weight, bias, mean, var, *_ = ctx.saved_tensors
+    z, weight, bias = (t.view_as(t) for t in (z, weight, bias))
+    grad_sum = torch.where(out > 0, grad, 0)
+    y = F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=ctx.eps)
+    y = y * torch.sigmoid(y.mean(PLANE, keepdim=True))
+    wanted = [t for t in (z, weight, bias) if t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad_sum, create_graph=True) if wanted else ())
+    of_z, of_weight, of_bias = (next(found) if t.requires_grad else None for t in (z, weight, bias))
+    return of_z, grad_sum, of_weight, of_bias, None, None, None
+
+
+def _forward_sweeps(
+    z: Tensor,
+    shortcut: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    contiguous: bool,
+) -> tuple[Tensor, ...]:
+    """Two sweeps over memory: the planes' statistics, then the sum. Sums are made in float32 at least.
+
+    Maps are ``[N, C, L]`` if ``contiguous``, else ``[N, L, C]``; planes ``[N, C]``; channels ``[C]``.
+    """
+    kind, line = torch.promote_types(z.dtype, torch.float32), 2 if contiguous else 1
+    x = z.to(kind)
+    if mean is None or var is None:
+        # BN takes any constant away. With one that lies among the values taken away first, nothing cancels in
+        # E[x²] - E[x]², however far from zero they all are.
+        shift = x.select(line, z.shape[line] // 2).mean(0)
+        x = x - _wide(shift, contiguous)
+        plane = x.mean(line)
+        centre = plane.mean(0)
+        variance = ((x * x).mean(line).mean(0) - centre * centre).clamp(min=0)
+    else:
+        shift, variance = mean.to(kind), var.to(kind)
+        x = x - _wide(shift, contiguous)
+        plane = x.mean(line)
+        centre = torch.zeros_like(shift)
+    inverse = torch.rsqrt(variance + eps)
+    a, b = weight.to(kind) * inverse, bias.to(kind)
+    plane = plane - centre
+    gate = torch.sigmoid(a * plane + b)
+    y = (x - _wide(centre, contiguous)) * (a * gate).unsqueeze(line) + (b * gate).unsqueeze(line)
+    out = torch.relu(shortcut.to(kind) + y).to(z.dtype)
+    return out, shift + centre, variance, shift, centre, inverse, plane, gate
+
+
+def _backward_sweeps(
+    grad: Tensor,
+    z: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    centre: Tensor,
+    inverse: Tensor,
+    plane: Tensor,
+    gate: Tensor,
+    on_batch: bool,
+    contiguous: bool,
+) -> tuple[Tensor, ...]:
+    """Two sweeps: two sums per plane, from which everything small follows, then the branch's gradient."""
+    kind, line = gate.dtype, 2 if contiguous else 1
+    size = z.shape[line]
+    a, b = weight.to(kind) * inverse, bias.to(kind)
+    x = z.to(kind) - _wide(shift, contiguous) - _wide(centre, contiguous)
+    grad_sum = torch.where(out > 0, grad, 0)
+    d = grad_sum.to(kind)
+    total, moment = d.sum(line), (d * x).sum(line)
+    grad_gathered = (a * moment + b * total) * gate * (1 - gate)
+    grad_bias = (gate * total + grad_gathered).sum(0)
+    grad_weight = (gate * moment + grad_gathered * plane).sum(0) * inverse
+    grad_z = d * (a * gate).unsqueeze(line)
+    if on_batch:
+        count = size * z.shape[0]
+        level = a * (grad_gathered / size - grad_bias / count)
+        grad_z = grad_z + x * _wide(-a * inverse * grad_weight / count, contiguous) + level.unsqueeze(line)
+    else:
+        grad_z = grad_z + (a * grad_gathered / size).unsqueeze(line)
+    return grad_z.to(z.dtype), grad_sum, grad_weight, grad_bias
+
+
+def _wide(channels: Tensor, contiguous: bool) -> Tensor:
+    return channels[:, None] if contiguous else channels
+
+
+_forward, _backward = Compiled(_forward_sweeps), Compiled(_backward_sweeps)
+
+
+def _lines(t: Tensor) -> Tensor:
+    """A map with its pixels in one line, as they lie in memory: ``[N, C, L]``, or ``[N, L, C]`` of channels_last."""
+    t = t.detach()  # with its part in autograd it would be another case to the compiler
+    return t.flatten(2) if t.is_contiguous() else t.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _map(lines: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``_lines``; no view, which a function must not return if anything is to change it in place."""
+    if like.is_contiguous():
+        return lines.view(like.shape).data
+    N, C, H, W = like.shape
+    return lines.view(N, H, W, C).permute(0, 3, 1, 2).data
+
+
+def _keep(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Update the running statistics as ``nn.BatchNorm2d`` does: an unbiased variance, an average without momentum."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    share = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if share is None:
+            share = 1 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), share or 0.0)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share or 0.0)
