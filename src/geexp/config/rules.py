@@ -1,7 +1,6 @@
 """What a composed configuration must fulfil beyond keys and types. Every rule raises ``ConfigError``."""
 
 import math
-import re
 from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, VARIANTS
@@ -9,22 +8,14 @@ from geexp.config.detection import check_detection
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
-    BenchmarkConfig,
-    CheckDataConfig,
-    ComplexityConfig,
-    DashboardConfig,
     DataConfig,
-    DetectConfig,
-    EvaluateConfig,
     FeedConfig,
     GatherExciteConfig,
     LauncherConfig,
     LoggerConfig,
     ModelConfig,
     OptimConfig,
-    PackConfig,
     RecipeConfig,
-    ReportConfig,
     ScheduleConfig,
     TrainConfig,
     TrainerConfig,
@@ -72,67 +63,6 @@ def check_train(config: TrainConfig) -> None:
         raise bad_value("resume", config.resume, ("auto", "true", "false"))
     if config.force and config.resume is True:
         raise ConfigError("force=true starts the run over and resume=true goes on with it: choose one of the two.")
-
-
-def check_complexity(config: ComplexityConfig) -> None:
-    check_model(config.model)
-    check_ge(config.ge, config.model)
-    if config.table is not None:
-        check_choice("table", config.table, (1, 2, 3, 4))
-        for key, usual in (("image_size", None), ("num_classes", None), ("in_channels", 3)):
-            if getattr(config, key) != usual:
-                raise ConfigError(
-                    f"{key}={getattr(config, key)}: a table has its own networks and setting; leave it out."
-                )
-    check_choice("format", config.format, ("text", "json"))
-    for key in ("image_size", "num_classes"):
-        if getattr(config, key) is not None:
-            check_at_least(key, getattr(config, key), 1)
-    check_at_least("in_channels", config.in_channels, 1)
-
-
-def check_evaluate(config: EvaluateConfig) -> None:
-    if bool(config.run) == bool(config.checkpoint):
-        raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
-    check_choice("which", config.which, ("best", "last"))
-    check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
-    check_at_least("devices", config.devices, 1)
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 0)
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_detect(config: DetectConfig) -> None:
-    check_choice("mode", config.mode, ("train", "predict"))
-    if not config.run:
-        raise ConfigError("say of which detector: mode=predict run=<its run's folder>.")
-    check_choice("which", config.which, ("best", "last"))
-    check_at_least("most", config.most, 1)
-    if not 0 <= config.least_score <= 1:
-        raise ConfigError(f"least_score={config.least_score}: must be from 0 to 1.")
-    check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_report(config: ReportConfig) -> None:
-    if config.table is not None:
-        check_choice("table", config.table, tuple(range(1, 7)))
-    for key in ("tables", "figures"):
-        check_choice(key, getattr(config, key), ("all", "none"))
-    if not config.runs:
-        raise ConfigError("runs is empty: say in which folder the runs are, as in runs=outputs.")
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_dashboard(config: DashboardConfig) -> None:
-    if config.name is None:
-        raise ConfigError("say of which sweep, as in sweep=table2.")
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
-    if not config.project:
-        raise ConfigError("project is empty: say which one at W&B, as in project=geexp.")
-    if config.out is not None and not config.dry_run:
-        raise ConfigError(f"out={config.out}: a file is written with dry_run=true only.")
 
 
 def check_scale(scale: str | None, data: DataConfig) -> None:
@@ -384,39 +314,3 @@ def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
 def check_at_least(key: str, value: float, least: float) -> None:
     if not least <= value < math.inf:  # written so that NaN fails
         raise ConfigError(f"{key}={value}: must be at least {least} and finite.")
-
-
-def check_benchmark(config: BenchmarkConfig) -> None:
-    check_choice("what", config.what, ("feed",))
-    for key in ("images", "rounds", "batch_size", "workers"):
-        check_at_least(key, getattr(config, key), 1)
-    if config.images < config.batch_size:
-        raise ConfigError(f"images={config.images}: does not fill one batch of batch_size={config.batch_size}.")
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_pack(config: PackConfig) -> None:
-    if config.data.keep_classes is not None:
-        raise ConfigError(
-            f"data.keep_classes={config.data.keep_classes}: a pack has all the classes; say so in training, which then "
-            "reads no more than their images. Leave it out here."
-        )
-    check_data(config.data)
-    if not DATASETS[config.data.name]:
-        raise ConfigError(
-            f"data={config.data.name}: its images are small and lie in one file already; there is nothing to pack. "
-            f"Train with feed={config.data.default_feed}."
-        )
-    check_choice("source", config.source, ("auto", "folders", "archives"))
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 1)
-    check_choice("on_error", config.on_error, ("stop", "skip"))
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_data_check(config: CheckDataConfig) -> None:
-    check_data(config.data)
-    check_feed(config.feed, config.data)
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 1)
-    check_choice("format", config.format, ("text", "json"))
