@@ -121,8 +121,7 @@ def _train(
         account, ending = data.account(), task.ending(trainer, module, data, folder)  # all ranks must ask
         if rank() != 0:
             return None
-        complexity = task.complexity(config, module)
-        result = _result(config, folder, module.score, complexity, account, callbacks)
+        result = _result(config, folder, module.score, account, callbacks) | task.facts(config, module)
         if isinstance(logger, TolerantWandb):
             logger.log_end(result, read_history(folder), ending)
         write_json(folder / RESULT, result)
@@ -244,7 +243,6 @@ def _result(
     config: TrainConfig,
     folder: Path,
     score: Score,
-    complexity: dict[str, Any],
     account: dict[str, Any],
     callbacks: list[pl.Callback],
 ) -> dict[str, Any]:
@@ -258,7 +256,6 @@ def _result(
         "metrics": {"last": rows[-1], "best": finite(best)},
         "epochs": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
-        "complexity": complexity,
         "feed": {"name": config.feed.name, **account},
         "devices": {
             "count": config.trainer.devices * config.trainer.nodes,
