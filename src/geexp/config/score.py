@@ -39,4 +39,4 @@ def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     numbers = {
         key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith(("val/AP", "val/AR"))
     }
-    return [(name, "-" if value is None else f"{value:5.1f}") for name, value in numbers.items()]
+    return [(name, "    -" if value is None else f"{value:5.1f}") for name, value in numbers.items()]

@@ -17,6 +17,7 @@ NETWORK, LABEL = "network", "label"
 EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
 # Figures of the summary that dashboards show; the rest of result.json stands below "result".
 BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
+BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
 # The charts of the end.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
 # A matrix of more classes is no picture, and W&B's tables end at 10,000 rows.
