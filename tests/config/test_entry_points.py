@@ -42,6 +42,7 @@ def probe(*arguments: str, cwd=None) -> str:
         "plan",
         "evaluate",
         "analyze",
+        "detect",
         "complexity",
         "report",
         "dashboard",

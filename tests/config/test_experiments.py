@@ -172,7 +172,8 @@ def hardware(config: TrainConfig) -> str:
         count = (3.126 * 600 * 800 / 224**2 + 128 * 0.732) * 1e9
     arithmetic = images * count * FLOPS_PER_MAC / FLOPS_PER_SECOND / 3600
     at_most = images / IMAGES_PER_SECOND / 3600
-    work = f"{FLOPS_PER_MAC} FLOPs for each of {count / 1e9:.{1 if count > 1e11 else 2}f} GMACs at {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s"
+    gmacs = f"{count / 1e9:.1f}" if count > 1e11 else f"{count / 1e9:.2f}"
+    work = f"{FLOPS_PER_MAC} FLOPs for each of {gmacs} GMACs at {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s"
     text = f"about {hours(max(arithmetic, at_most))} GPU-hours, estimated and not measured: {said}"
     if arithmetic >= at_most:
         text += f", {work}"

@@ -193,8 +193,8 @@ def what(name: str) -> str:
         "figure4": "Figure 4, 2 curves: ResNet-50 and GE-θ, 100 epochs with fixed steps.",
         "figure6": "Figure 6, 2 curves: ShuffleNet and GE-θ, 100 epochs with fixed steps.",
         "tables": "Tables 1-6, 59 rows in the order of their names; table1 to table6 have the paper's order.",
-        "coco": "The detection experiment, 2 rows: Faster R-CNN on COCO 2014, train to val. Their backbones are trained "
-        "first, into the same outputs: python -m geexp.train -m experiment=figure2_baseline,figure2_theta_e8 "
+        "coco": "The detection experiment, 2 rows: Faster R-CNN on COCO 2014, train to val. Their backbones are "
+        "trained first, into the same outputs: python -m geexp.train -m experiment=figure2_baseline,figure2_theta_e8 "
         "data.root=/data/imagenet trainer=gpu",
     }[name]
 

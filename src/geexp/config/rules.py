@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, VARIANTS
-from geexp.config.detection import check_detection
+from geexp.config.detection import check_detection, is_detection
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
@@ -54,7 +54,8 @@ def check_train(config: TrainConfig) -> None:
             f"trainer.max_epochs={planned}: schedule={config.schedule.name} is over after {epochs} epochs. "
             "For a longer run set schedule.epochs."
         )
-    if batchnorm_batch(config) < 2:
+    # A detector's BN is frozen, or sees the many places of large maps; one image a device is usual.
+    if batchnorm_batch(config) < 2 and not is_detection(config):
         raise ConfigError(
             f"optim.batch_size={config.optim.batch_size} leaves one image per device; batch normalisation needs two. "
             "Use fewer trainer.devices, a smaller trainer.accumulate, or trainer.sync_batchnorm=true."
