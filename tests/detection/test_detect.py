@@ -148,7 +148,7 @@ def cut_in_half(root: Path) -> None:
         (None, ["backbone_checkpoint=nowhere.pth"], ["backbone_checkpoint=nowhere.pth", "No such file"]),
         (None, ["backbone_checkpoint=seed0-*/last.ckpt"], ["seed0-*/last.ckpt", "python -m geexp.train model="]),
         (None, ["detector=fpn", "detector.anchor_sizes=[8]"], ["anchor_sizes", "one size for each"]),
-        (None, ["trainer.limit_val_batches=2"], ["whole split"]),
+        (None, ["trainer.overfit_batches=2"], ["limit_train_batches"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_message(detect, tmp_path, change, arguments, words):
@@ -205,6 +205,12 @@ def test_it_is_measured_again_with_the_same_numbers(trained, forked, tmp_path):
     (done,) = forked.run(tmp_path, "evaluate", *arguments)
     assert "AP50" in done.stdout
     assert "identical to the record" in done.stdout
+
+
+def test_one_batch_shows_whether_it_runs_at_all(trained, detect, tmp_path):
+    done = detect(*SHORT[:3], "feed.workers=0", "debug=one_batch", GEEXP_DATA=str(trained[1]))
+    assert done.returncode == 0, done.stderr
+    assert len(rows(run_in(tmp_path))) == 1
 
 
 def test_an_analysis_of_it_is_refused_in_one_message(trained, forked, tmp_path):

@@ -51,10 +51,10 @@ def check_detection(config: TrainConfig) -> None:
     augmentation = data.augmentation
     if augmentation.crop is not None or augmentation.rotation or augmentation.jitter:
         raise ConfigError("data/augmentation: boxes can only be mirrored so far; choose mirror or none.")
-    if config.trainer.limit_val_batches is not None or config.trainer.overfit_batches:
+    if config.trainer.overfit_batches:
         raise ConfigError(
-            "trainer.limit_val_batches and overfit_batches: COCO's numbers are of a whole split; leave them out. "
-            "trainer.limit_train_batches shortens the epochs."
+            "trainer.overfit_batches: a detection set is read whole; trainer.limit_train_batches and limit_val_batches "
+            "shorten the epochs."
         )
     if config.trainer.compile:
         raise ConfigError("trainer.compile=true: a detector's shapes change from image to image; leave it out.")

@@ -47,7 +47,8 @@ class Detection:
 
     def module(self, config: TrainConfig) -> DetectionLearner:
         detector, self._loaded = detector_to_train(config)
-        evaluator = CocoEvaluator(self._data.evaluation_images)
+        whole = config.trainer.limit_val_batches is None
+        evaluator = CocoEvaluator(self._data.evaluation_images, whole=whole)
         return DetectionLearner(detector, config.optim, config.schedule, seed=config.seed, evaluator=evaluator)
 
     def facts(self, config: TrainConfig, module: Any) -> dict[str, Any]:
