@@ -39,6 +39,12 @@ MISTAKES = [
     ("trainer.accumulate=64", ["optim.batch_size=64", "one image per device", "trainer.accumulate"]),
     ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
     ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0"]),
+    ("trainer.compile_mode=fast", ["trainer.compile_mode=fast", "reduce-overhead"]),
+    ("trainer.compile_mode=reduce-overhead", ["trainer.compile_mode=reduce-overhead", "trainer.compile=true"]),
+    (
+        "trainer.compile=true trainer.compile_mode=reduce-overhead trainer.accumulate=2",
+        ["trainer.accumulate=2", "Leave one"],
+    ),
     ("schedule=fixed100 schedule.milestones=[60,30]", ["schedule.milestones", "rising order"]),
     ("data.mean=[0.1,0.2]", ["data.mean", "data.channels=1"]),
     ("model.stride_in=3x3", ["model.stride_in=3x3", "resnet8"]),

@@ -22,6 +22,8 @@ from geexp.config.schema import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+# torch.compile's; reduce-overhead replays CUDA graphs.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FEEDS = ("reference", "folder", "pack", "resident", "coco")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 DECODERS = ("auto", "torchvision", "torchcodec", "simplejpeg", "pil")
@@ -273,6 +275,14 @@ def check_trainer(trainer: TrainerConfig) -> None:
         check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
     if trainer.sync_batchnorm and trainer.accelerator == "cpu":
         raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
+    check_choice("trainer.compile_mode", trainer.compile_mode, COMPILE_MODES)
+    if trainer.compile_mode != "default" and not trainer.compile:
+        raise ConfigError(f"trainer.compile_mode={trainer.compile_mode}: has an effect with trainer.compile=true only.")
+    if trainer.compile_mode == "reduce-overhead" and trainer.accumulate > 1:
+        raise ConfigError(
+            "trainer.compile_mode=reduce-overhead: a CUDA graph writes its gradients where the last ones are, and "
+            f"trainer.accumulate={trainer.accumulate} has to keep these. Leave one of the two out."
+        )
     for key in ("max_epochs", "checkpoint_every_n_steps"):
         if getattr(trainer, key) is not None:
             check_at_least(f"trainer.{key}", getattr(trainer, key), 1)

@@ -27,7 +27,7 @@ class Classification:
         if config.trainer.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.trainer.compile:
-            model.compile()
+            model.compile(mode=config.trainer.compile_mode)  # in place: the names of its parameters stay
         return Classifier(
             model, config.optim, config.schedule, seed=config.seed, channels_last=config.trainer.channels_last
         )
