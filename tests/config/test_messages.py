@@ -114,8 +114,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
-def test_train_refuses(run, tmp_path, arguments, parts):
-    done = run("train", *shlex.split(arguments))
+def test_train_refuses(forked, tmp_path, arguments, parts):
+    (done,) = forked.run(tmp_path, "train", *shlex.split(arguments))
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     message = done.stderr.strip().splitlines()[-1]
