@@ -58,7 +58,7 @@ format: $(STAMP)  ## Let ruff format and mend what it can
 	@$(BIN)/ruff format src tests scripts
 
 bench: $(STAMP)  ## Measure operators, training steps, start-up and feeds (10 minutes on two cores)
-	@for what in operator step startup "feed images=192 rounds=3"; do \
+	@for what in operator step trainer startup "feed images=192 rounds=3"; do \
 		$(BIN)/python -m geexp.benchmark what=$$what || exit; \
 	done
 	@echo "all of it is in $$(pwd)/outputs/benchmarks"

@@ -40,7 +40,12 @@ def test_cuda_equals_cpu_in_float64(variant, extent, memory_format):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["trainer=gpu"], ["trainer=gpu", "trainer.deterministic=true"], ["trainer=gpu", "trainer.compile=true"]],
+    [
+        ["trainer=gpu"],
+        ["trainer=gpu", "trainer.deterministic=true"],
+        ["trainer=gpu", "trainer.compile=true"],
+        ["trainer=gpu", "trainer.compile=true", "trainer.compile_mode=reduce-overhead"],
+    ],
 )
 def test_a_run_on_the_gpu(run, tmp_path, arguments):
     done = run("train", "ge=theta_plus", "ge.extent=4", "debug=limit", "logger=none", *arguments)

@@ -33,8 +33,11 @@ def main(config: ReportConfig) -> None:
 
     one_table = [str(config.table)] if config.table else TABLES
     report = make_report(folder, one_table if config.tables == "all" else [])
-    few = [run.folder for run in report.runs] if len(report.runs) <= FIT_ON_A_TERMINAL and not at_wandb else []
-    rows = compare_runs(few, out=out, show=config.format == "text") if few else []
+    few = report.runs if len(report.runs) <= FIT_ON_A_TERMINAL and not at_wandb else ()
+    rows = []
+    for detectors, place in ((False, out), (True, out / "detection")):
+        if folders := [run.folder for run in few if run.detector == detectors]:
+            rows += compare_runs(folders, out=place, show=config.format == "text")
     if config.format == "json":
         print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
     else:

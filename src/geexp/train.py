@@ -8,11 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from geexp.config.command import command
-from geexp.config.detection import is_detection
+from geexp.config.detection import is_detection, require_backbone
 from geexp.config.identity import require_same_identity
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
-from geexp.config.score import score_of
+from geexp.config.score import coco_numbers, score_of
 from geexp.data.presence import require_data
 from geexp.launching.process_tree import in_a_tree, stop_with_parent
 from geexp.records.run_files import read_result
@@ -22,14 +22,6 @@ def needs_ranks(config: TrainConfig) -> bool:
     """Whether this one process was started by hand for a run of several, which it can start itself."""
     alone = world_size() == 1 and HydraConfig.get().mode == RunMode.RUN
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
-
-
-def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """COCO's twelve of a detector, in percent; a dash where there is no object of that size."""
-    numbers = {
-        key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith(("val/AP", "val/AR"))
-    }
-    return [(name, "-" if value is None else f"{value:5.1f}") for name, value in numbers.items()]
 
 
 def _task(config: TrainConfig) -> Any:
@@ -51,6 +43,7 @@ def main(config: TrainConfig) -> float | None:
         print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
     else:
         require_data(config.data, config.feed)
+        require_backbone(config)
         if needs_ranks(config):
             from geexp.launching.jobs import in_folder
             from geexp.launching.own_ranks import train_in_ranks

@@ -92,6 +92,7 @@ def test_steps(precision):
     [
         ("what=step model=resnet8 rounds=1 batch_size=2 variants=[se] compile=true", "of resnet8, compiled, batch 2"),
         ("what=operator shapes=[8x8x16] rounds=1 batch_size=2 implementations=[auto,fused]", "8x8x16, channels_last"),
+        ("what=trainer model=resnet8 rounds=1 batch_size=8", "resnet8, batch 8"),
         ("what=operator shapes=[8x8x16] rounds=1 batch_size=2 dtypes=[bfloat16]", "BN + theta_minus global"),
     ],
 )

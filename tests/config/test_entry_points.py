@@ -42,6 +42,7 @@ def probe(*arguments: str, cwd=None) -> str:
         "plan",
         "evaluate",
         "analyze",
+        "detect",
         "complexity",
         "report",
         "dashboard",
@@ -91,4 +92,11 @@ def test_cfg_job_shows_all_keys_with_their_values(run):
     config = yaml.safe_load(run("train", "--cfg", "job", "model=resnet50", "ge=theta", "ge.extent=8").stdout)
     assert config["model"]["name"] == "resnet50"
     assert config["model"]["bn_momentum"] == 0.05
-    assert config["ge"] == {"variant": "theta", "extent": 8, "stages": None, "pool": "avg", "reduction": 16}
+    assert config["ge"] == {
+        "variant": "theta",
+        "extent": 8,
+        "stages": None,
+        "pool": "avg",
+        "reduction": 16,
+        "implementation": "auto",
+    }

@@ -40,6 +40,12 @@ MISTAKES = [
     ("trainer.accumulate=64", ["optim.batch_size=64", "one image per device", "trainer.accumulate"]),
     ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
     ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0"]),
+    ("trainer.compile_mode=fast", ["trainer.compile_mode=fast", "reduce-overhead"]),
+    ("trainer.compile_mode=reduce-overhead", ["trainer.compile_mode=reduce-overhead", "trainer.compile=true"]),
+    (
+        "trainer.compile=true trainer.compile_mode=reduce-overhead trainer.accumulate=2",
+        ["trainer.accumulate=2", "Leave one"],
+    ),
     ("schedule=fixed100 schedule.milestones=[60,30]", ["schedule.milestones", "rising order"]),
     ("data.mean=[0.1,0.2]", ["data.mean", "data.channels=1"]),
     ("model.stride_in=3x3", ["model.stride_in=3x3", "resnet8"]),
@@ -109,8 +115,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
-def test_train_refuses(run, tmp_path, arguments, parts):
-    done = run("train", *shlex.split(arguments))
+def test_train_refuses(forked, tmp_path, arguments, parts):
+    (done,) = forked.run(tmp_path, "train", *shlex.split(arguments))
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     message = done.stderr.strip().splitlines()[-1]

@@ -146,8 +146,9 @@ def cut_in_half(root: Path) -> None:
         (None, ["detector=none"], ["detector=c4 or fpn"]),
         (None, ["data=imagenet"], ["holds no boxes", "coco2014"]),
         (None, ["backbone_checkpoint=nowhere.pth"], ["backbone_checkpoint=nowhere.pth", "No such file"]),
+        (None, ["backbone_checkpoint=seed0-*/last.ckpt"], ["seed0-*/last.ckpt", "python -m geexp.train model="]),
         (None, ["detector=fpn", "detector.anchor_sizes=[8]"], ["anchor_sizes", "one size for each"]),
-        (None, ["trainer.limit_val_batches=2"], ["whole split"]),
+        (None, ["trainer.overfit_batches=2"], ["limit_train_batches"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_message(detect, tmp_path, change, arguments, words):
@@ -185,8 +186,35 @@ def test_detectors_side_by_side(trained, tmp_path):
     run, _ = trained
     (row,) = compare_runs([run], out=tmp_path)
     assert row.top1_error is None
-    assert row.cells()[1].startswith("mAP ")
+    assert "|  | mAP | best |" in (tmp_path / "table.md").read_text().replace("| | ", "|  | ")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    runs, left_out = read_runs(run)
-    assert runs == []
-    assert "a detector's run" in left_out[0].reason
+    (read,), left_out = read_runs(run)
+    assert read.detector
+    assert read.figure("map") == row.mean_ap
+    assert left_out == []
+
+
+def test_it_is_measured_again_with_the_same_numbers(trained, forked, tmp_path):
+    run, images = trained
+    arguments = [f"run={run}", f"root={images / 'coco'}", "accelerator=cpu", "workers=0"]
+    (done,) = forked.run(tmp_path, "evaluate", *arguments, "format=json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["identical"] is True
+    assert {key.removeprefix("val/") for key in result["measured"]} == set(NUMBERS)
+    (done,) = forked.run(tmp_path, "evaluate", *arguments)
+    assert "AP50" in done.stdout
+    assert "identical to the record" in done.stdout
+
+
+def test_one_batch_shows_whether_it_runs_at_all(trained, detect, tmp_path):
+    done = detect(*SHORT[:3], "feed.workers=0", "debug=one_batch", GEEXP_DATA=str(trained[1]))
+    assert done.returncode == 0, done.stderr
+    assert len(rows(run_in(tmp_path))) == 1
+
+
+def test_an_analysis_of_it_is_refused_in_one_message(trained, forked, tmp_path):
+    (done,) = forked.run(tmp_path, "analyze", "analysis=gates", f"run={trained[0]}")
+    assert done.returncode == 2
+    assert "detector=c4" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -36,14 +36,14 @@ def equal(a, b, but=("fc.",)):
 
 
 def test_nothing():
-    assert load_backbone(resnet8(), None) == "the backbone starts from nothing"
+    assert load_backbone(resnet8(), None).said == "the backbone starts from nothing"
 
 
 def test_a_run_of_ours(tmp_path):
     path = tmp_path / "last.ckpt"
     network, backbone = checkpoint(path, "ge=theta", "ge.extent=4"), resnet8(ge="theta", extent=4)
     assert not equal(network, backbone)
-    said = load_backbone(backbone, path)
+    said = load_backbone(backbone, path).said
     assert equal(network, backbone)
     assert said.endswith("2 of its classifier left out")
     assert str(path) in said
@@ -53,7 +53,7 @@ def test_a_run_of_ours(tmp_path):
 def test_operators_start_new_and_it_is_said(tmp_path):
     path = tmp_path / "last.ckpt"
     network, backbone = checkpoint(path, "ge=none"), resnet8(ge="theta_plus", extent=2, stages=(3, 4))
-    said = load_backbone(backbone, path)
+    said = load_backbone(backbone, path).said
     assert said.endswith("Gather-Excite starts new in conv3_1, conv4_1")
     assert equal(network, backbone)
 
@@ -95,7 +95,7 @@ def resnet50():
 def test_published_weights(published, resnet50, file):
     network, folder = published
     torch.nn.init.zeros_(resnet50.conv1.weight)
-    said = load_backbone(resnet50, folder / file)
+    said = load_backbone(resnet50, folder / file).said
     assert equal(network, resnet50)
     assert said.startswith("265 tensors loaded from ")
     assert said.endswith("2 of its classifier left out; Gather-Excite starts new in conv5_1, conv5_2, conv5_3")
@@ -104,7 +104,7 @@ def test_published_weights(published, resnet50, file):
 def test_where_the_strides_are_is_said(published, resnet50):
     stride = resnet50.layer2[0].conv1.stride
     resnet50.layer2[0].conv1.stride = (2, 2)
-    said = load_backbone(resnet50, published[1] / "model.safetensors")
+    said = load_backbone(resnet50, published[1] / "model.safetensors").said
     resnet50.layer2[0].conv1.stride = stride
     assert said.endswith("weights belong to stride_in=3x3, and this backbone has 1x1")
 

@@ -180,6 +180,11 @@ def test_longer_is_dearer():
     assert of("experiment=table2_baseline") == pytest.approx(300 * 1_281_167 * 3.86)
     assert of("experiment=table2_baseline", "trainer.devices=8") == of("experiment=table2_baseline") / 8
     assert of("experiment=table2_baseline", "scale=imagenet100") == pytest.approx(30 * 128_116 * 3.86 / 4)
+    # A detector: conv1 to conv4 on 600x800 pixels, conv5 on 128 regions.
+    each = (3.86 - 0.732) * 600 * 800 / 224**2 + 128 * 0.732
+    assert of("experiment=coco_baseline") == pytest.approx(320_000 * 8 * each)
+    pyramid = 3.86 * 800 * (800 * 4 / 3) / 224**2 + 512 * (7 * 7 * 256 * 1024 + 1024 * 1024) / 1e9
+    assert of("experiment=coco_baseline", "detector=fpn") == pytest.approx(320_000 * 8 * pyramid)
     assert of("experiment=table5_resnet110_cifar10_se") == pytest.approx(64_000 * 128 * 0.253)
 
 

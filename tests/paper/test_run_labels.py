@@ -37,6 +37,16 @@ from geexp.paper.run_labels import network_label, run_name, run_tags
         ("experiment=table5_wrn16_8_cifar100_se", "Table 5: SE, WRN-16-8, cifar100, seed 0", "table5 se cifar100"),
         ("experiment=figure4_theta", "Figure 4: GE-θ, seed 0", "figure4 theta imagenet"),
         (
+            "experiment=coco_theta_e8 data.root=/data/coco trainer.devices=8",
+            "COCO: GE-θ (E8), seed 0",
+            "coco theta coco2014",
+        ),
+        (
+            "experiment=coco_baseline backbone_checkpoint=resnet50.pth",
+            "ResNet-50 baseline, coco2014, coco_faster_rcnn, seed 0",
+            "none coco2014",
+        ),
+        (
             "ge=theta_minus ge.extent=4 ge.pool=max debug=one_batch",
             "ResNet-8 GE-θ⁻ (E4, max), fashion_mnist_mini, demo, debug=one_batch, seed 0",
             "theta_minus fashion_mnist_mini",

@@ -66,7 +66,7 @@ def test_what_is_not_run_has_its_command(shown):
     assert command in [button.get("data-copy") for button in shown.by_id("table-2").iter("button")]
     assert "experiment=table2_theta " not in text(shown.by_id("table-2"))
     assert shown.rows("detection")["GE-θ (E8)"] == ["28.6", "not run", "–"]
-    assert "Not run: not built yet (part 7)" in text(shown.by_id("detection"))
+    assert "experiment=coco_theta_e8 data.root=/data/coco" in text(shown.by_id("detection-commands"))
 
 
 def test_other_protocols_stand_apart_with_what_differs(shown):

@@ -29,13 +29,13 @@ from geexp.training.optimizer import make_sgd
 STEPS = 6
 BARE, LIGHTNING = "bare loop", "geexp.train"
 _REMARKS = [
-    "processor time of a step, one thread. The bare loop: batch, forward, cross-entropy, backward, fused SGD; it counts "
-    "no errors, watches no loss, and answers no signal.",
+    "processor time of a step, one thread. The bare loop: batch, forward, cross-entropy, backward, fused SGD; it "
+    "counts no errors, watches no loss, and answers no signal.",
 ]
 
 
 class InterleavedLoop(pl.Callback):
-    """Writes to ``path``, as JSON, the processor seconds of a step of every epoch: the trainer's and the bare loop's."""
+    """Writes to ``path``, as JSON, the processor seconds of a step in every epoch, by whose step it was."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)

@@ -11,7 +11,8 @@ class BackboneFacts:
     """Where a backbone is defined (a function of its own name in ``module``), and its home setting.
 
     ``stages`` are numbered as in the papers: conv2_x is stage 2. ``image_size`` and ``num_classes`` are those of the
-    data set that the network was designed for, in which its complexity is counted: ``gmacs`` for one image, without GE.
+    data set that the network was designed for, in which its complexity is counted: ``gmacs`` for one image, without GE,
+    ``last_gmacs`` of these in its last stage.
     """
 
     module: str
@@ -19,6 +20,7 @@ class BackboneFacts:
     image_size: int
     num_classes: int
     gmacs: float
+    last_gmacs: float | None = None
 
 
 _IMAGENET = {"image_size": 224, "num_classes": 1000}
@@ -26,11 +28,15 @@ _CIFAR = {"stages": (2, 3, 4), "image_size": 32, "num_classes": 10}
 
 BACKBONES: dict[str, BackboneFacts] = {
     **{
-        name: BackboneFacts("geexp.backbones.resnet", stages=(2, 3, 4, 5), gmacs=gmacs, **_IMAGENET)
+        name: BackboneFacts("geexp.backbones.resnet", stages=(2, 3, 4, 5), gmacs=gmacs, last_gmacs=0.732, **_IMAGENET)
         for name, gmacs in (("resnet50", 3.86), ("resnet101", 7.57), ("resnet152", 11.28))
     },
-    "shufflenet_g3": BackboneFacts("geexp.backbones.shufflenet", stages=(2, 3, 4), gmacs=0.1375, **_IMAGENET),
-    "resnet10_slim": BackboneFacts("geexp.backbones.small_resnet", stages=(2, 3, 4, 5), gmacs=0.0727, **_IMAGENET),
+    "shufflenet_g3": BackboneFacts(
+        "geexp.backbones.shufflenet", stages=(2, 3, 4), gmacs=0.1375, last_gmacs=0.0324, **_IMAGENET
+    ),
+    "resnet10_slim": BackboneFacts(
+        "geexp.backbones.small_resnet", stages=(2, 3, 4, 5), gmacs=0.0727, last_gmacs=0.0112, **_IMAGENET
+    ),
     **{
         name: BackboneFacts("geexp.backbones.preact_resnet", gmacs=gmacs, **_CIFAR)  # type: ignore[arg-type]
         for name, gmacs in (

@@ -51,10 +51,10 @@ def check_detection(config: TrainConfig) -> None:
     augmentation = data.augmentation
     if augmentation.crop is not None or augmentation.rotation or augmentation.jitter:
         raise ConfigError("data/augmentation: boxes can only be mirrored so far; choose mirror or none.")
-    if config.trainer.limit_val_batches is not None or config.trainer.overfit_batches:
+    if config.trainer.overfit_batches:
         raise ConfigError(
-            "trainer.limit_val_batches and overfit_batches: COCO's numbers are of a whole split; leave them out. "
-            "trainer.limit_train_batches shortens the epochs."
+            "trainer.overfit_batches: a detection set is read whole; trainer.limit_train_batches and limit_val_batches "
+            "shorten the epochs."
         )
     if config.trainer.compile:
         raise ConfigError("trainer.compile=true: a detector's shapes change from image to image; leave it out.")
@@ -82,24 +82,60 @@ def check_detection(config: TrainConfig) -> None:
 
 
 def detector_identity(config: TrainConfig) -> dict[str, Any]:
-    """What makes a detector's result, beside what a classifier has, too.
-
-    Raises:
-        ConfigError: if the weights to start from are not there.
-    """
+    """What makes a detector's result, beside what a classifier has, too: the weights to start from by their content."""
     return asdict(config.detector) | {"backbone": _fingerprint(config.backbone_checkpoint)}
 
 
-@lru_cache
-def _fingerprint(path: str | None) -> str:
-    """Of a file of weights, wherever it lies: the start of its SHA-256."""
-    if path is None:
+def require_backbone(config: TrainConfig) -> None:
+    """Raise ``ConfigError`` if the weights that a detector starts from are not there, or could be several."""
+    if is_detection(config) and config.backbone_checkpoint is not None:
+        backbone_file(config)
+
+
+def backbone_file(config: TrainConfig) -> Path:
+    """The file of ``backbone_checkpoint``, which may be a pattern (``*``) that fits one file only.
+
+    Raises:
+        ConfigError: if there is none, or more than one.
+    """
+    given = str(config.backbone_checkpoint)
+    files = _files(given)
+    if len(files) == 1:
+        return files[0]
+    if files:
+        named = ", ".join(map(str, files))
+        raise ConfigError(f"backbone_checkpoint={given}: fits {len(files)} files, {named}. Say which.")
+    ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")
+    raise ConfigError(
+        f"backbone_checkpoint={given}: No such file. It is a classification run's checkpoint, "
+        "<run>/checkpoints/last.ckpt, or a file of weights of torchvision or timm (.pth, .safetensors). Such a run is "
+        f"trained by python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
+    )
+
+
+def _files(given: str) -> list[Path]:
+    path = Path(given).expanduser()
+    if "*" not in given:
+        return [path] if path.is_file() else []
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))
+
+
+def _fingerprint(given: str | None) -> str:
+    """Of a file of weights, wherever it lies: the start of its SHA-256. A plan can be made before it is there."""
+    if given is None:
         return "nothing"
+    files = _files(given)
+    if len(files) != 1:
+        return "missing"
+    status = files[0].stat()
+    return _digest(files[0], status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _digest(path: Path, changed: int, size: int) -> str:
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(
-            f"backbone_checkpoint={path}: {error.strerror}. It is a classification run's checkpoint, "
-            "<run>/checkpoints/best.ckpt, or a file of weights of torchvision or timm (.pth, .safetensors)."
-        ) from error
+        raise ConfigError(f"backbone_checkpoint={path}: {error.strerror}.") from error

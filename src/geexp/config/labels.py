@@ -25,4 +25,6 @@ def model_label(name: str) -> str:
     """``ResNet-50`` for ``resnet50``, ``WRN-16-8`` for ``wrn16_8``."""
     if name == "shufflenet_g3":
         return "ShuffleNet"
+    if name == "resnet10_slim":
+        return "ResNet-10 slim"
     return re.sub(r"wrn(\d+)_(\d+)", r"WRN-\1-\2", re.sub(r"resnet(\d+)", r"ResNet-\1", name))

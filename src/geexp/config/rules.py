@@ -1,35 +1,29 @@
 """What a composed configuration must fulfil beyond keys and types. Every rule raises ``ConfigError``."""
 
 import math
-import re
 from collections.abc import Collection
 
 from geexp.config.catalog import BACKBONES, DATASETS, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
-from geexp.config.detection import check_detection
+from geexp.config.detection import check_detection, is_detection
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
-    CheckDataConfig,
-    ComplexityConfig,
-    DashboardConfig,
     DataConfig,
-    DetectConfig,
-    EvaluateConfig,
     FeedConfig,
     GatherExciteConfig,
     LauncherConfig,
     LoggerConfig,
     ModelConfig,
     OptimConfig,
-    PackConfig,
     RecipeConfig,
-    ReportConfig,
     ScheduleConfig,
     TrainConfig,
     TrainerConfig,
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+# torch.compile's; reduce-overhead replays CUDA graphs.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FEEDS = ("reference", "folder", "pack", "resident", "coco")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 DECODERS = ("auto", "torchvision", "torchcodec", "simplejpeg", "pil")
@@ -62,7 +56,8 @@ def check_train(config: TrainConfig) -> None:
             f"trainer.max_epochs={planned}: schedule={config.schedule.name} is over after {epochs} epochs. "
             "For a longer run set schedule.epochs."
         )
-    if batchnorm_batch(config) < 2:
+    # A detector's BN is frozen, or sees the many places of large maps; one image a device is usual.
+    if batchnorm_batch(config) < 2 and not is_detection(config):
         raise ConfigError(
             f"optim.batch_size={config.optim.batch_size} leaves one image per device; batch normalisation needs two. "
             "Use fewer trainer.devices, a smaller trainer.accumulate, or trainer.sync_batchnorm=true."
@@ -71,67 +66,6 @@ def check_train(config: TrainConfig) -> None:
         raise bad_value("resume", config.resume, ("auto", "true", "false"))
     if config.force and config.resume is True:
         raise ConfigError("force=true starts the run over and resume=true goes on with it: choose one of the two.")
-
-
-def check_complexity(config: ComplexityConfig) -> None:
-    check_model(config.model)
-    check_ge(config.ge, config.model)
-    if config.table is not None:
-        check_choice("table", config.table, (1, 2, 3, 4))
-        for key, usual in (("image_size", None), ("num_classes", None), ("in_channels", 3)):
-            if getattr(config, key) != usual:
-                raise ConfigError(
-                    f"{key}={getattr(config, key)}: a table has its own networks and setting; leave it out."
-                )
-    check_choice("format", config.format, ("text", "json"))
-    for key in ("image_size", "num_classes"):
-        if getattr(config, key) is not None:
-            check_at_least(key, getattr(config, key), 1)
-    check_at_least("in_channels", config.in_channels, 1)
-
-
-def check_evaluate(config: EvaluateConfig) -> None:
-    if bool(config.run) == bool(config.checkpoint):
-        raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
-    check_choice("which", config.which, ("best", "last"))
-    check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
-    check_at_least("devices", config.devices, 1)
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 0)
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_detect(config: DetectConfig) -> None:
-    check_choice("mode", config.mode, ("train", "predict"))
-    if not config.run:
-        raise ConfigError("say of which detector: mode=predict run=<its run's folder>.")
-    check_choice("which", config.which, ("best", "last"))
-    check_at_least("most", config.most, 1)
-    if not 0 <= config.least_score <= 1:
-        raise ConfigError(f"least_score={config.least_score}: must be from 0 to 1.")
-    check_choice("accelerator", config.accelerator, ("auto", "cpu", "gpu"))
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_report(config: ReportConfig) -> None:
-    if config.table is not None:
-        check_choice("table", config.table, tuple(range(1, 7)))
-    for key in ("tables", "figures"):
-        check_choice(key, getattr(config, key), ("all", "none"))
-    if not config.runs:
-        raise ConfigError("runs is empty: say in which folder the runs are, as in runs=outputs.")
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_dashboard(config: DashboardConfig) -> None:
-    if config.name is None:
-        raise ConfigError("say of which sweep, as in sweep=table2.")
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
-    if not config.project:
-        raise ConfigError("project is empty: say which one at W&B, as in project=geexp.")
-    if config.out is not None and not config.dry_run:
-        raise ConfigError(f"out={config.out}: a file is written with dry_run=true only.")
 
 
 def check_scale(scale: str | None, data: DataConfig) -> None:
@@ -340,6 +274,14 @@ def check_trainer(trainer: TrainerConfig) -> None:
         check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
     if trainer.sync_batchnorm and trainer.accelerator == "cpu":
         raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
+    check_choice("trainer.compile_mode", trainer.compile_mode, COMPILE_MODES)
+    if trainer.compile_mode != "default" and not trainer.compile:
+        raise ConfigError(f"trainer.compile_mode={trainer.compile_mode}: has an effect with trainer.compile=true only.")
+    if trainer.compile_mode == "reduce-overhead" and trainer.accumulate > 1:
+        raise ConfigError(
+            "trainer.compile_mode=reduce-overhead: a CUDA graph writes its gradients where the last ones are, and "
+            f"trainer.accumulate={trainer.accumulate} has to keep these. Leave one of the two out."
+        )
     for key in ("max_epochs", "checkpoint_every_n_steps"):
         if getattr(trainer, key) is not None:
             check_at_least(f"trainer.{key}", getattr(trainer, key), 1)
@@ -387,30 +329,3 @@ def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
 def check_at_least(key: str, value: float, least: float) -> None:
     if not least <= value < math.inf:  # written so that NaN fails
         raise ConfigError(f"{key}={value}: must be at least {least} and finite.")
-
-
-def check_pack(config: PackConfig) -> None:
-    if config.data.keep_classes is not None:
-        raise ConfigError(
-            f"data.keep_classes={config.data.keep_classes}: a pack has all the classes; say so in training, which then "
-            "reads no more than their images. Leave it out here."
-        )
-    check_data(config.data)
-    if not DATASETS[config.data.name]:
-        raise ConfigError(
-            f"data={config.data.name}: its images are small and lie in one file already; there is nothing to pack. "
-            f"Train with feed={config.data.default_feed}."
-        )
-    check_choice("source", config.source, ("auto", "folders", "archives"))
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 1)
-    check_choice("on_error", config.on_error, ("stop", "skip"))
-    check_choice("format", config.format, ("text", "json"))
-
-
-def check_data_check(config: CheckDataConfig) -> None:
-    check_data(config.data)
-    check_feed(config.feed, config.data)
-    if config.workers is not None:
-        check_at_least("workers", config.workers, 1)
-    check_choice("format", config.format, ("text", "json"))

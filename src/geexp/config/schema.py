@@ -132,6 +132,7 @@ class TrainerConfig:
     deterministic: bool = False
     channels_last: bool = True
     compile: bool = False
+    compile_mode: str = "default"
     checkpoint_every_n_steps: int | None = 1000
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None

@@ -32,3 +32,11 @@ AP = Score("val/AP", "mAP", lower_is_better=False)
 def score_of(metrics: Mapping[str, Any]) -> Score:
     """The one that these metrics are judged by."""
     return AP if AP.key in metrics else TOP1_ERROR
+
+
+def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """COCO's twelve of a detector, in percent; a dash where there is no object of that size."""
+    numbers = {
+        key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith(("val/AP", "val/AR"))
+    }
+    return [(name, "    -" if value is None else f"{value:5.1f}") for name, value in numbers.items()]

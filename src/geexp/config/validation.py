@@ -18,16 +18,7 @@ from omegaconf.errors import (
 from geexp.config.analyses import check_analyze
 from geexp.config.benchmark import check_benchmark
 from geexp.config.errors import ConfigError, unknown_key
-from geexp.config.rules import (
-    check_complexity,
-    check_dashboard,
-    check_data_check,
-    check_detect,
-    check_evaluate,
-    check_pack,
-    check_report,
-    check_train,
-)
+from geexp.config.rules import check_train
 from geexp.config.schema import (
     AnalyzeConfig,
     BenchmarkConfig,
@@ -39,6 +30,15 @@ from geexp.config.schema import (
     PackConfig,
     ReportConfig,
     TrainConfig,
+)
+from geexp.config.tool_rules import (
+    check_complexity,
+    check_dashboard,
+    check_data_check,
+    check_detect,
+    check_evaluate,
+    check_pack,
+    check_report,
 )
 
 T = TypeVar("T")

@@ -24,16 +24,15 @@ from geexp.data.reading import (
 )
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
 from geexp.data.resident_feed import ResidentImages, read_resident
+from geexp.data.resumable import ResumableFeed
 
 log = logging.getLogger(__name__)
 
 
-class Feed:
-    """What Lightning iterates over. One iteration is one epoch, or what is left of it after a checkpoint.
+class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
+    """Batches of (images, labels), and what could not be read on the way.
 
     Nothing is read before the first batch is asked for: Lightning makes iterators before it says which epoch it is.
-    Its position goes into checkpoints by Lightning's protocol for stateful loaders, ``state_dict`` and
-    ``load_state_dict``.
 
     Raises:
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
@@ -42,29 +41,17 @@ class Feed:
     def __init__(
         self, batches: Callable[[], Iterator[Batch]], order: TrainingOrder | FixedOrder, on_error: str
     ) -> None:
-        self.sampler = self.batch_sampler = order  # the names by which Lightning finds what to tell the epoch
+        super().__init__(order)
         self.on_error = on_error
         self.skipped: dict[int, Unreadable] = {}
         self.fallbacks = 0
         self._batches = batches
-        self._given = 0
-        self._resume: dict[str, int] | None = None
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order, resume = self.sampler, self._resume
-        self._resume = None
-        # The checkpoint of a finished epoch is resumed in the next one, from its start.
-        order.start = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
-        self._given = order.start
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         before = self.fallbacks
         for batch in self._batches():
             self.fallbacks += batch.fallbacks
             self._note(batch)
-            self._given += 1
             yield batch.images, batch.labels
         if self.fallbacks and not before:
             log.info("to Pillow went what the chosen decoder refused: %d of the images", self.fallbacks)
@@ -85,17 +72,6 @@ class Feed:
                 f"not one of the {len(batch.unreadable)} images of a batch can be read, the last because of: "
                 f"{batch.unreadable[-1].reason}. See python -m geexp.check_data"
             )
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self._given, "images": self.sampler.n}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["images"] != self.sampler.n:
-            raise DataError(
-                f"the training split has {self.sampler.n} images, and had {state['images']} when the checkpoint was "
-                "written: the run cannot go on as it was begun. Bring the images back, or start over with force=true."
-            )
-        self._resume = state
 
 
 def make_feed(

@@ -12,6 +12,7 @@ from geexp.config.errors import DataError
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 from geexp.data.reading import explained_workers
+from geexp.data.resumable import ResumableFeed
 from geexp.detection.coco import CocoImages
 
 
@@ -81,20 +82,14 @@ class DetectionDataset(Dataset):
         return DetectionBatch(list(images), list(targets), [self.images.image_id(index) for _, index in keys])
 
 
-class DetectionFeed:
-    """What Lightning iterates over: batches in an order, by so many worker processes; with none, by this one.
-
-    One iteration is one epoch, or what is left of it after a checkpoint, into which its position goes by Lightning's
-    protocol for stateful loaders, as that of ``geexp.data.feeds.Feed``.
-    """
+class DetectionFeed(ResumableFeed[DetectionBatch]):
+    """Batches in an order, by so many worker processes; with none, by this one."""
 
     def __init__(
         self, dataset: DetectionDataset, order: TrainingOrder | FixedOrder, *, workers: int = 0, pin: bool = False
     ) -> None:
+        super().__init__(order)
         self.dataset = dataset
-        self.sampler = self.batch_sampler = order  # the names by which Lightning finds what to tell the epoch
-        self._given = 0
-        self._resume: dict[str, int] | None = None
         self._loader: DataLoader = DataLoader(
             dataset,
             batch_sampler=order,
@@ -104,31 +99,9 @@ class DetectionFeed:
             pin_memory=pin,
         )
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[DetectionBatch]:
-        order, resume = self.sampler, self._resume
-        self._resume = None
-        # The checkpoint of a finished epoch is resumed in the next one, from its start.
-        order.start = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
-        self._given = order.start
+    def batches(self) -> Iterator[DetectionBatch]:
         with explained_workers():
-            for batch in self._loader:
-                self._given += 1
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self._given, "images": self.sampler.n}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["images"] != self.sampler.n:
-            raise DataError(
-                f"the training split has {self.sampler.n} images, and had {state['images']} when the checkpoint was "
-                "written: the run cannot go on as it was begun. Bring the images back, or start over with force=true."
-            )
-        self._resume = state
+            yield from self._loader
 
 
 def mirrored(boxes: Tensor, *, width: int) -> Tensor:

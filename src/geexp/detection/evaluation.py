@@ -56,11 +56,12 @@ class CocoEvaluator:
     """Collects the detections of a split, each image's once, over all ranks; then compares them with the truth.
 
     Args:
-        images: an evaluation split, of which every image must be shown.
+        images: an evaluation split.
+        whole: every image of it must be shown; otherwise the numbers are of those that are.
     """
 
-    def __init__(self, images: CocoImages) -> None:
-        self.images = images
+    def __init__(self, images: CocoImages, *, whole: bool = True) -> None:
+        self.images, self.whole = images, whole
         self.reset()
 
     def reset(self) -> None:
@@ -82,7 +83,7 @@ class CocoEvaluator:
         """Of the detections of all ranks, which must all ask; the first one computes.
 
         Raises:
-            ValueError: unless every image of the split was shown exactly once.
+            ValueError: unless every image of the split was shown exactly once, or of part of it none twice.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self._computed([self._rows])
@@ -102,7 +103,8 @@ class CocoEvaluator:
     def _computed(self, parts: list[dict[int, np.ndarray]]) -> DetectionScores:
         shown = np.array([image_id for part in parts for image_id in part], dtype=np.int64)
         wanted = np.sort(self.images.image_ids[self.images.indices])
-        if not np.array_equal(np.sort(shown), wanted):
+        expected = wanted if self.whole else np.intersect1d(wanted, shown)
+        if not np.array_equal(np.sort(shown), expected):
             twice = len(shown) - len(np.unique(shown))
             missing = len(np.setdiff1d(wanted, shown))
             raise ValueError(

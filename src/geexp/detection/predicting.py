@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from geexp.config.catalog import DETECTION_SETS
-from geexp.config.detection import is_detection
-from geexp.config.errors import ConfigError, DataError
+from geexp.config.errors import DataError
 from geexp.config.schema import DetectConfig, TrainConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.detection.data import open_split
 from geexp.detection.learner import CLASSES
 from geexp.detection.pictures import save_detections
-from geexp.detection.task import detector_of
-from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
+from geexp.detection.restoring import restore_detector
+from geexp.records.run_files import DETECTIONS
 from geexp.training.evaluation import checkpoint_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -35,7 +34,8 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
         ConfigError: for a run that is no detector's.
     """
     path = checkpoint_of(settings.run, settings.which)
-    detector, config, classes = restore_detector(path)
+    detector, config, checkpoint = restore_detector(path)
+    classes = checkpoint[CLASSES]
     images = _images(settings, config)
     device = torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     detector.to(device).eval()
@@ -44,7 +44,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
         for image in images.values():
             (one,) = detector([image.to(device).float() / 255])
             found.append({key: value.cpu() for key, value in one.items()})
-    out = Path(settings.out).expanduser() if settings.out else path.parents[1] / "detections.png"
+    out = Path(settings.out).expanduser() if settings.out else path.parents[1] / DETECTIONS
     save_detections(out, list(images.values()), found, classes, least_score=settings.least_score)
     said = {
         name: [
@@ -55,26 +55,6 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
         for name, one in zip(images, found, strict=True)
     }
     return said, out
-
-
-def restore_detector(path: Path) -> tuple[nn.Module, TrainConfig, list[str]]:
-    """The trained detector, the configuration of its run, and the names of its classes.
-
-    Raises:
-        DataError: for a file that is no checkpoint of ours.
-        ConfigError: for one of another network than a detector.
-    """
-    checkpoint = load_checkpoint(path)
-    config = configuration_of(path, checkpoint[FORMAT])
-    if not is_detection(config):
-        raise ConfigError(f"{path} is of a run with detector=none, a classifier; python -m geexp.evaluate measures it.")
-    detector = detector_of(config, with_weights=False)
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"checkpoint {path}: its weights do not fit the detector it names. {error}") from error
-    return detector, config, checkpoint[CLASSES]
 
 
 def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:

@@ -1,13 +1,17 @@
 """Detection as a task: Faster R-CNN on the configuration's backbone, images with boxes, COCO's numbers."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from geexp.config.detection import backbone_file
 from geexp.config.errors import ConfigError
+from geexp.config.identity import identity
 from geexp.config.ranks import rank
 from geexp.config.schema import TrainConfig
 from geexp.detection.data import DetectionData
@@ -15,10 +19,23 @@ from geexp.detection.evaluation import CocoEvaluator
 from geexp.detection.faster_rcnn import build_detector
 from geexp.detection.learner import DetectionLearner
 from geexp.detection.pictures import save_precision_recall
-from geexp.detection.weights import load_backbone
+from geexp.detection.weights import Loaded, load_backbone
+from geexp.records.run_files import PRECISION_RECALL
 from geexp.training.network import build_network
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """See ``geexp.training.task.Ending``."""
+
+    path: Path
+
+    def charts(self) -> dict[str, Any]:
+        import wandb
+
+        return {self.path.stem: wandb.Image(str(self.path))}
 
 
 class Detection:
@@ -29,36 +46,62 @@ class Detection:
         return self._data
 
     def module(self, config: TrainConfig) -> DetectionLearner:
-        detector = detector_of(config, with_weights=True)
-        evaluator = CocoEvaluator(self._data.evaluation_images)
+        detector, self._loaded = detector_to_train(config)
+        whole = config.trainer.limit_val_batches is None
+        evaluator = CocoEvaluator(self._data.evaluation_images, whole=whole)
         return DetectionLearner(detector, config.optim, config.schedule, seed=config.seed, evaluator=evaluator)
 
-    def complexity(self, config: TrainConfig, module: Any) -> dict[str, Any]:
-        """Parameters; what a detector computes depends on its images, so it has no one number of MACs."""
+    def facts(self, config: TrainConfig, module: Any) -> dict[str, Any]:
+        """Parameters; what a detector computes depends on its images, so it has no one number of MACs.
+
+        And what its backbone started from: of a run of ours the identity.
+        """
         parameters = list(module.model.parameters())
         learnable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        return {"params": sum(parameter.numel() for parameter in parameters), "learnable": learnable, "macs": None}
+        total = sum(parameter.numel() for parameter in parameters)
+        run = None if self._loaded.run is None else identity(self._loaded.run)
+        file = identity(config)["detector"]["backbone"]
+        return {
+            "complexity": {"params": total, "learnable": learnable, "macs": None},
+            "backbone": {"file": file, "loaded": self._loaded.said, "identity": run},
+        }
 
-    def ending(self, trainer: pl.Trainer, module: DetectionLearner, data: DetectionData, folder: Path) -> None:
+    def ending(
+        self, trainer: pl.Trainer, module: DetectionLearner, data: DetectionData, folder: Path
+    ) -> Picture | None:
         """The precision-recall curves of the last validation, as a picture in the run's folder."""
-        if rank() == 0 and module.scores is not None:
-            save_precision_recall(folder / "precision_recall.png", module.scores)
-            log.info("precision and recall: %s", folder / "precision_recall.png")
+        if rank() != 0 or module.scores is None:
+            return None
+        picture = Picture(folder / PRECISION_RECALL)
+        save_precision_recall(picture.path, module.scores)
+        log.info("precision and recall: %s", picture.path)
+        return picture
 
 
-def detector_of(config: TrainConfig, *, with_weights: bool) -> FasterRCNN:
-    """The detector that a configuration describes; ``with_weights``: its backbone as training begins with it.
+def detector_to_train(config: TrainConfig) -> tuple[FasterRCNN, Loaded]:
+    """The detector that a configuration describes, its backbone as training begins with it; and what that was.
 
     Raises:
-        ConfigError: for what the network refuses.
+        ConfigError: for what the network refuses, and weights that are not there.
         DataError: for weights that do not fit.
     """
     backbone = build_network(config.model, config.ge, config.data)
-    if with_weights:
-        path = None if config.backbone_checkpoint is None else Path(config.backbone_checkpoint).expanduser()
-        said = load_backbone(backbone, path)
-        if rank() == 0:
-            log.info("%s", said)
+    loaded = load_backbone(backbone, None if config.backbone_checkpoint is None else backbone_file(config))
+    if rank() == 0:
+        log.info("%s", loaded.said)
+    return _detector(config, backbone), loaded
+
+
+def untrained_detector(config: TrainConfig) -> FasterRCNN:
+    """The detector that a configuration describes, to load its weights into.
+
+    Raises:
+        ConfigError: for what the network refuses.
+    """
+    return _detector(config, build_network(config.model, config.ge, config.data))
+
+
+def _detector(config: TrainConfig, backbone: nn.Module) -> FasterRCNN:
     settings = config.detector
     try:
         return build_detector(

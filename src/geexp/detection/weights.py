@@ -1,6 +1,7 @@
 """What a detector's backbone starts from: a classification run of ours, a file of weights, or nothing."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -8,12 +9,20 @@ from torch import Tensor, nn
 
 from geexp.backbones.anatomy import blocks, slot, stages
 from geexp.config.errors import DataError
+from geexp.config.schema import TrainConfig
 from geexp.operators import GatherExcite
 from geexp.training.evaluation import restore
 
 
-def load_backbone(backbone: nn.Module, path: Path | None) -> str:
-    """Load weights into ``backbone``, before a detector is built of it, and say in one line what was loaded.
+class Loaded(NamedTuple):
+    """What was loaded and what was not, in one line; and the run of ours that it was of, if it was one."""
+
+    said: str
+    run: TrainConfig | None = None
+
+
+def load_backbone(backbone: nn.Module, path: Path | None) -> Loaded:
+    """Load weights into ``backbone``, before a detector is built of it.
 
     Args:
         path: a checkpoint of a classification run of ours (``.ckpt``); or a dictionary of tensors by parameter name, as
@@ -26,8 +35,12 @@ def load_backbone(backbone: nn.Module, path: Path | None) -> str:
         DataError: for a file that cannot be read as one of these, or that is of another network.
     """
     if path is None:
-        return "the backbone starts from nothing"
-    weights = _of_run(backbone, path) if path.suffix == ".ckpt" else _of_file(path)
+        return Loaded("the backbone starts from nothing")
+    run = None
+    if path.suffix == ".ckpt":
+        weights, run = _of_run(backbone, path)
+    else:
+        weights = _of_file(path)
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
     operators = _operators(backbone)
     new = {
@@ -59,12 +72,13 @@ def load_backbone(backbone: nn.Module, path: Path | None) -> str:
     first = stages(backbone)[3][0]
     if path.suffix != ".ckpt" and getattr(getattr(first, "conv1", None), "stride", None) == (2, 2):
         said.append("note that torchvision's and timm's weights belong to stride_in=3x3, and this backbone has 1x1")
-    return "; ".join(said)
+    return Loaded("; ".join(said), run)
 
 
-def _of_run(backbone: nn.Module, path: Path) -> dict[str, Tensor]:
+def _of_run(backbone: nn.Module, path: Path) -> tuple[dict[str, Tensor], TrainConfig]:
     """The network's weights, if it is the backbone's in what parameters do not show: strides, extents, pooling."""
-    source = restore(path)[0].model
+    classifier, run, _ = restore(path)
+    source = classifier.model
     operators, its_operators = _operators(backbone), _operators(source)
     for name, (_, operator) in operators.items():
         if name in its_operators and _said_of(operator) != _said_of(its_operators[name][1]):
@@ -89,7 +103,7 @@ def _of_run(backbone: nn.Module, path: Path) -> dict[str, Tensor]:
             f"weights {path}: that network has the stride {its_convolutions[moved[0]]} where the backbone has "
             f"{own_convolutions[moved[0]]}, in {moved[0]}. Give the backbone the same model.stride_in."
         )
-    return source.state_dict()
+    return source.state_dict(), run
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:

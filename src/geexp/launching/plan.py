@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from geexp.config.detection import require_backbone
 from geexp.config.errors import UserError
 from geexp.config.identity import ge_slug
 from geexp.data.presence import require_data
@@ -55,11 +56,12 @@ def labels(jobs: Sequence[Job]) -> list[str]:
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if the images of a job that is to be trained are not there."""
+    """Raise ``ConfigError`` if what a job that is to be trained needs is not there: images, a detector's backbone."""
     for row in rows:
         if row.to_train:
             try:
                 require_data(row.job.config.data, row.job.config.feed)
+                require_backbone(row.job.config)
             except UserError as error:
                 raise type(error)(f"{row.label}: {error}") from error
 

@@ -11,6 +11,7 @@ from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.paper.numbers import network_of, paper, table_rows
 
 TABLES = (1, 2, 3, 4, 5, 6)
+DETECTION = "detection"  # the experiment on COCO, whose two numbers stand in no table
 FIGURES = (2, 4, 6)  # those that are drawn from errors
 
 # What the presets choose beyond the network (DEFINITIONS: which table is trained how).
@@ -19,22 +20,26 @@ _SHUFFLENET = ("data=imagenet", "schedule=shufflenet400", "optim=paper")
 _FIXED = ("data=imagenet", "schedule=fixed100", "optim=paper")
 _PREACT = ("schedule=preact_cifar", "optim=cifar")
 _WRN = ("schedule=wrn_cifar", "optim=wrn")
+_COCO = ("model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco")
 
 # How a batch was cut among devices, and in which precision it was computed, leaves the protocol what it is.
 OF_THE_HARDWARE = frozenset({"optim.batchnorm_batch", "optim.accumulate", "trainer.precision"})
+# A detector's backbone is told by the run that it is of (``Training.backbone``), not by its file's content.
+_NOT_COMPARED = OF_THE_HARDWARE | {"detector.backbone"}
 
 
 @dataclass(frozen=True)
 class Training:
     """What the paper trained for a row or a curve.
 
-    ``preset`` is the experiment of ``conf/experiment`` that trains it.
+    ``preset`` is the experiment of ``conf/experiment`` that trains it, ``backbone`` what a detector starts from.
     """
 
     preset: str
     model: str
     ge: GatherExciteConfig
     protocol: tuple[str, ...]
+    backbone: "Training | None" = None
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -54,7 +59,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number that the paper prints: top-1 or top-5 error in percent."""
+    """A number that the paper prints, in percent: ``top1`` or ``top5`` error, or a detector's ``map``."""
 
     column: str
     metric: str
@@ -73,19 +78,23 @@ class Row:
 
 def network_key(leaves: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The part of an identity with dotted keys that is the network."""
-    return tuple(sorted((k, str(v)) for k, v in leaves.items() if k.startswith(("model.", "ge."))))
+    return tuple(
+        sorted((k, str(v)) for k, v in leaves.items() if k.startswith(("model.", "ge.")) or k == "detector.layout")
+    )
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys, beyond those of the hardware, in which two identities differ, with both values."""
-    keys = (ours.keys() | theirs.keys()) - OF_THE_HARDWARE
+    keys = (ours.keys() | theirs.keys()) - _NOT_COMPARED
     return {key: (ours.get(key), theirs.get(key)) for key in sorted(keys) if ours.get(key) != theirs.get(key)}
 
 
 @cache
-def rows_of(table: int) -> tuple[Row, ...]:
-    """The rows of a table in the paper's order."""
-    return tuple(_table5() if table == 5 else _imagenet(table))
+def rows_of(table: int | str) -> tuple[Row, ...]:
+    """The rows of a table, or of ``DETECTION``, in the paper's order."""
+    if table == DETECTION:
+        return tuple(_detection())
+    return tuple(_table5() if table == 5 else _imagenet(int(table)))
 
 
 def _imagenet(table: int) -> Iterator[Row]:
@@ -122,6 +131,15 @@ def _table5() -> Iterator[Row]:
         yield Row(row["label"], tuple(cells), {})
 
 
+def _detection() -> Iterator[Row]:
+    for row in paper()[DETECTION]["rows"]:
+        extent = row["extent"] or "global"
+        ge = GatherExciteConfig(row["ge"], extent)
+        name = "baseline" if row["ge"] == "none" else f"{row['ge']}_e{extent}"
+        training = Training(f"coco_{name}", row["model"], ge, _COCO, backbone=curves_of(2)[name])
+        yield Row(row["label"], (Cell("map", "map", row["map"], training),), {})
+
+
 @cache
 def curves_of(figure: int) -> dict[str, Training]:
     """The trainings of Figure 2, 4 or 6 by the names of their presets."""
@@ -143,6 +161,6 @@ def curves_of(figure: int) -> dict[str, Training]:
 @cache
 def trainings() -> tuple[Training, ...]:
     """All that the paper trained for tables and curves, one that stands in several places as often."""
-    of_cells = (cell.training for table in TABLES for row in rows_of(table) for cell in row.cells)
+    of_cells = (cell.training for table in (*TABLES, DETECTION) for row in rows_of(table) for cell in row.cells)
     of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
     return (*of_cells, *of_curves)

@@ -7,7 +7,9 @@ from textwrap import shorten
 from geexp.config.identity import data_slug, effective_ge, flat, identity
 from geexp.config.labels import ge_label, model_label
 from geexp.config.schema import ModelConfig, TrainConfig
-from geexp.paper.rows import FIGURES, TABLES, Training, curves_of, differing, rows_of
+from geexp.paper.rows import DETECTION, FIGURES, TABLES, Training, curves_of, differing, rows_of
+
+COCO = "coco"  # the sweep of the detection experiment, and the tag of its runs
 
 # Choices that change what is trained and show in nothing else of a name.
 _TELLING_CHOICES = ("optim", "debug", "data/augmentation", "callbacks")
@@ -19,8 +21,8 @@ def network_label(config: TrainConfig) -> str:
 
 
 def run_label(config: TrainConfig, typed: Sequence[str] = ()) -> str:
-    """``Table 2: GE-θ`` for a run of the paper; else, as ``ResNet-50 GE-θ, imagenet, plateau, optim.lr=0.2``, its
-    network, data, schedule, and what of the words ``typed`` made it another.
+    """``Table 2: GE-θ`` or ``COCO: GE-θ (E8)`` for a run of the paper; else its network, data, schedule, and what of
+    the words ``typed`` made it another, as in ``ResNet-50 GE-θ, imagenet, plateau, optim.lr=0.2``.
 
     A run that is in several tables goes by the row of the table that it is trained for, or of the first.
     """
@@ -28,7 +30,8 @@ def run_label(config: TrainConfig, typed: Sequence[str] = ()) -> str:
     if not shown:
         return ", ".join([network_label(config), data_slug(config), config.schedule.name, *_telling(config, typed)])
     where = config.logger.group if config.logger.group in shown else next(iter(shown))
-    return f"{where[:-1].capitalize()} {where[-1]}: {shown[where]}"
+    name = "COCO" if where == COCO else f"{where[:-1].capitalize()} {where[-1]}"
+    return f"{name}: {shown[where]}"
 
 
 def run_name(config: TrainConfig, typed: Sequence[str] = ()) -> str:
@@ -42,7 +45,8 @@ def run_tags(config: TrainConfig) -> list[str]:
 
 
 def rows_filled(config: TrainConfig) -> dict[str, str]:
-    """The labels of the rows that the run fills, by ``table1`` … ``table6``, and of its curves, by ``figure2`` …"""
+    """The labels of the rows that the run fills, by ``table1`` … ``table6``, ``coco``, and of its curves, by
+    ``figure2`` … A detector is taken for the paper's if it starts from a run of ours."""
     leaves = flat(identity(replace(config, seed=0)))
     shown: dict[str, str] = {}
     for where, label, training in _places():
@@ -60,6 +64,8 @@ def _places() -> Iterator[tuple[str, str, Training]]:
                 model, _, data = cell.column.partition(" ")
                 column = f", {model_label(model)}, {data}" if data else ""
                 yield f"table{table}", row.label + column, cell.training
+    for row in rows_of(DETECTION):
+        yield COCO, row.label, row.cells[0].training
     for figure in FIGURES:
         for training in curves_of(figure).values():
             yield f"figure{figure}", ge_label(effective_ge(training.ge, ModelConfig(training.model))), training
@@ -70,6 +76,7 @@ def _same_names(config: TrainConfig, training: Training) -> bool:
     names = {f"data={config.data.name}", f"schedule={config.schedule.name}"}
     return (
         training.model == config.model.name
+        and (training.backbone is None or str(config.backbone_checkpoint).endswith(".ckpt"))
         and effective_ge(training.ge, config.model) == effective_ge(config.ge, config.model)
         and names <= set(training.protocol)
     )

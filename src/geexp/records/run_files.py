@@ -11,6 +11,7 @@ from geexp.records.whole_file import whole_file
 RESULT = "result.json"
 HISTORY = "history.jsonl"
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+PRECISION_RECALL, DETECTIONS = "precision_recall.png", "detections.png"  # a detector's pictures
 
 
 def checkpoint_folder(run: Path) -> Path:

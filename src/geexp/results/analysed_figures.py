@@ -80,5 +80,5 @@ def _commands(figure: AnalysedFigure, training: Training, runs: Runs) -> list[st
 
 def command_for(training: Training) -> str:
     """What trains it."""
-    root = "/data/imagenet" if training.config.data.name == "imagenet" else "/data"
+    root = {"imagenet": "/data/imagenet", "coco2014": "/data/coco"}.get(training.config.data.name, "/data")
     return f"python -m geexp.train experiment={training.preset} data.root={root} trainer=gpu"

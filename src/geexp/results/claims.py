@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import ttest_ind
 
 from geexp.config.catalog import BACKBONES
-from geexp.paper.rows import OF_THE_HARDWARE, Training, curves_of, rows_of, trainings
+from geexp.paper.rows import DETECTION, OF_THE_HARDWARE, Training, curves_of, rows_of, trainings
 from geexp.results.measured import Runs, one_per_seed
 from geexp.results.runs import Run
 
@@ -33,6 +33,12 @@ class Claim:
     pairs: tuple[tuple[Training, Training], ...]
     equal: bool = False
     anywhere: str | None = None
+    metric: str = "top1"
+
+    def sample(self, runs: Sequence[Run]) -> list[float]:
+        """Of which less is better."""
+        sign = -1 if self.metric == "map" else 1
+        return [sign * run.figure(self.metric) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Judgement:
 
 
 def claims() -> list[Claim]:
-    """The paper's statements about errors, in its order."""
+    """The paper's statements about errors and about detection, in its order."""
     figure2 = curves_of(2)
     extents = ("e2", "e4", "e8", "global")
     found = [
@@ -102,12 +108,16 @@ def claims() -> list[Claim]:
             anywhere="Average pooling beats max pooling",
         )
     )
+    baseline_detector, ge_detector = (row.cells[0].training for row in rows_of(DETECTION))
+    found.append(
+        Claim("GE-θ improves Faster R-CNN on COCO", "detection", ((ge_detector, baseline_detector),), metric="map")
+    )
     return found
 
 
 def judge_all(runs: Runs, everything: Sequence[Run]) -> list[Judgement]:
     """Every claim in the paper's own protocol, and in each other setting whose runs can say something about it."""
-    settings = _settings(everything)
+    settings = _settings([run for run in everything if not run.detector])
     found = []
     for claim in claims():
         found.append(judge(claim, "the paper's protocol", runs.faithful))
@@ -124,11 +134,12 @@ def judge(claim: Claim, setting: str, runs_of: Callable[[Training], list[Run]]) 
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         return Judgement(claim, setting, CANNOT_TELL, f"not run: {some}")
-    samples = [([r.error("top1") for r in runs_of(a)], [r.error("top1") for r in runs_of(b)]) for a, b in claim.pairs]
+    samples = [(claim.sample(runs_of(a)), claim.sample(runs_of(b))) for a, b in claim.pairs]
     seeds = min(len(sample) for pair in samples for sample in pair)
     differences = [sum(a) / len(a) - sum(b) / len(b) for a, b in samples]
     worst = max(differences, key=abs) if claim.equal else max(differences)
-    said = f"difference {worst:+.2f} points" + (" at the least favourable" if len(samples) > 1 else "")
+    shown = -worst if claim.metric == "map" else worst
+    said = f"difference {shown:+.2f} points" + (" at the least favourable" if len(samples) > 1 else "")
     if seeds < 2:
         return Judgement(claim, setting, CANNOT_TELL, f"{said}; one seed has no spread to compare it with")
     test = "two one-sided Welch t-tests" if claim.equal else "one-sided Welch t-test"

@@ -15,8 +15,6 @@ from geexp.config.score import AP, TOP1_ERROR, score_of
 from geexp.records.run_files import read_history, read_result
 from geexp.results.style import VARIANT_STYLE
 
-HEADINGS = ("top-1 error", "best", "parameters", "MACs", "seconds")
-
 
 @dataclass(frozen=True)
 class Row:
@@ -35,10 +33,8 @@ class Row:
     def cells(self) -> list[str]:
         if self.params is None:
             return [self.label, "not finished", *[""] * 4]
-        if self.top1_error is not None:
-            figures = [f"{self.top1_error:.2f} %", f"{self.best_top1_error:.2f} %"]
-        else:
-            figures = [f"mAP {self.mean_ap:.2f} %", f"mAP {self.best_mean_ap:.2f} %"]
+        both = (self.mean_ap, self.best_mean_ap) if self.top1_error is None else (self.top1_error, self.best_top1_error)
+        figures = [f"{figure:.2f} %" for figure in both]
         macs = "" if self.macs is None else f"{self.macs:,}"
         return [self.label, *figures, f"{self.params:,}", macs, f"{self.seconds:.0f}"]
 
@@ -155,10 +151,17 @@ def _title(results: dict[Path, dict[str, Any] | None]) -> str:
     return ", ".join(parts + [f"scale {scale}" for scale in scales])
 
 
+def _headings(rows: list[Row]) -> list[str]:
+    of_classifiers = "top-1 error" if any(row.mean_ap is None for row in rows) else None
+    of_detectors = "mAP" if any(row.mean_ap is not None for row in rows) else None
+    judged_by = " or ".join(filter(None, [of_classifiers, of_detectors]))
+    return [judged_by, "best", "parameters", "MACs", "seconds"]
+
+
 def _print(rows: list[Row], title: str) -> None:
     table = Table(title=title)
     table.add_column("", overflow="fold")  # a label that is cut may be the same as another
-    for heading in HEADINGS:
+    for heading in _headings(rows):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row.cells())
@@ -166,6 +169,7 @@ def _print(rows: list[Row], title: str) -> None:
 
 
 def _markdown(rows: list[Row], title: str) -> str:
-    lines = [f"{title}\n", f"| | {' | '.join(HEADINGS)} |", f"|---|{'---:|' * len(HEADINGS)}"]
+    headings = _headings(rows)
+    lines = [f"{title}\n", f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(headings)}"]
     lines += [f"| {' | '.join(row.cells())} |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -12,14 +12,14 @@ from geexp.results.runs import Run
 
 @dataclass(frozen=True)
 class Measured:
-    """Errors of the runs that repeat one training with different seeds, in percent, by seed."""
+    """A figure of the runs that repeat one training with different seeds, in percent, by seed."""
 
     runs: tuple[Run, ...]
     metric: str
 
     @property
     def values(self) -> list[float]:
-        return [run.error(self.metric) for run in self.runs]
+        return [run.figure(self.metric) for run in self.runs]
 
     @property
     def n(self) -> int:

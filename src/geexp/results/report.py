@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from geexp.paper.numbers import paper
-from geexp.paper.rows import rows_of
+from geexp.paper.rows import DETECTION, rows_of
 from geexp.results.analysed_figures import command_for
 from geexp.results.claims import Judgement, judge_all
 from geexp.results.complexity_report import table_comparison
 from geexp.results.measured import Elsewhere, Measured, Runs
 from geexp.results.runs import LeftOut, Run, read_runs
 
-DETECTION = "detection"
+_DETECTION_TITLE = "Faster R-CNN on COCO 2014, train to val, mAP @[.5:.95]"
 COLUMNS = {"top1": "top-1 error, %", "top5": "top-5 error, %", "map": "mAP, %"}
 
 
@@ -73,7 +73,7 @@ def make_report(folder: Path, tables: Sequence[str]) -> Report:
     """
     runs, left_out = find_runs(folder)
     at_hand = Runs(runs)
-    made = tuple(_detection() if name == DETECTION else _table(int(name), at_hand) for name in tables)
+    made = tuple(_table(name if name == DETECTION else int(name), at_hand) for name in tables)
     return Report(folder, made, tuple(judge_all(at_hand, runs)), tuple(runs), tuple(left_out))
 
 
@@ -86,9 +86,9 @@ def find_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
     return read_runs(folder) if folder.is_dir() else ([], [])
 
 
-def _table(number: int, runs: Runs) -> ReportTable:
-    rows = rows_of(number)
-    counted = table_comparison(number) if rows[0].complexity and number != 6 else [{}] * len(rows)
+def _table(name: int | str, runs: Runs) -> ReportTable:
+    rows = rows_of(name)
+    counted = table_comparison(int(name)) if rows[0].complexity and name != 6 else [{}] * len(rows)
     made = []
     for row, complexity in zip(rows, counted, strict=True):
         cells = tuple(
@@ -99,13 +99,5 @@ def _table(number: int, runs: Runs) -> ReportTable:
         )
         made.append(ReportRow(row.label, cells, {key: complexity[key] for key in row.complexity}))
     columns = tuple(cell.column for cell in rows[0].cells)
-    return ReportTable(str(number), paper()[f"table{number}"]["title"], columns, tuple(rows[0].complexity), tuple(made))
-
-
-def _detection() -> ReportTable:
-    rows = tuple(
-        ReportRow(row["label"], (ReportCell("map", row["map"], None, (), "not built yet (part 7)"),), {})
-        for row in paper()[DETECTION]["rows"]
-    )
-    title = "Faster R-CNN on COCO 2014, train to val, mAP @[.5:.95]"
-    return ReportTable(DETECTION, title, ("map",), (), rows)
+    title = _DETECTION_TITLE if name == DETECTION else paper()[f"table{name}"]["title"]
+    return ReportTable(str(name), title, columns, tuple(rows[0].complexity), tuple(made))

@@ -14,11 +14,12 @@ from geexp.records.status import STATUS, read_status
 from geexp.results.style import VARIANT_STYLE
 
 FORMAT = 1  # of result.json
+_KEYS = {"top1": "val/top1_error", "top5": "val/top5_error", "map": "val/AP"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has come to its end. Errors are in percent, of the last epoch and of the best one."""
+    """A run that has come to its end. Its figures are in percent, of the last epoch and of the best one."""
 
     folder: Path
     result: dict[str, Any] = field(repr=False)
@@ -38,16 +39,31 @@ class Run:
     def seed(self) -> int:
         return int(self.result["identity"]["seed"])
 
-    def error(self, metric: str, which: str = "last") -> float:
-        """``top1`` or ``top5`` after the ``last`` epoch or the ``best`` one."""
-        return float(self.result["metrics"][which][f"val/{metric}_error"])
+    @property
+    def detector(self) -> bool:
+        return "detector.layout" in self.identity
+
+    def figure(self, metric: str, which: str = "last") -> float:
+        """``top1`` or ``top5`` error, or a detector's ``map``, after the ``last`` epoch or the ``best`` one."""
+        return float(self.result["metrics"][which][_KEYS[metric]])
 
     def history(self) -> list[dict[str, Any]]:
         return read_history(self.folder)
 
     def differences(self, training: Training) -> dict[str, tuple[Any, Any]]:
         """What makes it another training than the paper's: the keys with its value and the paper's."""
-        return differing(self.identity, training.identity)
+        found = differing(self.identity, training.identity)
+        return found | self._backbone_differences(training.backbone) if training.backbone else found
+
+    def _backbone_differences(self, backbone: Training) -> dict[str, tuple[Any, Any]]:
+        """Of a detector, what makes its backbone another than the paper's."""
+        started = self.result.get("backbone") or {}
+        if started.get("identity") is None:
+            given = "nothing" if self.identity["detector.backbone"] == "nothing" else "weights of another origin"
+            return {"backbone": (given, backbone.preset)}
+        leaves = flat(started["identity"])
+        leaves.pop("seed", None)
+        return {f"backbone's {key}": values for key, values in differing(leaves, backbone.identity).items()}
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,10 @@ def checked(run: Run) -> Run | LeftOut:
         return LeftOut(folder, f"{RESULT} does not say that the run was completed")
     if result.get("format") != FORMAT:
         return LeftOut(folder, f"{RESULT} has format {result.get('format')}, and this version reads {FORMAT}")
-    if "detector" in result.get("identity", {}):
-        return LeftOut(folder, "a detector's run, which tables and figures do not show yet")
     try:
         for which in ("last", "best"):
-            run.error("top1", which), run.error("top5", which)
+            for metric in ("map",) if run.detector else ("top1", "top5"):
+                run.figure(metric, which)
         _ = run.seed, run.network, run.identity["model.name"], result["complexity"]["params"]
         if run.identity["ge.variant"] not in VARIANT_STYLE:
             return LeftOut(

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from geexp.paper.rows import DETECTION
 from geexp.results.report import COLUMNS, Report, ReportCell, ReportTable
 
 NOT_RUN = "not run"
@@ -103,8 +104,8 @@ def title(table: ReportTable) -> str:
 
 def how_to_run(table: ReportTable) -> str:
     """The command for the whole table."""
-    if table.name.isalpha():
-        return table.rows[0].cells[0].command
+    if table.name == DETECTION:
+        return "python -m geexp.train +sweep=coco data.root=/data/coco trainer=gpu"
     root = "data.root=/data" if table.name == "5" else "data.root=/data/imagenet"
     return f"python -m geexp.train +sweep=table{table.name} {root} trainer=gpu"
 

@@ -16,11 +16,11 @@ from geexp.results.runs import Run
 
 
 def trained(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per training, its seeds together: errors of the last epoch as mean ± std (n), of the sample."""
+    """A row per training, its seeds together: figures of the last epoch as mean ± std (n), of the sample."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(run.identity, sort_keys=True, default=str)].append(run)
-    return pd.DataFrame([_row(one_per_seed(group)) for group in groups.values()])
+    return pd.DataFrame([_row(one_per_seed(group)) for group in groups.values()]).fillna("")
 
 
 def write_trained(runs: Sequence[Run], path: Path) -> None:
@@ -35,15 +35,16 @@ def _row(runs: list[Run]) -> dict[str, Any]:
     identity, result = first.identity, first.result
     ge = {key.removeprefix("ge."): value for key, value in identity.items() if key.startswith("ge.")}
     data = f"{identity['data.name']}, {identity.get('scale')}" if identity.get("scale") else identity["data.name"]
+    figures = {"map": "mAP, %"} if first.detector else {"top1": "top-1 error, %", "top5": "top-5 error, %"}
+    detector = f", {identity['detector.layout']} detector" if first.detector else ""
     return {
-        "network": f"{model_label(identity['model.name'])} {ge_label(ge)}",
+        "network": f"{model_label(identity['model.name'])} {ge_label(ge)}{detector}",
         "data": data,
         "schedule": f"{identity['schedule.name']}, {result['epochs']} epochs",
         "seeds": ", ".join(str(run.seed) for run in runs),
-        "top-1 error, %": str(Measured(tuple(runs), "top1")),
-        "top-5 error, %": str(Measured(tuple(runs), "top5")),
+        **{heading: str(Measured(tuple(runs), metric)) for metric, heading in figures.items()},
         "parameters": f"{result['complexity']['params']:,}",
-        "MACs": f"{result['complexity']['macs']:,}",
+        "MACs": "" if first.detector else f"{result['complexity']['macs']:,}",
         "seconds a run": f"{mean(run.result['seconds'] for run in runs):.0f}",
         "hardware": ", ".join(sorted({_hardware(run.result) for run in runs})),
         "commit": ", ".join(sorted({str(run.result.get("commit"))[:10] for run in runs})),

@@ -77,6 +77,8 @@ def _read(place: Path, remote: Any) -> Run | LeftOut:
         known = identity(validated(TrainConfig, config))
     except UserError as error:
         return LeftOut(place, f"of another version of geexp, with other settings: {error}")
+    if "detector" in known:  # its backbone's file lies elsewhere
+        known["detector"]["backbone"] = (_plain(result).get("backbone") or {}).get("file")
     whole = {**_plain(result), "identity": known, "config": config}
     return checked(WandbRun(place, whole, remote))
 

@@ -27,14 +27,14 @@ class Classification:
         if config.trainer.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.trainer.compile:
-            model.compile()
+            model.compile(mode=config.trainer.compile_mode)  # in place: the names of its parameters stay
         return Classifier(
             model, config.optim, config.schedule, seed=config.seed, channels_last=config.trainer.channels_last
         )
 
-    def complexity(self, config: TrainConfig, module: Any) -> dict[str, Any]:
+    def facts(self, config: TrainConfig, module: Any) -> dict[str, Any]:
         shape = (config.data.channels, config.data.image_size, config.data.image_size)
-        return count_complexity(module.model, shape).as_dict()
+        return {"complexity": count_complexity(module.model, shape).as_dict()}
 
     def ending(self, trainer: pl.Trainer, module: Classifier, data: ImageData, folder: Path) -> Confusion | None:
         """None if this process made no validation, as of a run that was resumed at its end."""

@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from geexp.config.errors import DataError
+import pytorch_lightning as pl
+from torch import nn
+
+from geexp.config.detection import is_detection
+from geexp.config.errors import ConfigError, DataError
 from geexp.config.rules import check_feed
 from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
 from geexp.data.module import ImageData
@@ -15,7 +19,14 @@ from geexp.training.classifier import Classifier
 from geexp.training.network import build_network
 from geexp.training.trainer import explained_ranks, make_trainer
 
-_COUNTS = ("val/images", "val/top1_wrong", "val/top5_wrong")
+
+class Trained(NamedTuple):
+    """What can be measured: a module with its weights and the data for it; of which run, and what is recorded of it."""
+
+    module: pl.LightningModule
+    data: pl.LightningDataModule
+    config: TrainConfig
+    about: dict[str, Any]
 
 
 def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
@@ -23,38 +34,67 @@ def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
 
     Raises:
         DataError: for a file that is no checkpoint of ours, or one of another network than it says.
+        ConfigError: for a detector's.
     """
     checkpoint = load_checkpoint(path)
     about = checkpoint[FORMAT]
     config = configuration_of(path, about)
+    if is_detection(config):
+        raise ConfigError(
+            f"{path} is of a run with detector={config.detector.layout}, and this needs a classifier. A detector is "
+            "measured by python -m geexp.evaluate and drawn by python -m geexp.detect mode=predict."
+        )
     classifier = Classifier(
         build_network(config.model, config.ge, config.data),
         config.optim,
         config.schedule,
         channels_last=config.trainer.channels_last,
     )
-    # Trained in another precision than float32, the weights are compared and loaded in it.
-    classifier.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
-    try:
-        classifier.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        raise DataError(f"checkpoint {path}: its weights do not fit the network it names. {error}") from error
+    load_weights(classifier, checkpoint["state_dict"], path)
     if config.trainer.channels_last:
         classifier.to(memory_format=classifier.memory_format)
     return classifier, config, about
 
 
-def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Into a module of their precision, as the run had it.
+
+    Raises:
+        DataError: if they are of another network.
+    """
+    # Trained in another precision than float32, the weights are compared and loaded in it.
+    module.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, KeyError) as error:
+        raise DataError(f"checkpoint {path}: its weights do not fit the network it names. {error}") from error
+
+
+def checkpoint_to_measure(settings: EvaluateConfig) -> Path:
+    """``checkpoint``, or the one of ``run`` that is asked for."""
+    if settings.checkpoint:
+        return Path(settings.checkpoint).expanduser()
+    return checkpoint_of(settings.run, settings.which)
+
+
+def trained_classifier(path: Path, settings: EvaluateConfig) -> Trained:
+    """The classifier of a checkpoint with the data that it is to be measured on.
+
+    Raises:
+        DataError, ConfigError: as ``restore`` and ``data_of`` do.
+    """
+    classifier, config, about = restore(path)
+    data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
+    data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
+    return Trained(classifier, data, config, about)
+
+
+def evaluate(trained: Trained, path: Path, settings: EvaluateConfig) -> dict[str, Any]:
     """Run the network over the evaluation split; returns measured and recorded metrics and whether they are equal.
 
     Nothing is recorded in the checkpoint before the first epoch; ``identical`` is None then.
     """
-    path = (
-        Path(settings.checkpoint).expanduser() if settings.checkpoint else checkpoint_of(settings.run, settings.which)
-    )
-    classifier, config, about = restore(path)
-    data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
-    data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
+    module, data, config, about = trained
     quiet = replace(
         config.trainer,
         accelerator=settings.accelerator,
@@ -66,15 +106,18 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     )
     trainer = make_trainer(replace(config, trainer=quiet), path.parent, logger=False, callbacks=[])
     with explained_ranks():
-        trainer.validate(classifier, data, verbose=False)
-    measured = {key: value for key, value in classifier.metrics.items() if key.startswith("val/")}
+        trainer.validate(module, data, verbose=False)
+    metrics: dict[str, Any] = module.metrics  # type: ignore[assignment]
+    measured = {key: value for key, value in metrics.items() if key.startswith("val/")}
     recorded = {key: value for key, value in about["metrics"].items() if key.startswith("val/")}
+    # A loss depends on the order of its sum, what is counted does not.
+    counted = [key for key in measured if key != "val/loss"]
     return {
         "checkpoint": str(path),
         "epoch": about["epoch"],
         "measured": measured,
         "recorded": recorded,
-        "identical": all(measured[key] == recorded[key] for key in _COUNTS) if recorded else None,
+        "identical": all(measured[key] == recorded[key] for key in counted) if recorded else None,
     }
 
 

@@ -15,7 +15,8 @@ from geexp.config.errors import ConfigError
 from geexp.config.identity import flat
 from geexp.config.schema import TrainConfig
 from geexp.paper.run_labels import network_label, run_label, run_name, run_tags
-from geexp.training.wandb_content import LABEL, NETWORK, Confusion, charts, define_metrics, summary
+from geexp.training.task import Ending
+from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary
 from geexp.training.wandb_login import usual_mode
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,10 @@ class TolerantWandb(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._tolerate(lambda: super(TolerantWandb, self).log_metrics(metrics, step))
 
-    def log_end(self, result: dict[str, Any], history: list[dict[str, Any]], confusion: Confusion | None) -> None:
+    def log_end(self, result: dict[str, Any], history: list[dict[str, Any]], ending: Ending | None) -> None:
         """What a run that is complete has to show."""
         with _staging_in(Path(self.experiment.dir).parent):
-            self._tolerate(lambda: self.experiment.log(charts(history, confusion)))
+            self._tolerate(lambda: self.experiment.log(charts(history, ending)))
         self._tolerate(lambda: self.experiment.summary.update(summary(result)))
 
     def _tolerate(self, send: Callable[[], None]) -> None:

@@ -57,6 +57,7 @@ from geexp.training.history import History
 from geexp.training.loggers import TolerantWandb, finish_wandb, make_logger
 from geexp.training.optimizer import group_table
 from geexp.training.safe_points import SafePoints
+from geexp.training.speed import said_of_speed
 from geexp.training.stopping import Stopped, StopSignals
 from geexp.training.task import Task
 from geexp.training.trainer import explained_ranks, lightnings_refusals, make_trainer
@@ -102,8 +103,11 @@ def _train(
     if rank() == 0:
         _show(config, folder, plain)
     module: Any = task.module(config)
-    if rank() == 0 and not _in_sweep():
-        Console(stderr=True).print(group_table(module.configure_optimizers()))
+    if rank() == 0:
+        optimizer = module.configure_optimizers()
+        if not _in_sweep():
+            Console(stderr=True).print(group_table(optimizer))
+        log.info("computing with %s", said_of_speed(config, optimizer))
     log.info("%s: %s", "going on with" if resume_from else "training into", folder)
 
     logger = make_logger(config, folder, run_id, _typed()) if rank() == 0 else None
@@ -121,8 +125,7 @@ def _train(
         account, ending = data.account(), task.ending(trainer, module, data, folder)  # all ranks must ask
         if rank() != 0:
             return None
-        complexity = task.complexity(config, module)
-        result = _result(config, folder, module.score, complexity, account, callbacks)
+        result = _result(config, folder, module.score, account, callbacks) | task.facts(config, module)
         if isinstance(logger, TolerantWandb):
             logger.log_end(result, read_history(folder), ending)
         write_json(folder / RESULT, result)
@@ -244,7 +247,6 @@ def _result(
     config: TrainConfig,
     folder: Path,
     score: Score,
-    complexity: dict[str, Any],
     account: dict[str, Any],
     callbacks: list[pl.Callback],
 ) -> dict[str, Any]:
@@ -258,7 +260,6 @@ def _result(
         "metrics": {"last": rows[-1], "best": finite(best)},
         "epochs": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
-        "complexity": complexity,
         "feed": {"name": config.feed.name, **account},
         "devices": {
             "count": config.trainer.devices * config.trainer.nodes,

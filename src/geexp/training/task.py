@@ -8,6 +8,13 @@ import pytorch_lightning as pl
 from geexp.config.schema import TrainConfig
 
 
+class Ending(Protocol):
+    """What the last validation has to show."""
+
+    def charts(self) -> dict[str, Any]:
+        """By key, as W&B takes it."""
+
+
 class Task(Protocol):
     """The parts of a run that depend on what is trained.
 
@@ -20,8 +27,8 @@ class Task(Protocol):
     def module(self, config: TrainConfig) -> pl.LightningModule:
         """With the weights that training begins with."""
 
-    def complexity(self, config: TrainConfig, module: pl.LightningModule) -> dict[str, Any]:
-        """For ``result.json``."""
+    def facts(self, config: TrainConfig, module: pl.LightningModule) -> dict[str, Any]:
+        """For ``result.json``: ``complexity``, and what else the task knows."""
 
-    def ending(self, trainer: pl.Trainer, module: Any, data: Any, folder: Path) -> Any:
+    def ending(self, trainer: pl.Trainer, module: Any, data: Any, folder: Path) -> Ending | None:
         """What of the last validation W&B is to be shown beside the history; every rank must ask."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from geexp.config.score import AP, score_of
+from geexp.training.task import Ending
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,7 @@ NETWORK, LABEL = "network", "label"
 EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
 # Figures of the summary that dashboards show; the rest of result.json stands below "result".
 BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
+BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
 # The charts of the end.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
 # A matrix of more classes is no picture, and W&B's tables end at 10,000 rows.
@@ -28,6 +30,22 @@ class Confusion:
 
     counts: "Tensor"
     classes: list[str]
+
+    def charts(self) -> dict[str, Any]:
+        """The pairs that are confused most often as a table and, of not too many classes, the whole matrix."""
+        import wandb
+
+        pairs = wandb.Table(["class", "taken for", "images", "% of the class"], self.pairs())
+        if len(self.classes) > MATRIX_CLASSES:
+            return {CONFUSED: pairs}
+        columns = ["Actual", "Predicted", "nPredictions"]
+        matrix = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table([*columns], self.matrix()),
+            fields={column: column for column in columns},
+            string_fields={"title": "confusion, last validation"},
+        )
+        return {CONFUSED: pairs, CONFUSION: matrix}
 
     def matrix(self) -> list[Iterable[Any]]:
         counts = self.counts.tolist()
@@ -60,8 +78,8 @@ def define_metrics(run: Any) -> None:
     run.define_metric(AP.key, step_metric=EPOCH, summary="max,last")
 
 
-def charts(history: list[dict[str, Any]], confusion: Confusion | None) -> dict[str, Any]:
-    """The curves, from the first epoch on also where a run was resumed, and the confusion of the last validation."""
+def charts(history: list[dict[str, Any]], ending: Ending | None) -> dict[str, Any]:
+    """The curves, from the first epoch on also where a run was resumed, and what the last validation has to show."""
     import wandb
 
     columns, score = list(history[-1]), score_of(history[-1])
@@ -79,17 +97,7 @@ def charts(history: list[dict[str, Any]], confusion: Confusion | None) -> dict[s
         ),
         HISTORY: wandb.Table([*columns], rows),
     }
-    if confusion is not None:
-        shown[CONFUSED] = wandb.Table(["class", "taken for", "images", "% of the class"], confusion.pairs())
-        if len(confusion.classes) <= MATRIX_CLASSES:
-            columns = ["Actual", "Predicted", "nPredictions"]
-            shown[CONFUSION] = wandb.plot_table(
-                "wandb/confusion_matrix/v1",
-                wandb.Table([*columns], confusion.matrix()),
-                fields={column: column for column in columns},
-                string_fields={"title": "confusion, last validation"},
-            )
-    return shown
+    return shown if ending is None else shown | ending.charts()
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

@@ -65,9 +65,10 @@ def _runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise DataError(f"run={folder}: there is no such folder")
     runs, left_out = read_runs(folder)
+    runs = [run for run in runs if not run.detector]  # which have no errors
     if not runs:
         why = f" ({left_out[0].folder}: {left_out[0].reason})" if left_out else ""
-        raise DataError(f"run={folder}: no finished run is there{why}; curves are drawn of finished ones.")
+        raise DataError(f"run={folder}: no finished run of a classifier is there{why}; curves are drawn of those.")
     return runs
 
 
@@ -85,7 +86,7 @@ def _tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
             "stages": str(run.identity.get("ge.stages", "")),
             "pool": run.identity.get("ge.pool", ""),
         }
-        error = {"seed": run.seed, "top1_error": run.error("top1")}
+        error = {"seed": run.seed, "top1_error": run.figure("top1")}
         extents.append({"setting": ", ".join(setting), "variant": variant, **place, **error})
     table = pd.DataFrame(extents)
     several = table[table["variant"] != "none"].groupby(["setting", "variant", "stages", "pool"])["extent"].nunique()

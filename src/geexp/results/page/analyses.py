@@ -1,4 +1,4 @@
-"""The pictures of the analyses that lie beside runs."""
+"""The pictures that lie beside runs: of analyses, and of what detectors find."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geexp.config.errors import DataError
+from geexp.records.run_files import DETECTIONS, PRECISION_RECALL
 from geexp.results.analyses.stored import FOLDER, read_analysis
+from geexp.results.page import words
 from geexp.results.runs import Run
 
 # What the page shows; of what is beyond, it says how much that is.
@@ -17,6 +19,7 @@ WORDS = {
     "receptive_field": "Effective receptive field",
     "gates": "Gates",
 }
+DETECTORS = {DETECTIONS: "Detections", PRECISION_RECALL: "Precision and recall"}
 
 
 @dataclass(frozen=True)
@@ -32,25 +35,50 @@ class AnalysisPicture:
 
 def pictures_of(runs: Sequence[Run]) -> tuple[list[AnalysisPicture], int]:
     """Those that can be read, run by run, and how many more there are."""
-    places = [(run.folder / FOLDER, name) for run in runs for name in WORDS]
-    there = [(folder, name) for folder, name in places if (folder / f"{name}.png").is_file()]
+    there = [
+        (run, file)
+        for run in runs
+        for file in (
+            *(run.folder / name for name in DETECTORS),
+            *(run.folder / FOLDER / f"{name}.png" for name in WORDS),
+        )
+        if file.is_file()
+    ]
     shown = []
-    for folder, name in there[:PICTURES]:
+    for run, file in there[:PICTURES]:
         try:
-            analysis = read_analysis(folder, name)
-            picture = (folder / f"{name}.png").read_bytes()
+            shown.append(_of_detector(run, file) if file.name in DETECTORS else _of_analysis(file))
         except (DataError, OSError):
             continue
-        networks = ", ".join(f"{one.label} (epoch {one.epoch})" for one in analysis.networks)
-        first = analysis.networks[0]
-        split = {"val": "validation", "train": "training"}.get(first.split, first.split)
-        shown.append(
-            AnalysisPicture(
-                title=f"{WORDS[name]}: {first.model}, {first.identity['data.name']}",
-                facts=f"{networks}; {first.images:,} {split} images",
-                command=str(analysis.made.get("command", "")),
-                folder=folder,
-                source=f"data:image/png;base64,{b64encode(picture).decode()}",
-            )
-        )
     return shown, max(0, len(there) - PICTURES)
+
+
+def _of_analysis(file: Path) -> AnalysisPicture:
+    analysis = read_analysis(file.parent, file.stem)
+    networks = ", ".join(f"{one.label} (epoch {one.epoch})" for one in analysis.networks)
+    first = analysis.networks[0]
+    split = {"val": "validation", "train": "training"}.get(first.split, first.split)
+    return AnalysisPicture(
+        title=f"{WORDS[file.stem]}: {first.model}, {first.identity['data.name']}",
+        facts=f"{networks}; {first.images:,} {split} images",
+        command=str(analysis.made.get("command", "")),
+        folder=file.parent,
+        source=_address(file),
+    )
+
+
+def _of_detector(run: Run, file: Path) -> AnalysisPicture:
+    network = words.network(run.result["identity"].get("ge"))
+    return AnalysisPicture(
+        title=f"{DETECTORS[file.name]}: {run.identity['model.name']}, {run.identity['data.name']}",
+        facts=f"{network}, {run.identity['detector.layout']}, seed {run.seed}; mAP {run.figure('map'):.2f} %",
+        command=f"python -m geexp.detect mode=predict run={words.as_given(run.folder)}"
+        if file.name == DETECTIONS
+        else str(run.result.get("command", "")),
+        folder=file.parent,
+        source=_address(file),
+    )
+
+
+def _address(picture: Path) -> str:
+    return f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}"

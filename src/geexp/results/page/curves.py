@@ -39,11 +39,11 @@ class Group:
 
     @property
     def last(self) -> str:
-        return _spread([run.error("top1") for run in self.runs])
+        return _spread([run.figure("top1") for run in self.runs])
 
     @property
     def best(self) -> str:
-        return _spread([run.error("top1", "best") for run in self.runs])
+        return _spread([run.figure("top1", "best") for run in self.runs])
 
 
 @dataclass(frozen=True)

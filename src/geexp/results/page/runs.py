@@ -31,13 +31,12 @@ def row_of(run: Run, number: int | None, filled: Sequence[str]) -> dict[str, Any
         "number": number,
         "label": words.network(result["identity"].get("ge")),
         "variant": leaves.get("ge.variant"),
-        "model": leaves.get("model.name"),
+        "model": " ".join(filter(None, [leaves.get("model.name"), leaves.get("detector.layout")])),
         "data": leaves.get("data.name"),
         "schedule": f"{schedule}, {scale}" if scale else schedule,
         "seed": run.seed,
-        "last": run.error("top1"),
-        "best": run.error("top1", "best"),
-        "top5": run.error("top5"),
+        "detector": run.detector,
+        **_figures(run),
         "params": words.millions(words.get(result, "complexity", "params")),
         "macs": words.millions(words.get(result, "complexity", "macs")),
         "seconds": words.number(result.get("seconds")),
@@ -45,6 +44,13 @@ def row_of(run: Run, number: int | None, filled: Sequence[str]) -> dict[str, Any
         "finished": words.date(words.get(result, "metrics", "last", "time"))[:10],
         "filled": filled,
     }
+
+
+def _figures(run: Run) -> dict[str, float | None]:
+    """A detector's are its mAP, after the last epoch and the best."""
+    metric = "map" if run.detector else "top1"
+    last, best = run.figure(metric), run.figure(metric, "best")
+    return {"last": last, "best": best, "top5": None if run.detector else run.figure("top5")}
 
 
 def facts_of(run: Run) -> dict[str, str]:
@@ -56,8 +62,12 @@ def facts_of(run: Run) -> dict[str, str]:
     peaks = {name: words.number(words.get(result, "peak_memory_bytes", key)) for key, name in memory.items()}
     python = f"Python {result['python']}" if result.get("python") else None
     found = {
-        "top-1 error": _last_and_best(run, "top1"),
-        "top-5 error": _last_and_best(run, "top5"),
+        **(
+            {"mAP": _last_and_best(run, "map")}
+            if run.detector
+            else {"top-1 error": _last_and_best(run, "top1"), "top-5 error": _last_and_best(run, "top5")}
+        ),
+        "backbone": words.get(result, "backbone", "loaded"),
         "epochs": words.value(result["epochs"]) if result.get("epochs") is not None else None,
         "time": words.duration(result.get("seconds")),
         "finished": words.date(words.get(result, "metrics", "last", "time")),
@@ -78,7 +88,7 @@ def facts_of(run: Run) -> dict[str, str]:
 def _last_and_best(run: Run, metric: str) -> str:
     epoch = words.get(run.result, "metrics", "best", "epoch")
     best = f"after the best{'' if epoch is None else f' ({epoch})'}"
-    return f"{run.error(metric):.2f} % after the last epoch, {run.error(metric, 'best'):.2f} % {best}"
+    return f"{run.figure(metric):.2f} % after the last epoch, {run.figure(metric, 'best'):.2f} % {best}"
 
 
 def _joined(*parts: Any) -> str:

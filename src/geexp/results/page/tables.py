@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from geexp.paper.rows import TABLES, rows_of
+from geexp.paper.rows import DETECTION, TABLES, rows_of
 from geexp.results.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
 from geexp.results.measured import Measured
 from geexp.results.page import words
@@ -36,7 +36,8 @@ def filled_tables(report: Report) -> dict[Path, tuple[str, ...]]:
 
 def table_of(table: ReportTable) -> dict[str, Any]:
     # Of a table that is none of the paper's, or of another shape, no row has a mark.
-    known = rows_of(int(table.name)) if table.name in map(str, TABLES) else ()
+    places = {str(number): number for number in TABLES} | {DETECTION: DETECTION}
+    known = rows_of(places[table.name]) if table.name in places else ()
     variants = {row.label: row.cells[0].training.ge.variant for row in known}
     others = list(_others(table))
     cells = [cell for row in table.rows for cell in row.cells]
@@ -52,13 +53,12 @@ def table_of(table: ReportTable) -> dict[str, Any]:
             {
                 "label": row.label,
                 "variant": variants.get(row.label),
-                "cells": [(cell, _word(cell), _can_run(cell)) for cell in row.cells],
+                "cells": [(cell, _word(cell)) for cell in row.cells],
                 "complexity": [row.complexity.get(column) for column in table.complexity_columns],
             }
             for row in table.rows
         ],
         "commands": list(_commands(table)),
-        "pending": sorted({cell.command for cell in cells if cell.measured is None and not _can_run(cell)}),
         "notes": list(_notes(table)),
         "others": others[:OTHER_PROTOCOLS],
         "others_left": max(0, len(others) - OTHER_PROTOCOLS),
@@ -80,14 +80,10 @@ def _word(cell: ReportCell) -> str:
     return "better" if (cell.difference > 0) == (cell.column == "map") else "worse"
 
 
-def _can_run(cell: ReportCell) -> bool:
-    return cell.measured is None and cell.command.startswith("python ")
-
-
 def _commands(table: ReportTable) -> Iterator[tuple[str, str]]:
     """What trains the missing, by row, or by row and column where each has its own."""
     for row in table.rows:
-        missing = [cell for cell in row.cells if _can_run(cell)]
+        missing = [cell for cell in row.cells if cell.measured is None]
         shared = len({cell.command for cell in row.cells}) == 1
         for cell in missing[:1] if shared else missing:
             yield (row.label if shared else f"{row.label}, {_heading(cell.column)}"), cell.command

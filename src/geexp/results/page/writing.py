@@ -44,8 +44,9 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
     filled = filled_tables(report)
     order = details_first(report.runs, filled)
     numbers = {run.folder: number for number, run in enumerate(order[:DETAILED_RUNS], 1)}
-    settings, undrawn = settings_of(report.runs, filled)
+    settings, undrawn = settings_of([run for run in report.runs if not run.detector], filled)
     analyses, analyses_left = pictures_of(order)
+    rows = [row_of(run, numbers.get(run.folder), filled.get(run.folder, ())) for run in details_first(order, {})]
     scripts = [(_FILES / "page.js").read_text(encoding="utf-8")]
     if settings:
         from plotly.offline import get_plotlyjs  # five megabytes, for who has curves only
@@ -75,7 +76,8 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
             undrawn=undrawn,
             most_settings=SETTINGS,
             curves=_json([setting.drawing for setting in settings]),
-            runs=[row_of(run, numbers.get(run.folder), filled.get(run.folder, ())) for run in details_first(order, {})],
+            runs=[row for row in rows if not row["detector"]],
+            detectors=[row for row in rows if row["detector"]],
             details=[
                 (row_of(run, number, filled.get(run.folder, ())), run, facts_of(run), configuration_of(run))
                 for number, run in enumerate(order[:DETAILED_RUNS], 1)

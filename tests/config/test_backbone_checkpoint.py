@@ -1,0 +1,63 @@
+"""What a detector starts from: one file, by its name or by a pattern, known by its content."""
+
+from pathlib import Path
+
+import pytest
+
+from geexp.config.composing import composed_training
+from geexp.config.detection import backbone_file, require_backbone
+from geexp.config.errors import ConfigError
+from geexp.config.identity import identity, run_folder
+
+
+def detector(given: str):
+    return composed_training("experiment=coco_theta_e8", f"backbone_checkpoint={given}")
+
+
+def write(path: Path, content: bytes = b"weights") -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_pattern_finds_the_run_that_is_there(tmp_path):
+    file = write(tmp_path / "seed0-12ab34cd/checkpoints/last.ckpt")
+    write(tmp_path / "seed1-12ab34cd/checkpoints/last.ckpt")
+    by_pattern, by_name = detector(f"{tmp_path}/seed0-*/checkpoints/last.ckpt"), detector(str(file))
+    assert backbone_file(by_pattern) == file
+    require_backbone(by_pattern)
+    assert run_folder(by_pattern) == run_folder(by_name)
+
+
+def test_a_relative_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("outputs/seed0-1/last.ckpt"))
+    assert backbone_file(detector("outputs/seed0-*/last.ckpt")) == Path("outputs/seed0-1/last.ckpt")
+
+
+def test_other_content_is_another_run_and_another_place_is_not(tmp_path):
+    one, copied, other = (
+        detector(str(write(tmp_path / name / "last.ckpt", content)))
+        for name, content in (("a", b"one"), ("b", b"one"), ("c", b"other"))
+    )
+    assert identity(one) == identity(copied)
+    assert run_folder(one) != run_folder(other)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("seed0-*/last.ckpt", ["fits 2 files", "seed0-a", "seed0-b", "Say which"]),
+        ("seed7-*/last.ckpt", ["No such file", "python -m geexp.train model=resnet50 ge=theta ge.extent=8"]),
+        ("nothing.pth", ["No such file", "torchvision or timm"]),
+    ],
+)
+def test_none_or_several_are_refused_when_it_is_to_be_trained_and_not_before(tmp_path, given, words):
+    for name in ("seed0-a", "seed0-b"):
+        write(tmp_path / name / "last.ckpt")
+    config = detector(f"{tmp_path}/{given}")
+    assert identity(config)["detector"]["backbone"] == "missing"
+    with pytest.raises(ConfigError) as error:
+        require_backbone(config)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
