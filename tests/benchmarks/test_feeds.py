@@ -87,7 +87,7 @@ def test_nothing_heavy_is_imported_before_measuring(flag, tmp_path):
     [
         (
             "what=operators",
-            "what=operators: not allowed. Did you mean operator? Allowed: operator, step, startup, feed.",
+            "what=operators: not allowed. Did you mean operator? Allowed: operator, step, trainer, startup, feed.",
         ),
         ("root=nowhere", "root=nowhere: needs the folders train and val"),
         ("images=10", "images=10: does not fill one batch of batch_size=64"),
