@@ -25,6 +25,7 @@ from geexp.operators import tail
 from geexp.operators.gather_excite import GatherExcite
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
+EXTENTS = pytest.mark.parametrize("extent", ["global", 4])
 
 
 @pytest.fixture
@@ -37,8 +38,9 @@ def uncompiled(monkeypatch):
 def fused(monkeypatch):
     """How often a tail was computed as one."""
     calls = []
-    plain = fused_tail.average_excite_tail
-    monkeypatch.setattr(fused_tail, "average_excite_tail", lambda *a: calls.append(1) or plain(*a))
+    for name in ("average_excite_tail", "finite_average_excite_tail"):
+        whole = getattr(fused_tail, name)
+        monkeypatch.setattr(fused_tail, name, lambda *a, whole=whole: calls.append(1) or whole(*a))
     return calls
 
 
@@ -79,9 +81,9 @@ def assert_same(got, want, **tolerance):
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_training_step_is_the_plain_one(name, memory_format, fused):
-    plain, ours = (m.to(memory_format=memory_format) for m in pair(name))
+@pytest.mark.parametrize(("name", "extent"), [("resnet18", "global"), ("resnet50", "global"), ("resnet18", 4)])
+def test_a_training_step_is_the_plain_one(name, extent, memory_format, fused):
+    plain, ours = (m.to(memory_format=memory_format) for m in pair(name, extent=extent))
     assert_same(step(ours, memory_format), step(plain, memory_format), rtol=1e-7, atol=1e-9)
     assert len(fused) == {"resnet18": 8, "resnet50": 16}[name]
     assert list(ours.state_dict()) == list(plain.state_dict())
@@ -89,8 +91,9 @@ def test_a_training_step_is_the_plain_one(name, memory_format, fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_with_frozen_bn(fused):
-    plain, ours = pair()
+@EXTENTS
+def test_with_frozen_bn(extent, fused):
+    plain, ours = pair(extent=extent)
     for model in (plain, ours):
         step(model)
         model.zero_grad()
@@ -104,8 +107,9 @@ def test_with_frozen_bn(fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_in_evaluation_the_operations_are_the_plain_ones(fused):
-    plain, ours = pair()
+@EXTENTS
+def test_in_evaluation_the_operations_are_the_plain_ones(extent, fused):
+    plain, ours = pair(extent=extent)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     ours.eval()
     plain.eval()
@@ -119,8 +123,9 @@ def test_in_evaluation_the_operations_are_the_plain_ones(fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_hooks_on_the_parts_see_them_at_work(fused):
-    _, model = pair()
+@EXTENTS
+def test_hooks_on_the_parts_see_them_at_work(extent, fused):
+    _, model = pair(extent=extent)
     block = model.layer1[0]
     for part in (block.bn2, block.act2, block.se, block.se.gather, block.se.excite.transform):
         seen = []
@@ -173,10 +178,28 @@ def test_automatically_only_where_compiling_pays(monkeypatch, fused):
     assert len(fused) == 2
 
 
+@pytest.mark.parametrize(("memory_format", "blocks"), [(torch.contiguous_format, 4), (torch.channels_last, 8)])
+def test_automatically_a_finite_extent_where_no_contiguous_map_is_resized_by_index(memory_format, blocks, fused):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3, channels=(4, 8, 8, 16)).to(memory_format=memory_format)
+    add_gather_excite(model, variant="theta_minus", extent=2, image_size=40)
+    step(model, memory_format, size=(80, 80))  # maps of 20, 10, 5 and 3; grids of 10, 5, 3 and 2
+    assert len(fused) == blocks
+
+
+def test_a_finite_extent_needs_no_compiler(said, fused, monkeypatch):
+    monkeypatch.setattr(tail._forward, "failure", RuntimeError("No working C++ compiler found"))
+    plain, ours = pair(extent=4)
+    assert_same(step(ours), step(plain), rtol=1e-7, atol=1e-9)
+    assert len(fused) == 8
+    assert not said.records
+
+
 @pytest.mark.usefixtures("uncompiled")
+@EXTENTS
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointed(reentrant, fused):
-    plain, ours = pair()
+def test_checkpointed(reentrant, extent, fused):
+    plain, ours = pair(extent=extent)
     want = step(plain)
     for sequence in (ours.layer1, ours.layer3):
         whole = sequence.forward
@@ -188,8 +211,9 @@ def test_checkpointed(reentrant, fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_copies_and_pickles_stand_on_their_own(fused):
-    _, model = pair()
+@EXTENTS
+def test_copies_and_pickles_stand_on_their_own(extent, fused):
+    _, model = pair(extent=extent)
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -203,8 +227,9 @@ def test_copies_and_pickles_stand_on_their_own(fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_bf16_autocast(fused):
-    plain, ours = (m.float() for m in pair())
+@EXTENTS
+def test_bf16_autocast(extent, fused):
+    plain, ours = (m.float() for m in pair(extent=extent))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got, want = step(ours), step(plain)
     assert len(fused) == 8
@@ -214,8 +239,9 @@ def test_bf16_autocast(fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_second_derivative():
-    plain, ours = pair()
+@EXTENTS
+def test_a_second_derivative(extent):
+    plain, ours = pair(extent=extent)
     torch.manual_seed(1)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     found = []
@@ -227,8 +253,9 @@ def test_a_second_derivative():
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_synchronised_bn_is_left_alone_and_said_once(said, fused):
-    _, model = pair()
+@EXTENTS
+def test_synchronised_bn_is_left_alone_and_said_once(extent, said, fused):
+    _, model = pair(extent=extent)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model).eval()  # which trains on GPUs only
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     for _ in range(2):
@@ -268,9 +295,11 @@ def test_traced_exported_and_transformed_networks_are_the_plain_ones(fused):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_the_whole_network_compiled(fused):
+@EXTENTS
+def test_the_whole_network_compiled(extent, fused):
     plain, ours = (
-        nn.Sequential(m.conv1, m.maxpool, m.layer1[0], m.global_pool, nn.Linear(4, 3).double()) for m in pair()
+        nn.Sequential(m.conv1, m.maxpool, m.layer1[0], m.global_pool, nn.Linear(4, 3).double())
+        for m in pair(extent=extent)
     )
     ours[-1].load_state_dict(plain[-1].state_dict())
     torch._dynamo.reset()
@@ -322,7 +351,8 @@ def test_two_ranks_of_ddp(tmp_path):
 
 def test_networks_that_need_no_fused_tail_keep_their_forward():
     with torch.device("meta"):
-        for options in ({"ge": "theta_minus", "implementation": "reference"}, {"ge": "theta_minus", "extent": 8}):
-            assert "forward" not in vars(build_model("resnet50", **options).layer1[0])
-        assert "forward" in vars(build_model("resnet50", ge="theta_minus").layer1[0])
+        for options in ({"implementation": "reference"}, {"pool": "max"}, {"pool": "max", "extent": 8}):
+            assert "forward" not in vars(build_model("resnet50", ge="theta_minus", **options).layer1[0])
+        for extent in ("global", 8):
+            assert "forward" in vars(build_model("resnet50", ge="theta_minus", extent=extent).layer1[0])
         assert "forward" not in vars(build_model("resnet20", ge="theta_minus").layer1[0])

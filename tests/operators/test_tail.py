@@ -1,17 +1,26 @@
 """BN, GE-θ⁻, residual sum and ReLU as one operator against their plain composition, mostly in float64.
 
-The sweeps are run uncompiled but where compiling is the point; it takes tens of seconds.
+For the global extent the sweeps are run uncompiled but where compiling is the point; it takes tens of seconds.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from geexp.operators import average_excite_tail, tail, takes_tail
+from geexp.operators import (
+    PoolGather,
+    average_excite_tail,
+    excite,
+    finite_average_excite_tail,
+    tail,
+    takes_tail,
+)
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
+FINITE = [2, 4, 8]
 
 
 @pytest.fixture
@@ -31,9 +40,16 @@ def norm_of(channels, **options):
     return norm
 
 
-def plain(norm, branch, shortcut):
+def plain(norm, branch, shortcut, extent="global"):
     y = norm(branch)
-    return torch.relu(shortcut + y * torch.sigmoid(y.mean((2, 3), keepdim=True)))
+    gathered = PoolGather(extent, implementation="reference")(y)
+    return torch.relu(shortcut + excite(y, gathered, "reference"))
+
+
+def ours(norm, branch, shortcut, extent="global"):
+    if extent == "global":
+        return average_excite_tail(norm, branch, shortcut)
+    return finite_average_excite_tail(norm, branch, shortcut, extent)
 
 
 def inputs(N, H, W, memory_format=torch.contiguous_format, dtype=torch.float64, channels=6):
@@ -56,9 +72,9 @@ def results(function, norm, branch, shortcut):
     return [out.detach(), *torch.autograd.grad((out * probe).sum(), wanted), *norm.buffers()]
 
 
-def assert_equal(norm, branch, shortcut, **tolerance):
-    got = results(average_excite_tail, norm, branch, shortcut)
-    for a, b in zip(got, results(plain, norm, branch, shortcut), strict=True):
+def assert_equal(norm, branch, shortcut, extent="global", **tolerance):
+    got = results(partial(ours, extent=extent), norm, branch, shortcut)
+    for a, b in zip(got, results(partial(plain, extent=extent), norm, branch, shortcut), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
     return got[0]
 
@@ -73,38 +89,53 @@ def test_equals_the_plain_composition(training, size, memory_format):
     assert out.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("size", [(2, 7, 7), (3, 13, 10), (1, 1, 9), (4, 1, 1), (2, 8, 16), (1, 28, 14)])
+@pytest.mark.parametrize("extent", FINITE)
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_the_plain_composition_for_a_finite_extent(training, extent, size, memory_format):
+    branch, shortcut = inputs(*size, memory_format)
+    out = assert_equal(norm_of(6).double().train(training), branch, shortcut, extent, rtol=1e-9, atol=1e-10)
+    assert out.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.3, "eps": 0.1}, {"track_running_stats": False}])
 @pytest.mark.parametrize("training", [True, False])
-def test_keeps_the_running_statistics_as_bn_does(options, training):
-    ours, theirs = (norm_of(6, **options).double().train(training) for _ in range(2))
+@pytest.mark.parametrize("extent", ["global", 2])
+def test_keeps_the_running_statistics_as_bn_does(extent, options, training):
+    mine, theirs = (norm_of(6, **options).double().train(training) for _ in range(2))
     for step in range(3):
-        branch, shortcut = (t + step for t in inputs(2, 5, 4))
-        torch.testing.assert_close(average_excite_tail(ours, branch, shortcut), plain(theirs, branch, shortcut))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for name, tensor in ours.state_dict().items():
+        tensors = [t + step for t in inputs(2, 5, 4)]
+        torch.testing.assert_close(ours(mine, *tensors, extent), plain(theirs, *tensors, extent))
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    for name, tensor in mine.state_dict().items():
         torch.testing.assert_close(tensor, theirs.state_dict()[name])
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("frozen", [("weight", "bias"), ("weight",), ("branch",), ("shortcut",)])
-def test_what_needs_no_gradient_gets_none(frozen):
+@pytest.mark.parametrize(
+    "frozen", [("weight", "bias"), ("weight",), ("branch",), ("shortcut",), ("branch", "weight", "bias")]
+)
+@pytest.mark.parametrize("extent", ["global", 2])
+def test_what_needs_no_gradient_gets_none(extent, frozen):
     norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 5)
     for name in frozen:
         {"branch": branch, "shortcut": shortcut, "weight": norm.weight, "bias": norm.bias}[name].requires_grad_(False)
-    assert_equal(norm, branch, shortcut, rtol=1e-9, atol=1e-10)
+    assert_equal(norm, branch, shortcut, extent, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("training", [True, False])
-def test_gradcheck_and_double_backward(training, memory_format):
+@pytest.mark.parametrize("extent", ["global", 2])
+def test_gradcheck_and_double_backward(extent, training, memory_format):
     norm = norm_of(2).double().train(training)
     branch, shortcut = inputs(2, 3, 2, memory_format, channels=2)
 
     def function(branch, shortcut, weight, bias):
-        of = {"weight": weight, "bias": bias}
-        return torch.func.functional_call(Tail(norm), {f"norm.{k}": v for k, v in of.items()}, (branch, shortcut))
+        of = {"norm.weight": weight, "norm.bias": bias}
+        return torch.func.functional_call(Tail(norm, extent), of, (branch, shortcut))
 
     tensors = (branch, shortcut, norm.weight.detach().requires_grad_(), norm.bias.detach().requires_grad_())
     assert torch.autograd.gradcheck(function, tensors)
@@ -112,39 +143,41 @@ def test_gradcheck_and_double_backward(training, memory_format):
 
 
 class Tail(nn.Module):
-    def __init__(self, norm):
+    def __init__(self, norm, extent):
         super().__init__()
-        self.norm = norm
+        self.norm, self.extent = norm, extent
 
     def forward(self, branch, shortcut):
-        return average_excite_tail(self.norm, branch, shortcut)
+        return ours(self.norm, branch, shortcut, self.extent)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_double_backward_where_branch_and_shortcut_have_met_before():
+@pytest.mark.parametrize("extent", ["global", 2])
+def test_double_backward_where_branch_and_shortcut_have_met_before(extent):
     """The shortcut is the branch's own origin, as in every block: the recomputation must not count it twice."""
     norm, (x, _) = norm_of(6).double(), inputs(2, 3, 4)
 
     def penalty(function):
         branch = x.sin() * 2
-        (first,) = torch.autograd.grad(function(norm, branch, x).square().sum(), x, create_graph=True)
+        (first,) = torch.autograd.grad(function(norm, branch, x, extent).square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [x, norm.weight, norm.bias])
 
-    for a, b in zip(penalty(average_excite_tail), penalty(plain), strict=True):
+    for a, b in zip(penalty(ours), penalty(plain), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(memory_format):
-    norm = norm_of(6, momentum=1.0)
+@pytest.mark.parametrize("extent", ["global", 2, 4])
+def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(extent, memory_format):
+    norm, reference = norm_of(6, momentum=1.0), partial(plain, extent=extent)
     branch, shortcut = inputs(4, 14, 14, memory_format, torch.float32)
     branch = (branch.detach() + 1e4).requires_grad_()
     exact = results(
-        plain, copy.deepcopy(norm).double(), *(t.detach().double().requires_grad_() for t in (branch, shortcut))
+        reference, copy.deepcopy(norm).double(), *(t.detach().double().requires_grad_() for t in (branch, shortcut))
     )
-    ours, theirs = (results(f, norm, branch, shortcut) for f in (average_excite_tail, plain))
-    for a, b, want in zip(ours, theirs, exact, strict=True):
+    mine, theirs = (results(f, norm, branch, shortcut) for f in (partial(ours, extent=extent), reference))
+    for a, b, want in zip(mine, theirs, exact, strict=True):
         error, usual = ((t.double() - want).norm() / want.double().norm() for t in (a, b))
         assert error <= 2 * usual + 1e-6
 
@@ -156,33 +189,48 @@ def test_in_bf16_sums_are_made_in_float32(memory_format):
     branch, shortcut = inputs(4, 14, 14, memory_format, torch.bfloat16)
     exact = results(plain, norm, *(t.detach().float().requires_grad_() for t in (branch, shortcut)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = results(average_excite_tail, norm, branch, shortcut)
+        got = results(ours, norm, branch, shortcut)
     assert [t.dtype for t in got] == [torch.bfloat16] * 3 + [torch.float32] * 4 + [torch.int64]
     for a, b in zip(got, exact, strict=True):
         assert (a.double() - b.double()).norm() <= 0.01 * b.double().norm()
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_in_bf16_a_finite_extent_is_as_exact_as_the_plain_composition(memory_format):
+    norm, reference = norm_of(6), partial(plain, extent=4)
+    branch, shortcut = inputs(4, 16, 16, memory_format, torch.bfloat16)
+    exact = results(reference, norm, *(t.detach().float().requires_grad_() for t in (branch, shortcut)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mine, theirs = (results(f, norm, branch, shortcut) for f in (partial(ours, extent=4), reference))
+    for a, b, want in zip(mine, theirs, exact, strict=True):
+        error, usual = ((t.double() - want.double()).norm() / want.double().norm() for t in (a, b))
+        assert a.dtype == b.dtype
+        assert error <= 1.2 * usual + 1e-6
+
+
 @pytest.mark.usefixtures("uncompiled")
-def test_keeps_for_backward_what_the_plain_block_keeps():
+@pytest.mark.parametrize(("extent", "copies"), [("global", 2.01), (8, 2.03)])
+def test_keeps_for_backward_what_the_plain_block_keeps(extent, copies):
     norm = norm_of(6)
     branch, shortcut = inputs(4, 32, 32, dtype=torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        out = average_excite_tail(norm, branch, shortcut)
+        out = ours(norm, branch, shortcut, extent)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*saved, out)}
-    assert sum(storages.values()) <= 2.01 * out.numel() * 4
+    assert sum(storages.values()) <= copies * out.numel() * 4
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_its_result_may_be_changed_in_place_and_its_gradient_may_have_any_layout():
+@pytest.mark.parametrize("extent", ["global", 2])
+def test_its_result_may_be_changed_in_place_and_its_gradient_may_have_any_layout(extent):
     for memory_format in FORMATS:
         norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 6, memory_format)
-        out = average_excite_tail(norm, branch, shortcut)
+        out = ours(norm, branch, shortcut, extent)
         torch.autograd.grad(out.mean((2, 3)).sum(), branch)  # an expanded gradient
-        follow = average_excite_tail(norm, branch, shortcut) * 1
+        follow = ours(norm, branch, shortcut, extent) * 1
         follow += shortcut
         follow.sum().backward()
-        out = average_excite_tail(norm, branch, shortcut)
+        out = ours(norm, branch, shortcut, extent)
         out += 1  # which autograd notices, as it does for a plain ReLU
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()

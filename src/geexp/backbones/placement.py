@@ -30,8 +30,8 @@ def add_gather_excite(
     Args:
         model: the network; changed in place.
         variant, extent, pool, reduction, implementation: as for ``GatherExcite``. But for ``reference``, timm's ResNet
-            blocks compute BN, GE-θ⁻ of global extent, the sum and the ReLU as one operator in training; ``auto`` does
-            so where a compilation of some 20 s will have paid.
+            blocks compute BN, GE-θ⁻ by average, the sum and the ReLU as one operator in training; ``auto`` does so
+            where it is no slower, for the global extent where a compilation of some 20 s will have paid.
         stages: the paper's numbers, 2 to 5; None for all.
         image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
             else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.

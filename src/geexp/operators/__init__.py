@@ -1,6 +1,7 @@
 """Gather and excite operators: plain PyTorch modules that know nothing of Hydra or Lightning."""
 
 from geexp.operators.excite import Excite, ExciteSubnetwork, excite
+from geexp.operators.finite_tail import finite_average_excite_tail
 from geexp.operators.gather import (
     ConvGather,
     DepthwiseProduct,
@@ -25,6 +26,7 @@ __all__ = [
     "average_excite_tail",
     "check_extent",
     "excite",
+    "finite_average_excite_tail",
     "tail_failure",
     "takes_tail",
 ]

@@ -47,15 +47,34 @@ class PoolGather(nn.Module):
         if self.extent == "global":
             # amax rather than adaptive max pooling: its backward is deterministic on CUDA.
             return x.mean((2, 3), keepdim=True) if self.pool == "avg" else x.amax((2, 3), keepdim=True)
-        window, padding = 2 * self.extent - 1, self.extent - 1
         if self.pool == "max":
-            return F.max_pool2d(x, window, self.extent, padding)
-        if self.implementation != "reference" and _matrices_pay(x, self.extent):
-            return _PoolByMatrices.apply(x, self.extent)
-        return F.avg_pool2d(x, window, self.extent, padding, count_include_pad=False)
+            return F.max_pool2d(x, *_windows(self.extent))
+        if self.implementation == "reference":
+            return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=False)
+        return average_windows(x, self.extent)
 
     def extra_repr(self) -> str:
         return f"extent={self.extent}, pool={self.pool}"
+
+
+def average_windows(x: Tensor, extent: int) -> Tensor:
+    """The average pooling of ``PoolGather`` for a finite extent: ``[N, C, H, W]`` → ``[N, C, ⌈H/e⌉, ⌈W/e⌉]``."""
+    if _matrices_pay(x, extent):
+        return _PoolByMatrices.apply(x, extent)
+    return F.avg_pool2d(x, *_windows(extent), count_include_pad=False)
+
+
+def average_windows_adjoint(grad: Tensor, like: Tensor, extent: int) -> Tensor:
+    """The gradient of ``average_windows`` for an input like this one, by its shape and memory format."""
+    if _matrices_pay(like, extent):
+        return _adjoint_by_matrices(grad, like.shape[2:], extent)
+    window, stride, padding = ([n, n] for n in _windows(extent))
+    return torch.ops.aten.avg_pool2d_backward(grad, like, window, stride, padding, False, False, None)
+
+
+def _windows(extent: int) -> tuple[int, int, int]:
+    """Window, stride and padding."""
+    return 2 * extent - 1, extent, extent - 1
 
 
 def _matrices_pay(x: Tensor, extent: int) -> bool:
@@ -88,8 +107,12 @@ class _PoolByMatrices(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        rows, columns = (_averaging(size, ctx.extent, grads[0]) for size in ctx.size)
-        return rows.T @ (grads[0] @ columns), None
+        return _adjoint_by_matrices(grads[0], ctx.size, ctx.extent), None
+
+
+def _adjoint_by_matrices(grad: Tensor, sizes: torch.Size, extent: int) -> Tensor:
+    rows, columns = (_averaging(size, extent, grad) for size in sizes)
+    return rows.T @ (grad @ columns)
 
 
 def _averaging(size: int, extent: int, like: Tensor) -> Tensor:

@@ -81,16 +81,16 @@ class GatherExcite(nn.Module):
 
     @property
     def averages(self) -> bool:
-        """Whether the gate is the sigmoid of the channel's mean and nothing else: GE-θ⁻, global, by average."""
+        """Whether the gate is the sigmoid of averages over the extent and nothing else: GE-θ⁻, not by maximum."""
         return (
             self.variant == "theta_minus"
             and isinstance(self.gather, PoolGather)
-            and self.gather.extent == "global"
+            and self.gather.extent == self.extent
             and self.gather.pool == "avg"
         )
 
     def _in_one_sweep(self, x: Tensor) -> bool:
-        if self.implementation == "reference" or not self.averages:
+        if self.implementation == "reference" or self.extent != "global" or not self.averages:
             return False
         if not (x.requires_grad and torch.is_grad_enabled()) or is_traced(x) or is_observed(self):
             return False

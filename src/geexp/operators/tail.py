@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PLANE = (2, 3)
+from geexp.operators.excite import average_excite
 
 
 def average_excite_tail(norm: nn.BatchNorm2d, branch: Tensor, shortcut: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, out, weight, bias, mean, _, *small = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, grads[0])
+            return *differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0], average_excite), None, None, None
         contiguous = z.is_contiguous()
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         with torch.autocast(z.device.type, enabled=False):
@@ -113,20 +113,27 @@ class _Tail(torch.autograd.Function):
         return _map(grad_z, z), _map(grad_shortcut, z), *of_channels, None, None, None
 
 
-def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The same by the plain composition, for a graph of the gradient itself.
+def differentiable_backward(
+    saved: tuple[Tensor, ...], eps: float, grad: Tensor, operator: Any
+) -> tuple[Tensor | None, ...]:
+    """The gradients of branch, shortcut, weight and bias by the plain composition, for a graph of the gradient itself.
 
-    It is taken with regard to aliases: what lies before them, where branch and shortcut meet again, is not its own.
+    They are taken with regard to aliases: what lies before these, where branch and shortcut meet again, is not theirs.
+
+    Args:
+        saved: branch, result, weight and bias, and if BN is frozen its mean and variance, else None and None.
+        eps: BN's.
+        grad: with regard to the result.
+        operator: Gather-Excite, ``[N, C, H, W]`` → the same.
     """
-    z, out, weight, bias, mean, var, *_ = ctx.saved_tensors
+    z, out, weight, bias, mean, var = saved
     z, weight, bias = (t.view_as(t) for t in (z, weight, bias))
     grad_sum = torch.where(out > 0, grad, 0)
-    y = F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=ctx.eps)
-    y = y * torch.sigmoid(y.mean(PLANE, keepdim=True))
+    y = operator(F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=eps))
     wanted = [t for t in (z, weight, bias) if t.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, grad_sum, create_graph=True) if wanted else ())
     of_z, of_weight, of_bias = (next(found) if t.requires_grad else None for t in (z, weight, bias))
-    return of_z, grad_sum, of_weight, of_bias, None, None, None
+    return of_z, grad_sum, of_weight, of_bias
 
 
 def _forward_sweeps(
@@ -227,11 +234,16 @@ def _keep(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics as ``nn.BatchNorm2d`` does: an unbiased variance, an average without momentum."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    share = norm.momentum
+    share = next_share(norm)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share)
+
+
+def next_share(norm: nn.BatchNorm2d) -> float:
+    """Count a batch as ``nn.BatchNorm2d`` does, and return its share in the running statistics."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-        if share is None:
-            share = 1 / float(norm.num_batches_tracked)
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean), share or 0.0)
-        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share or 0.0)
+        if norm.momentum is None:
+            return 1 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
