@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from geexp import GatherExcite
+from geexp import GatherExcite, build_model
 from geexp.benchmarks.photographs import make_photo_folder
 from geexp.config.schema import AugmentationConfig
 from geexp.data.images import ArrayImages
@@ -36,6 +36,29 @@ def test_cuda_equals_cpu_in_float64(variant, extent, memory_format):
         module.zero_grad()
     for a, b in zip(*outcomes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("variant", "extent"), [("theta_minus", "global"), ("theta_minus", 8), ("theta_plus", "global")]
+)
+def test_fused_equals_reference_in_a_network(variant, extent, memory_format):
+    """Float32 without TF32, and the norms of the gradients: single elements flip with a ReLU's sign."""
+    networks = []
+    for implementation in ("reference", "fused"):
+        torch.manual_seed(0)
+        network = build_model("resnet50", ge=variant, extent=extent, image_size=64, implementation=implementation)
+        networks.append(network.cuda().to(memory_format=memory_format))
+    x = torch.randn(8, 3, 64, 64, device="cuda").to(memory_format=memory_format)
+    found = []
+    for network in networks:
+        loss = network(x).square().mean()
+        loss.backward()
+        norms = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None])
+        statistics = torch.cat([b.flatten() for name, b in network.named_buffers() if "running" in name])
+        found.append((loss.detach(), norms, statistics))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

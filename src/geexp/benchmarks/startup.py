@@ -11,26 +11,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from geexp.benchmarks.progress import progress
 from geexp.benchmarks.rows import Column, Comparison, Row, Target
 from geexp.config.benchmark import StartupSettings
 
-_ENTRIES = (
-    "train",
-    "status",
-    "plan",
-    "evaluate",
-    "analyze",
-    "detect",
-    "complexity",
-    "report",
-    "dashboard",
-    "pack",
-    "check_data",
-    "benchmark",
-)
 _UNIT, _CASE = "import torch", "start-up"
 # Runs a module as python -m does, and says on standard error how many modules that took.
 _COUNT = """
@@ -58,7 +45,9 @@ class _Started:
 def benchmark_startup(settings: StartupSettings) -> Comparison:
     """Start every entry point ``rounds`` times, after once that does not count."""
     rounds = settings.rounds
-    shown = [(entry, flag) for entry in _ENTRIES for flag in ("--help", "--cfg=job")]
+    scripts = (script for script in entry_points(group="console_scripts") if script.name.startswith("geexp-"))
+    entries = sorted(script.module.removeprefix("geexp.") for script in scripts)
+    shown = [(entry, flag) for entry in entries for flag in ("--help", "--cfg=job")]
     started: dict[str, list[_Started]] = {}
     modules: dict[str, int] = {}
     with (
