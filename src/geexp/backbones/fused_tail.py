@@ -65,6 +65,7 @@ class FusedForward:
         shortcut = x if block.downsample is None else block.downsample(x)
         if _fuses(block.se, norm, branch, shortcut):
             if block.se.extent == "global":
+                _say("compiling BN, Gather-Excite, sum and ReLU as one operator: half a minute, once", logging.INFO)
                 return average_excite_tail(norm, branch, shortcut)
             return finite_average_excite_tail(norm, branch, shortcut, block.se.extent)
         out = block.se(norm(branch))
@@ -82,11 +83,11 @@ def _may_fuse(block: Any, x: Tensor) -> bool:
         return False
     norm, act = getattr(block, norm_name), getattr(block, act_name)
     if isinstance(norm, nn.SyncBatchNorm):
-        _warn("SyncBatchNorm: BN, Gather-Excite, sum and ReLU are computed one by one, as one they know of one device")
+        _say("SyncBatchNorm: BN, Gather-Excite, sum and ReLU are computed one by one, as one they know of one device")
         return False
     failure = tail_failure() if operator.extent == "global" else None
     if failure is not None:
-        _warn(
+        _say(
             "BN, Gather-Excite, sum and ReLU are computed one by one: they could not be compiled as one "
             f"({type(failure).__name__}: {(str(failure).strip() or 'no reason given').splitlines()[0]}). Install a C++ "
             "compiler, on a GPU also Triton, or say ge.implementation=reference"
@@ -124,8 +125,8 @@ def _pays(extent: Extent, branch: Tensor) -> bool:
     return branch.device.type == "cpu" and (is_channels_last(branch) or (divides and max(grid) > 1))
 
 
-def _warn(message: str) -> None:
+def _say(message: str, level: int = logging.WARNING) -> None:
     """Once per process: the network has many blocks, and the training many steps."""
     if message not in _said:
         _said.add(message)
-        log.warning(message)
+        log.log(level, message)
