@@ -90,7 +90,7 @@ def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], pa
     axes[0].set_ylabel("loss" if detectors else "top-1 error, %")
     if detectors:
         axes[1].set_ylabel("mAP, %")
-    axes[1].legend(fontsize=9)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     plt.close(figure)
