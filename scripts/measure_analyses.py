@@ -18,7 +18,7 @@ from geexp.analysis.selectivity import class_selectivity
 from geexp.analysis.subject import Subject, subject_of
 from geexp.backbones import blocks
 from geexp.config.schema import AnalyzeConfig
-from geexp.results.analyses.pruning import default_blocks
+from geexp.report.analyses.pruning import default_blocks
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from geexp.config.command import config_directory
 from geexp.config.protocol import base_rate, planned_epochs
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
-from geexp.results.style import VARIANT_STYLE
+from geexp.report.style import VARIANT_STYLE
 from geexp.training.schedules import LearningRate
 
 DEFAULT = Path(__file__).parents[1] / "outputs/published/schedules.png"

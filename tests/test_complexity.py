@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from geexp import build_model
-from geexp.complexity_count import count_complexity
+from geexp.backbones.complexity import count_complexity
 from geexp.config.catalog import BACKBONES
 from geexp.operators import Excite
-from geexp.paper.numbers import table_rows
-from geexp.results.complexity_report import KNOWN_DIFFERENCES, count_network, table_comparison
+from geexp.report.complexity_report import KNOWN_DIFFERENCES, count_network, table_comparison
+from geexp.report.numbers import table_rows
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

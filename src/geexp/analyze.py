@@ -9,11 +9,11 @@ from geexp.config.schema import AnalyzeConfig
 def main(config: AnalyzeConfig) -> None:
     require_ranks("analyze", devices=config.devices)
     if config.analysis == "curves":
-        from geexp.results.analyses.curves import draw_curves
+        from geexp.report.analyses.curves import draw_curves
 
         draw_curves(config)
         return
-    from geexp.results.analyses.making import analyse
+    from geexp.report.analyses.making import analyse
 
     analyse(config)
 

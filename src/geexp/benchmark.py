@@ -32,13 +32,13 @@ def main(config: BenchmarkConfig) -> None:
     from rich.console import Console
 
     from geexp.benchmarks.report import as_document, print_tables
-    from geexp.records.whole_file import whole_file
+    from geexp.runs.atomic_write import atomic_write
 
     settings = settings_of(config)
     found = _measure(settings)
     document = as_document(found, config.what, settings)
     out = Path(config.out).expanduser()
-    with whole_file(out) as file:
+    with atomic_write(out) as file:
         file.write(json.dumps(document, indent=2).encode() + b"\n")
     if config.format == "json":
         print(json.dumps(document))

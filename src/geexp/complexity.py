@@ -6,7 +6,7 @@ from geexp.config.schema import ComplexityConfig
 
 @command("complexity", ComplexityConfig)
 def main(config: ComplexityConfig) -> None:
-    from geexp.results import complexity_report
+    from geexp.report import complexity_report
 
     if config.table is not None:
         complexity_report.print_table(config.table, config.format)

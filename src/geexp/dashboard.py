@@ -22,10 +22,10 @@ def _main(config: DashboardConfig) -> None:
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
     import wandb
 
-    from geexp.results.dashboard import make_dashboard, write_specification
-    from geexp.results.measured import Runs
-    from geexp.results.runs import read_runs
-    from geexp.results.wandb_runs import logged_in_api, read_wandb
+    from geexp.report.dashboard import make_dashboard, write_specification
+    from geexp.report.measured import Runs
+    from geexp.report.runs import read_runs
+    from geexp.report.wandb_runs import logged_in_api, read_wandb
 
     api = None if config.dry_run else logged_in_api()
     try:

@@ -7,7 +7,7 @@ from geexp.config.command import command
 from geexp.config.detection import is_detection
 from geexp.config.ranks import rank, require_ranks
 from geexp.config.schema import EvaluateConfig
-from geexp.config.score import AP, coco_numbers, score_of
+from geexp.runs.metrics import AP, coco_numbers, score_of
 
 
 @command("evaluate", EvaluateConfig)

@@ -9,13 +9,13 @@ from hydra.types import RunMode
 
 from geexp.config.command import command
 from geexp.config.detection import is_detection, require_backbone
-from geexp.config.identity import require_same_identity
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
-from geexp.config.score import coco_numbers, score_of
 from geexp.data.presence import require_data
 from geexp.launching.process_tree import in_a_tree, stop_with_parent
-from geexp.records.run_files import read_result
+from geexp.runs.identity import require_same_identity
+from geexp.runs.metrics import coco_numbers, score_of
+from geexp.runs.run_files import read_result
 
 
 def needs_ranks(config: TrainConfig) -> bool:

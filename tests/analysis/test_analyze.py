@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from geexp.results.page import write_page
-from geexp.results.report import make_report
+from geexp.report.page import write_page
+from geexp.report.report import make_report
 from tests.training.wandb_files import logged
 
 TRAINED = ["schedule.epochs=1", "trainer.limit_train_batches=12", "logger=wandb"]

@@ -7,7 +7,7 @@ import pytest
 from geexp.config.composing import composed_training
 from geexp.config.detection import backbone_file, require_backbone
 from geexp.config.errors import ConfigError
-from geexp.config.identity import identity, run_folder
+from geexp.runs.identity import identity, run_folder
 
 
 def detector(given: str):

@@ -12,13 +12,13 @@ from hydra.core.config_store import ConfigStore
 
 from geexp.config.command import config_directory
 from geexp.config.errors import ConfigError
-from geexp.config.identity import identity, run_folder
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.rules import SCALES
 from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
 from geexp.config.validation import validated
-from geexp.paper.numbers import network_of, paper, table_rows
-from geexp.results.complexity_report import count_network
+from geexp.report.complexity_report import count_network
+from geexp.report.numbers import network_of, paper, table_rows
+from geexp.runs.identity import identity, run_folder
 
 CONF = Path(config_directory())
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if path.stem not in ("demo", "demo_detection"))

@@ -9,10 +9,10 @@ from hydra.core.config_store import ConfigStore
 from geexp.backbones import build_model, stages
 from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
 from geexp.config.command import config_directory
-from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
 from geexp.operators import gather_excite, implementation
+from geexp.runs.identity import effective_ge, ge_slug, identity, run_folder
 
 CONF = Path(config_directory())
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py

@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 
 from geexp.config.errors import ConfigError
-from geexp.config.identity import effective_schedule, identity, run_folder
 from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
 from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
+from geexp.runs.identity import effective_schedule, identity, run_folder
 from tests.data.configuration import train_config
 
 

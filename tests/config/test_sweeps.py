@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from geexp.config.errors import ConfigError
-from geexp.config.identity import register_resolvers
 from geexp.config.schema import TrainConfig
 from geexp.launching.jobs import Job, jobs_of, shell
 from geexp.launching.plan import plan, show_plan
-from geexp.paper.numbers import paper
+from geexp.report.numbers import paper
+from geexp.runs.identity import register_resolvers
 from tests.config.test_experiments import CONF, PRESETS, ROWS, Row, header, number_to_reach
 
 TABLES = [f"table{number}" for number in range(1, 7)]

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.identity import run_folder
 from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
 from geexp.data.checking import check_images
 from geexp.data.datasets import open_dataset
@@ -17,6 +16,7 @@ from geexp.data.module import ImageData
 from geexp.data.pack import first_damaged, open_pack
 from geexp.data.packing import pack_split
 from geexp.data.pixel_feed import centre
+from geexp.runs.identity import run_folder
 from tests.data.configuration import data_config, train_config
 
 RAW = RecipeConfig("raw", short_side=64)

@@ -312,7 +312,7 @@ def test_killed_between_the_last_steps(root, tmp_path, monkeypatch):
     pack(root, JPEG, folder)
     pack(root, ORIGINAL, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("geexp.data.partial_pack.whole_file", die)
+        patch.setattr("geexp.data.partial_pack.atomic_write", die)
         with pytest.raises(Killed):
             pack(root, ORIGINAL, folder, force=True)
     with pytest.raises(DataError, match=r"train\.npz is not there"):

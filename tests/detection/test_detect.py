@@ -14,8 +14,8 @@ from PIL import Image
 from geexp.detect import training_arguments
 from geexp.detection.evaluation import NUMBERS
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
-from geexp.results.comparison import compare_runs
-from geexp.results.runs import read_runs
+from geexp.report.comparison import compare_runs
+from geexp.report.runs import read_runs
 from tests.detection.made_coco import content, write
 
 SET = Recipe(train=24, val=10, most_items=3, smallest=40)

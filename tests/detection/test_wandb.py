@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from geexp.results.dashboard import make_dashboard, write_specification
-from geexp.results.measured import Runs
+from geexp.report.dashboard import make_dashboard, write_specification
+from geexp.report.measured import Runs
 from tests.detection.made_coco import content, write
 from tests.training.test_wandb import metrics
 from tests.training.wandb_files import Logged, logged

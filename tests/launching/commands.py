@@ -14,7 +14,7 @@ from typing import TypeVar
 import psutil
 import yaml
 
-from geexp.records.run_files import read_result
+from geexp.runs.run_files import read_result
 from tests.conftest import environment
 
 ROOT = Path(__file__).parents[2]

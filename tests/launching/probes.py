@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from torch import Tensor
 
-from geexp.config.identity import flat
-from geexp.records.run_files import write_json
+from geexp.runs.identity import flat
+from geexp.runs.run_files import write_json
 from geexp.training.safe_points import SafePoints
 
 

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from geexp.config.errors import ConfigError
-from geexp.config.identity import identity
 from geexp.config.schema import HardwareConfig
 from geexp.launching.budget import budget, show_budget, size
 from geexp.launching.jobs import Job
 from geexp.launching.plan import plan
-from geexp.records.run_files import append_row, write_json
+from geexp.runs.identity import identity
+from geexp.runs.run_files import append_row, write_json
 from tests.launching.test_parts import ended, jobs, row
 
 FAST = HardwareConfig(devices=2, tflops=50, images_per_second=1e9)

@@ -15,7 +15,6 @@ from rich.console import Console
 from geexp.config.catalog import BACKBONES
 from geexp.config.command import config_directory
 from geexp.config.errors import ConfigError
-from geexp.config.identity import identity, run_folder
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
 from geexp.launching.board import table_of
@@ -24,9 +23,10 @@ from geexp.launching.devices import Devices, threads_of_each, visible_gpus
 from geexp.launching.jobs import Job, shell
 from geexp.launching.plan import in_words, labels, plan, summary
 from geexp.launching.progress import DONE, FAILED, NEW, RUNNING, UNFINISHED, progress_of
-from geexp.records.lock import run_lock
-from geexp.records.run_files import LAST, append_row, checkpoint_folder, write_json
-from geexp.results.complexity_report import count_network
+from geexp.report.complexity_report import count_network
+from geexp.runs.identity import identity, run_folder
+from geexp.runs.lock import run_lock
+from geexp.runs.run_files import LAST, append_row, checkpoint_folder, write_json
 
 
 @cache

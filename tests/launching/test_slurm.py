@@ -15,7 +15,7 @@ from geexp.launching.jobs import Job
 from geexp.launching.slurm import SlurmSettings, parameters, submit
 from geexp.launching.slurm_queue import COMPLETE, FAILED, PENDING, RUNNING, InQueue, Submitted, queue, watch
 from geexp.launching.slurm_task import exit_code, rank_environment
-from geexp.records.run_files import read_result, write_json
+from geexp.runs.run_files import read_result, write_json
 from tests.conftest import environment
 from tests.data.configuration import train_config
 from tests.training.test_run import history, same_weights

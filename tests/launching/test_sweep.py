@@ -15,8 +15,8 @@ import pytest
 
 from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
-from geexp.records.run_files import read_result
-from geexp.records.status import read_status
+from geexp.runs.run_files import read_result
+from geexp.runs.status import read_status
 from tests.data.configuration import train_config
 from tests.launching.commands import SMALL, Command, finished, runs, send, until
 from tests.training.forked import torchrun_environments

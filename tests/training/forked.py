@@ -121,7 +121,7 @@ def serve() -> None:
         "detection.task",
     ):
         importlib.import_module(f"geexp.{name}")
-    importlib.import_module("geexp.results.analyses.making")
+    importlib.import_module("geexp.report.analyses.making")
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(_end(**request) if "pids" in request else _start(**request)), flush=True)

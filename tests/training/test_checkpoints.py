@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from geexp.config.errors import DataError
-from geexp.records.whole_file import remove_unfinished
+from geexp.runs.atomic_write import remove_unfinished
 from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_folder, checkpoint_to_resume, load_checkpoint
 from geexp.training.run import _prepare
 

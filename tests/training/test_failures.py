@@ -20,9 +20,9 @@ import torch
 from geexp.config.command import explain
 from geexp.config.errors import DataError, DivergedError
 from geexp.config.schema import TrainConfig
-from geexp.records.lock import run_lock
-from geexp.records.run_files import read_result
-from geexp.records.status import read_status
+from geexp.runs.lock import run_lock
+from geexp.runs.run_files import read_result
+from geexp.runs.status import read_status
 from geexp.training import loggers
 from geexp.training.run import train
 from tests.data.configuration import train_config

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from geexp.config.command import config_directory
-from geexp.config.identity import run_folder
 from geexp.data.cifar import CIFAR10, CIFAR100
+from geexp.runs.identity import run_folder
 from tests.conftest import environment
 from tests.data.configuration import train_config
 from tests.data.conftest import photo

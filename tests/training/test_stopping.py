@@ -17,7 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from geexp.records.run_files import read_result
+from geexp.runs.run_files import read_result
 from geexp.training.run import train
 from geexp.training.stopping import Stopped, StopSignals
 from tests.conftest import environment

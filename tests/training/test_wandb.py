@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from geexp.config.errors import ConfigError, DataError, DivergedError
-from geexp.config.identity import flat
-from geexp.results.dashboard import make_dashboard, write_specification
-from geexp.results.measured import Runs
-from geexp.results.runs import read_runs
-from geexp.results.wandb_runs import read_wandb
+from geexp.report.dashboard import make_dashboard, write_specification
+from geexp.report.measured import Runs
+from geexp.report.runs import read_runs
+from geexp.report.wandb_runs import read_wandb
+from geexp.runs.identity import flat
 from geexp.training.errors_count import ErrorCount
 from geexp.training.run import train
 from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts

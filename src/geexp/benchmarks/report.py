@@ -13,7 +13,7 @@ from rich.table import Table
 from geexp.benchmarks.rows import Column, Comparison, Row, Spread, Verdict, figure, ratio
 from geexp.config.benchmark import Settings
 from geexp.data.reading import processors
-from geexp.records.environment import environment
+from geexp.runs.environment import environment
 
 
 def as_document(found: Comparison, what: str, settings: Settings) -> dict[str, Any]:

@@ -34,9 +34,9 @@ from geexp.config.errors import (
     bad_value,
     unknown_key,
 )
-from geexp.config.identity import register_resolvers
 from geexp.config.ranks import rank
 from geexp.config.validation import known_keys, validated, wrong_type
+from geexp.runs.identity import register_resolvers
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from geexp.data.images import Decoding
 from geexp.data.names import join_names, name_at
-from geexp.records.whole_file import whole_file
+from geexp.runs.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def read_folder(folder: Path) -> FolderIndex:
         time.monotonic() - start,
     )
     try:
-        with whole_file(cache) as file:
+        with atomic_write(cache) as file:
             np.savez(file, format=np.array(_FORMAT), **asdict(index))
     except OSError as error:
         log.info("the list of files is not remembered: %s", error)

@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.identity import recipe_slug
 from geexp.config.schema import RecipeConfig
 from geexp.data.decode import Decoder
 from geexp.data.folder import cache_folder
@@ -30,7 +29,8 @@ from geexp.data.images import Decoding
 from geexp.data.meter import meter
 from geexp.data.names import name_at
 from geexp.data.reading import processors
-from geexp.records.whole_file import whole_file
+from geexp.runs.atomic_write import atomic_write
+from geexp.runs.identity import recipe_slug
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
         raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {AGAIN}")
     log.info("%s: all %d images verified by hash in %.1f s", path, len(index.ends), time.monotonic() - start)
     try:
-        with whole_file(remembered) as file:
+        with atomic_write(remembered) as file:
             file.write(facts)
     except OSError as error:
         log.info("that %s is verified is not remembered: %s", path, error)

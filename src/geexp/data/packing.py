@@ -20,7 +20,6 @@ from PIL import Image
 from rich.filesize import decimal
 
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.identity import recipe_slug
 from geexp.config.schema import DataConfig, RecipeConfig
 from geexp.data.decode import DAMAGED, open_with_pil
 from geexp.data.folder import FolderImages
@@ -30,6 +29,7 @@ from geexp.data.meter import meter
 from geexp.data.names import join_names
 from geexp.data.pack import FORMAT, PackIndex, digest, index_path, read_index
 from geexp.data.partial_pack import FULL, PartialPack, Record
+from geexp.runs.identity import recipe_slug
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from geexp.config.errors import DataError
 from geexp.data.pack import FORMAT, PackIndex, first_damaged, index_path
-from geexp.records.whole_file import whole_file
+from geexp.runs.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class PartialPack:
         os.fsync(self._data_file.fileno())
         self.index.unlink(missing_ok=True)
         os.replace(self.data, self.path)
-        with whole_file(self.index) as file:
+        with atomic_write(self.index) as file:
             np.savez(file, **vars(index))
         self.discard_journal()
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from geexp.config.catalog import DETECTION_SETS
 from geexp.config.errors import ConfigError
-from geexp.config.identity import recipe_slug
 from geexp.config.schema import DataConfig, FeedConfig
+from geexp.runs.identity import recipe_slug
 
 _FASHION = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 

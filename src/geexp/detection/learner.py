@@ -7,11 +7,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig
-from geexp.config.score import AP
 from geexp.data.order import mix
 from geexp.detection.batches import DetectionBatch
 from geexp.detection.draws import fixed_draws
 from geexp.detection.evaluation import CocoEvaluator, DetectionScores
+from geexp.runs.metrics import AP
 from geexp.training.learner import Learner
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")

@@ -16,7 +16,7 @@ from geexp.detection.data import open_split
 from geexp.detection.learner import CLASSES
 from geexp.detection.pictures import save_detections
 from geexp.detection.restoring import restore_detector
-from geexp.records.run_files import DETECTIONS
+from geexp.runs.run_files import DETECTIONS
 from geexp.training.evaluation import checkpoint_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

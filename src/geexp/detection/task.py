@@ -11,7 +11,6 @@ from torchvision.models.detection import FasterRCNN
 
 from geexp.config.detection import backbone_file
 from geexp.config.errors import ConfigError
-from geexp.config.identity import identity
 from geexp.config.ranks import rank
 from geexp.config.schema import TrainConfig
 from geexp.detection.data import DetectionData
@@ -20,7 +19,8 @@ from geexp.detection.faster_rcnn import build_detector
 from geexp.detection.learner import DetectionLearner
 from geexp.detection.pictures import save_precision_recall
 from geexp.detection.weights import Loaded, load_backbone
-from geexp.records.run_files import PRECISION_RECALL
+from geexp.runs.identity import identity
+from geexp.runs.run_files import PRECISION_RECALL
 from geexp.training.network import build_network
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching.cost import gmacs_of_an_image, images_of_an_epoch, images_to_see
 from geexp.launching.plan import Row, in_words, summary
 from geexp.launching.progress import DONE
-from geexp.records.run_files import read_result
+from geexp.runs.run_files import read_result
 
 FLOPS_PER_MAC = 6  # a forward pass, and a backward pass twice as long
 # Weights and momentum in 32 bits; best.ckpt, last.ckpt and previous.ckpt.
@@ -163,7 +163,7 @@ def _speed_key(config: TrainConfig) -> Any:
 
 
 def _parameters(config: TrainConfig) -> int:
-    from geexp.results.complexity_report import count_network
+    from geexp.report.complexity_report import count_network
 
     ge = {"ge": config.ge.variant, "extent": config.ge.extent, "stages": config.ge.stages}
     network = {"name": config.model.name, **(ge if config.ge.variant != "none" else {"ge": "none"})}

@@ -24,7 +24,6 @@ from geexp.config.command import explain
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.ranks import rank, srun_tasks, world_size
 from geexp.config.schema import HardwareConfig, TrainConfig
-from geexp.config.score import score_of
 from geexp.launching import sweep
 from geexp.launching.board import table_of
 from geexp.launching.budget import show_budget
@@ -32,7 +31,8 @@ from geexp.launching.jobs import Job, composed, jobs_of
 from geexp.launching.plan import Row, plan, require_all_data, show_plan
 from geexp.launching.progress import DONE
 from geexp.launching.slurm import SlurmSettings
-from geexp.records.run_files import read_result
+from geexp.runs.metrics import score_of
+from geexp.runs.run_files import read_result
 
 
 class CheckEveryJob(Callback):

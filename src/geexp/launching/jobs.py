@@ -14,9 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from geexp.config.errors import UserError
-from geexp.config.identity import of_the_task, run_folder
 from geexp.config.schema import TrainConfig
 from geexp.config.validation import validated
+from geexp.runs.identity import of_the_task, run_folder
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from geexp.config.detection import require_backbone
 from geexp.config.errors import UserError
-from geexp.config.identity import ge_slug
 from geexp.data.presence import require_data
 from geexp.launching.jobs import Job, shell
 from geexp.launching.progress import DONE, FAILED, NEW, RUNNING, UNFINISHED, Progress, progress_of
+from geexp.runs.identity import ge_slug
 
 
 @dataclass

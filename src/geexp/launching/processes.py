@@ -16,8 +16,8 @@ from geexp.launching.devices import Devices
 from geexp.launching.plan import Row
 from geexp.launching.process_tree import ProcessTree, noted_signals
 from geexp.launching.progress import DONE, FAILED, RUNNING, UNFINISHED, Progress, progress_now
-from geexp.records.run_files import RESULT
-from geexp.records.status import STATUS, read_status
+from geexp.runs.run_files import RESULT
+from geexp.runs.status import STATUS, read_status
 
 CONSOLE = "console.log"
 _LOOK_EVERY = 0.2  # seconds: for processes that have ended

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from geexp.config.errors import UserError
-from geexp.config.identity import require_same_identity
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
-from geexp.config.score import score_of
 from geexp.launching.jobs import Job
-from geexp.records.lock import is_locked
-from geexp.records.run_files import LAST, PREVIOUS, checkpoint_folder, read_history, read_result
-from geexp.records.status import read_status
+from geexp.runs.identity import require_same_identity
+from geexp.runs.lock import is_locked
+from geexp.runs.metrics import score_of
+from geexp.runs.run_files import LAST, PREVIOUS, checkpoint_folder, read_history, read_result
+from geexp.runs.status import read_status
 
 NEW, RUNNING, UNFINISHED, FAILED, DONE = "new", "running", "unfinished", "failed", "done"
 

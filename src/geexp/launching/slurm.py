@@ -23,7 +23,7 @@ from geexp.config.errors import PREEMPTED, ConfigError
 from geexp.launching.jobs import Job
 from geexp.launching.slurm_queue import Submitted, queue
 from geexp.launching.slurm_task import NOTE, train_rank
-from geexp.records.run_files import write_json
+from geexp.runs.run_files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from geexp.launching.jobs import Job
-from geexp.records.run_files import read_result
-from geexp.records.status import read_status
+from geexp.runs.run_files import read_result
+from geexp.runs.status import read_status
 
 log = logging.getLogger(__name__)
 

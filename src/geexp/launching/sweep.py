@@ -124,6 +124,6 @@ def on_slurm(settings: SlurmSettings, folder: Path) -> Train:
 def _compare(rows: Sequence[Row]) -> None:
     folders = [row.job.folder for row in rows if row.same_as is None]
     if any(progress_now(row.job).state == DONE for row in rows):
-        from geexp.results.comparison import compare_runs
+        from geexp.report.comparison import compare_runs
 
         compare_runs(folders)

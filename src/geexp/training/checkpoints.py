@@ -15,10 +15,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import TrainConfig
-from geexp.config.score import Score
 from geexp.config.validation import validated
-from geexp.records.run_files import BEST, LAST, PREVIOUS, checkpoint_folder
-from geexp.records.whole_file import whole_file
+from geexp.runs.atomic_write import atomic_write
+from geexp.runs.metrics import Score
+from geexp.runs.run_files import BEST, LAST, PREVIOUS, checkpoint_folder
 from geexp.training.stopping import Stopped
 
 FORMAT = "geexp"
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         previous = path.with_name(PREVIOUS) if path.name == LAST else None
         try:
-            with whole_file(path, previous=previous) as file:
+            with atomic_write(path, previous=previous) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch has its own words for a full disk, over the system's
             system = error if isinstance(error, OSError) else error.__context__

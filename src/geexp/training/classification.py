@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from geexp.complexity_count import count_complexity
+from geexp.backbones.complexity import count_complexity
 from geexp.config.schema import TrainConfig
 from geexp.data.module import ImageData
 from geexp.training.classifier import Classifier

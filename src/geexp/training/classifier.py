@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig
-from geexp.config.score import TOP1_ERROR
+from geexp.runs.metrics import TOP1_ERROR
 from geexp.training.errors_count import ErrorCount
 from geexp.training.learner import Learner
 

@@ -13,7 +13,7 @@ from geexp.config.rules import check_feed
 from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
 from geexp.data.module import ImageData
 from geexp.data.presence import require_data
-from geexp.records.run_files import checkpoint_folder
+from geexp.runs.run_files import checkpoint_folder
 from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
 from geexp.training.classifier import Classifier
 from geexp.training.network import build_network

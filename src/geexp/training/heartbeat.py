@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from geexp.records.status import Status
+from geexp.runs.status import Status
 
 
 class Heartbeat(pl.Callback):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from geexp.records.run_files import append_row
+from geexp.runs.run_files import append_row
 
 
 class History(pl.Callback):

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig
-from geexp.config.score import Score
 from geexp.data.order import mix
+from geexp.runs.metrics import Score
 from geexp.training.loss_watch import LossWatch
 from geexp.training.optimizer import make_sgd
 from geexp.training.schedules import LearningRate

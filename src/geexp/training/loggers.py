@@ -12,9 +12,9 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from geexp.config.errors import ConfigError
-from geexp.config.identity import flat
 from geexp.config.schema import TrainConfig
-from geexp.paper.run_labels import network_label, run_label, run_name, run_tags
+from geexp.report.run_labels import network_label, run_label, run_name, run_tags
+from geexp.runs.identity import flat
 from geexp.training.task import Ending
 from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary
 from geexp.training.wandb_login import usual_mode

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from geexp.config.ranks import rank
 from geexp.config.schema import ScheduleConfig
-from geexp.config.score import Score
+from geexp.runs.metrics import Score
 
 
 def progress() -> Callback:

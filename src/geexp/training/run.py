@@ -19,16 +19,17 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
-from geexp.config.identity import ge_slug, identity, require_same_identity
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
 from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
-from geexp.config.score import Score
 from geexp.data.reading import explained_workers
-from geexp.records.config_tree import as_text, config_tree
-from geexp.records.environment import environment, peak_memory
-from geexp.records.lock import run_lock
-from geexp.records.run_files import (
+from geexp.runs.atomic_write import remove_unfinished
+from geexp.runs.config_tree import as_text, config_tree
+from geexp.runs.environment import environment, peak_memory
+from geexp.runs.identity import ge_slug, identity, require_same_identity
+from geexp.runs.lock import run_lock
+from geexp.runs.metrics import Score
+from geexp.runs.run_files import (
     BEST,
     HISTORY,
     LAST,
@@ -40,8 +41,7 @@ from geexp.records.run_files import (
     read_history,
     write_json,
 )
-from geexp.records.status import Status
-from geexp.records.whole_file import remove_unfinished
+from geexp.runs.status import Status
 from geexp.training.checkpoints import (
     FORMAT,
     BestCheckpoint,

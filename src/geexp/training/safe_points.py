@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from geexp.config.errors import ConfigError, DivergedError, TrainingError
-from geexp.config.identity import flat
+from geexp.runs.identity import flat
 from geexp.training.checkpoints import newest_checkpoint
 from geexp.training.loss_watch import is_finite
 from geexp.training.stopping import StopSignals

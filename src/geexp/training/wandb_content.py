@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from geexp.config.score import AP, score_of
+from geexp.runs.metrics import AP, score_of
 from geexp.training.task import Ending
 
 if TYPE_CHECKING:

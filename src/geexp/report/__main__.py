@@ -1,0 +1,54 @@
+"""``python -m geexp.report``: the paper's tables and figures beside the runs at hand, as files and as one page."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from geexp.config.command import command
+from geexp.config.errors import ConfigError
+from geexp.config.schema import ReportConfig
+
+TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
+
+
+@command("report", ReportConfig)
+def main(config: ReportConfig) -> None:
+    at_wandb = config.runs.startswith("wandb:")
+    folder = Path(config.runs).expanduser()
+    if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # which a fresh installation does not have
+        raise ConfigError(f"runs={config.runs}: there is no such folder.")
+    out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
+    print("reading the runs and counting the networks", file=sys.stderr)
+    from rich.console import Console
+
+    from geexp.report.comparison import compare_runs
+    from geexp.report.figures import draw_figures
+    from geexp.report.measured import Runs
+    from geexp.report.page import write_page
+    from geexp.report.report import make_report
+    from geexp.report.summary import FIT_ON_A_TERMINAL, as_dict, print_summary
+    from geexp.report.table_files import write_tables
+    from geexp.report.trained import write_trained
+
+    one_table = [str(config.table)] if config.table else TABLES
+    report = make_report(folder, one_table if config.tables == "all" else [])
+    few = report.runs if len(report.runs) <= FIT_ON_A_TERMINAL and not at_wandb else ()
+    rows = []
+    for detectors, place in ((False, out), (True, out / "detection")):
+        if folders := [run.folder for run in few if run.detector == detectors]:
+            rows += compare_runs(folders, out=place, show=config.format == "text")
+    if config.format == "json":
+        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
+    else:
+        print_summary(report, Console(), every_table=config.table is not None)
+    write_tables(report, out)
+    if report.runs:
+        write_trained(report.runs, out / "trained.md")
+    figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
+    write_page(report, out / "report.html", figures=figures)
+    print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The picture of an analysis in the run that the training has at W&B."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geexp.config.errors import ConfigError
+from geexp.config.schema import LoggerConfig
+from geexp.runs.run_files import LAST, checkpoint_folder
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """Which run at W&B belongs to a run's folder."""
+
+    folder: Path
+    run_id: str
+    logger: LoggerConfig
+
+
+def wandb_run_of(folder: Path) -> WandbRun:
+    """As the checkpoint says.
+
+    Raises:
+        ConfigError: for a run that was trained with another logger.
+        DataError: for one without a checkpoint.
+    """
+    from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
+
+    path = checkpoint_folder(folder) / LAST
+    about = load_checkpoint(path)[FORMAT]
+    logger = configuration_of(path, about).logger
+    if logger.name != "wandb":
+        raise ConfigError(
+            f"wandb=true: {folder} was trained with logger={logger.name}, so it has no run at W&B. Leave wandb out."
+        )
+    return WandbRun(folder, about["run_id"], logger)
+
+
+def show_at_wandb(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
+    """Log the PNG among ``pictures`` as ``key``; offline where nobody is logged in."""
+    import wandb
+
+    from geexp.training.wandb_login import usual_mode
+
+    mode: Any = run.logger.mode if run.logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
+    experiment = wandb.init(
+        project=run.logger.project,
+        entity=run.logger.entity,
+        id=run.run_id,
+        dir=str(run.folder),
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(init_timeout=20, console="off", silent=True),
+    )
+    for picture in pictures:
+        if picture.suffix == ".png":
+            experiment.log({key: wandb.Image(str(picture))})
+    experiment.finish()
+    where = f"; to upload later: wandb sync {Path(experiment.dir).parent}" if mode == "offline" else ""
+    print(f"W&B ({mode}): {key} in run {run.run_id}{where}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""The paper's cells beside what was measured: mean and spread over seeds, and runs of other protocols apart."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from geexp.report.rows import Cell, Training, trainings
+from geexp.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of the runs that repeat one training with different seeds, in percent, by seed."""
+
+    runs: tuple[Run, ...]
+    metric: str
+
+    @property
+    def values(self) -> list[float]:
+        return [run.figure(self.metric) for run in self.runs]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Of the sample; None for a single run."""
+        return stdev(self.values) if self.n > 1 else None
+
+    def __str__(self) -> str:
+        spread = f" ± {self.std:.2f}" if self.std is not None else ""
+        return f"{self.mean:.2f}{spread} (n={self.n})"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Runs of a cell's network under another protocol than the paper's, and what differs."""
+
+    measured: Measured
+    differences: dict[str, tuple[Any, Any]]
+
+
+class Runs:
+    """All runs at hand, found by what was trained."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._by_network: dict[Any, list[Run]] = defaultdict(list)
+        for run in sorted(runs, key=lambda run: (run.seed, str(run.folder))):
+            self._by_network[run.network].append(run)
+
+    def faithful(self, training: Training) -> list[Run]:
+        """The runs of the paper's own training, one a seed."""
+        return one_per_seed([run for run in self._by_network[training.network] if not run.differences(training)])
+
+    def measured(self, cell: Cell) -> Measured | None:
+        runs = self.faithful(cell.training)
+        return Measured(tuple(runs), cell.metric) if runs else None
+
+    def elsewhere(self, cell: Cell) -> list[Elsewhere]:
+        """The same network under protocols that are none of the paper's, those that differ least first."""
+        groups: dict[str, list[Run]] = defaultdict(list)
+        of_paper = [training for training in trainings() if training.network == cell.training.network]
+        for run in self._by_network[cell.training.network]:
+            if all(run.differences(training) for training in of_paper):
+                groups[str(run.differences(cell.training))].append(run)
+        found = [
+            Elsewhere(Measured(tuple(one_per_seed(runs)), cell.metric), runs[0].differences(cell.training))
+            for runs in groups.values()
+        ]
+        return sorted(found, key=lambda group: len(group.differences))
+
+
+def one_per_seed(runs: Sequence[Run]) -> list[Run]:
+    """Of runs with the same seed, which repeat a sample instead of adding one, the one that was finished last."""
+    kept: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: run.result["metrics"]["last"].get("time") or 0):
+        kept[run.seed] = run
+    return [kept[seed] for seed in sorted(kept)]

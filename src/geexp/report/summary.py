@@ -1,0 +1,96 @@
+"""A report on the terminal, and as one JSON document."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
+from geexp.report.measured import Measured
+from geexp.report.report import Report, ReportCell
+from geexp.report.table_files import differences, print_table
+
+# More runs than this are for the page.
+FIT_ON_A_TERMINAL = 40
+_COLOURS = {SUPPORTS: "green", CONTRADICTS: "red", CANNOT_TELL: ""}
+
+
+def print_summary(report: Report, console: Console, *, every_table: bool) -> None:
+    """The tables that the runs at hand fill something of (or all), the verdicts, and what was left out."""
+    if len(report.runs) > FIT_ON_A_TERMINAL:
+        console.print(f"{len(report.runs):,} finished runs in {report.folder}; the page has all of them")
+    empty = 0
+    for table in report.tables:
+        if every_table or any(cell.measured or cell.elsewhere for row in table.rows for cell in row.cells):
+            print_table(table, console)
+        else:
+            empty += 1
+    if empty:
+        console.print(f"{empty} of the paper's tables have no run here yet; the page has the command of each row")
+    _print_judgements([judgement for judgement in report.judgements if judgement.p is not None], console)
+    for left in report.left_out:
+        console.print(f"left out: {left.folder}: {left.reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_judgements(judged: list[Judgement], console: Console) -> None:
+    if not judged:
+        return
+    table = Table(title="The paper's statements and the runs at hand", title_justify="left")
+    for heading in ("statement", "where", "runs of", "verdict", "p"):
+        table.add_column(heading)
+    for one in judged:
+        colour = _COLOURS[one.verdict]
+        verdict = f"[{colour}]{one.verdict}[/]" if colour else one.verdict
+        table.add_row(one.claim.text, one.claim.where, one.setting, f"{verdict}: {one.reason}", f"{one.p:.2g}")
+    console.print(table)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report in plain types."""
+    return {
+        "runs": [str(run.folder) for run in report.runs],
+        "left_out": [{"folder": str(left.folder), "reason": left.reason} for left in report.left_out],
+        "tables": [
+            {
+                "name": table.name,
+                "title": table.title,
+                "rows": [
+                    {"label": row.label, "cells": [_cell(cell) for cell in row.cells], "complexity": row.complexity}
+                    for row in table.rows
+                ],
+            }
+            for table in report.tables
+        ],
+        "statements": [
+            {
+                "statement": one.claim.text,
+                "where": one.claim.where,
+                "runs_of": one.setting,
+                "verdict": one.verdict,
+                "reason": one.reason,
+                "p": one.p,
+                "test": one.test,
+            }
+            for one in report.judgements
+        ],
+    }
+
+
+def _cell(cell: ReportCell) -> dict[str, Any]:
+    return {
+        "column": cell.column,
+        "printed": cell.printed,
+        "measured": _measured(cell.measured),
+        "difference": cell.difference,
+        "other_protocols": [
+            _measured(other.measured) | {"differs": differences(other.differences)} for other in cell.elsewhere
+        ],
+        "command": cell.command,
+    }
+
+
+def _measured(measured: Measured | None) -> dict[str, Any]:
+    if measured is None:
+        return {"n": 0}
+    seeds = [run.seed for run in measured.runs]
+    return {"n": measured.n, "mean": measured.mean, "std": measured.std, "values": measured.values, "seeds": seeds}

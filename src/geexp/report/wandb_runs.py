@@ -1,0 +1,88 @@
+"""Runs that were logged to W&B, as records: their configuration and summary say all that ``result.json`` does."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geexp.config.errors import ConfigError, DataError, UserError
+from geexp.config.schema import TrainConfig
+from geexp.config.validation import validated
+from geexp.report.runs import LeftOut, Run, checked
+from geexp.runs.identity import identity, nested
+from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK
+from geexp.training.wandb_login import usual_mode
+
+PREFIX = "wandb:"
+
+
+@dataclass(frozen=True)
+class WandbRun(Run):
+    """A run at W&B; ``folder`` is ``wandb:<entity>/<project>/<id>``, and nothing on this disk."""
+
+    remote: Any = field(repr=False, default=None)
+
+    def history(self) -> list[dict[str, Any]]:
+        rows = {
+            int(row[EPOCH]): {key: value for key, value in row.items() if not key.startswith("_")}
+            for row in self.remote.scan_history()
+            if row.get(EPOCH) is not None and row.get(ERROR) is not None
+        }
+        return [rows[epoch] | {EPOCH: epoch} for epoch in sorted(rows)]
+
+
+def read_wandb(path: str, api: Any = None) -> tuple[list[Run], list[LeftOut]]:
+    """All runs of ``<entity>/<project>``.
+
+    Raises:
+        ConfigError: if nobody is logged in.
+        DataError: if there is no such project, or W&B does not answer.
+    """
+    import wandb
+
+    api = api or logged_in_api()
+    path = path.removeprefix(PREFIX)
+    runs: list[Run] = []
+    left_out: list[LeftOut] = []
+    try:
+        for remote in api.runs(path, lazy=False):
+            found = _read(Path(f"{PREFIX}{path}/{remote.id}"), remote)
+            if isinstance(found, Run):
+                runs.append(found)
+            else:
+                left_out.append(found)
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        raise DataError(f"{PREFIX}{path}: {str(error).splitlines()[0]}") from error
+    return runs, left_out
+
+
+def logged_in_api() -> Any:
+    """W&B's interface for reading and for reports.
+
+    Raises:
+        ConfigError: if nobody is logged in.
+    """
+    import wandb
+
+    if usual_mode() == "offline":
+        raise ConfigError("nobody is logged in at W&B on this machine: say wandb login, or set WANDB_API_KEY.")
+    return wandb.Api(timeout=30)
+
+
+def _read(place: Path, remote: Any) -> Run | LeftOut:
+    result = dict(remote.summary).get("result")
+    if result is None:
+        return LeftOut(place, "still running" if remote.state == "running" else f"not finished ({remote.state})")
+    config = nested({key: value for key, value in remote.config.items() if key not in (NETWORK, LABEL, "_wandb")})
+    try:
+        known = identity(validated(TrainConfig, config))
+    except UserError as error:
+        return LeftOut(place, f"of another version of geexp, with other settings: {error}")
+    if "detector" in known:  # its backbone's file lies elsewhere
+        known["detector"]["backbone"] = (_plain(result).get("backbone") or {}).get("file")
+    whole = {**_plain(result), "identity": known, "config": config}
+    return checked(WandbRun(place, whole, remote))
+
+
+def _plain(tree: Any) -> Any:
+    """W&B's own kind of dictionary as one of Python's."""
+    return {key: _plain(value) for key, value in tree.items()} if hasattr(tree, "items") else tree

@@ -1,5 +1,0 @@
-"""The report as one HTML page that opens from a disk, with no network: statements, tables, curves, runs."""
-
-from geexp.results.page.writing import page, write_page
-
-__all__ = ["page", "write_page"]
