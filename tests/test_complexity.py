@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from geexp.config.catalog import BACKBONES
 from torch.utils.flop_counter import FlopCounterMode
 
 from geexp import build_model
 from geexp.backbones.complexity import count_complexity
-from geexp.config.catalog import BACKBONES
 from geexp.operators import Excite
 from geexp.report.complexity_report import KNOWN_DIFFERENCES, count_network, table_comparison
 from geexp.report.numbers import table_rows

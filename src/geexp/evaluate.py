@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from geexp.config.command import command
-from geexp.config.detection import is_detection
 from geexp.config.ranks import rank, require_ranks
 from geexp.config.schema import EvaluateConfig
 from geexp.runs.metrics import AP, coco_numbers, score_of
@@ -17,7 +16,7 @@ def main(config: EvaluateConfig) -> None:
     from geexp.training.evaluation import checkpoint_to_measure, evaluate, trained_classifier
 
     path = checkpoint_to_measure(config)
-    if is_detection(configuration_of(path, load_checkpoint(path)[FORMAT])):
+    if configuration_of(path, load_checkpoint(path)[FORMAT]).detects:
         from geexp.detection.restoring import trained_detector
 
         result = evaluate(trained_detector(path, config), path, config)

@@ -8,14 +8,56 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from geexp.config.command import command
-from geexp.config.detection import is_detection, require_backbone
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.launching.process_tree import in_a_tree, stop_with_parent
-from geexp.runs.identity import require_same_identity
+from geexp.runs.job import Job, make_job, register_resolvers
 from geexp.runs.metrics import coco_numbers, score_of
 from geexp.runs.run_files import read_result
+from geexp.runs.weights_file import require_backbone
+
+
+@command("train", TrainConfig, sweeps=True, prepare=register_resolvers)
+def main(config: TrainConfig) -> float | None:
+    job = make_job(config, Path(HydraConfig.get().runtime.output_dir))
+    start_over = (config.force or config.resume is False) and not restarted()
+    result = None if start_over else read_result(job.folder)
+    if result is not None:
+        job.require_same(result["identity"])
+        print(f"finished earlier (force=true trains it again): {job.folder}", file=sys.stderr)
+    else:
+        require_data(config.data, config.feed)
+        require_backbone(config)
+        if needs_ranks(config):
+            train_in_ranks(job)
+            return None  # the first of them has printed the result
+        if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
+            stop_with_parent()
+        require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
+        from geexp.training.run import train
+
+        result = train(job, _task(config))
+    if result is None:  # not the first rank
+        return None
+    last, best = result["metrics"]["last"], result["metrics"]["best"]
+    score = score_of(last)
+    print(
+        f"{score.name} {last[score.key]:.2f} % after epoch {last['epoch']}, "
+        f"best {best[score.key]:.2f} % after epoch {best['epoch']}: {job.folder}"
+    )
+    for name, value in coco_numbers(last):
+        print(f"  {name:<10} {value}")
+    return score.loss(last)
+
+
+def _task(config: TrainConfig) -> Any:
+    """The task of a detector; None for classification."""
+    if not config.detects:
+        return None
+    from geexp.detection.task import Detection
+
+    return Detection()
 
 
 def needs_ranks(config: TrainConfig) -> bool:
@@ -24,50 +66,13 @@ def needs_ranks(config: TrainConfig) -> bool:
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
 
 
-def _task(config: TrainConfig) -> Any:
-    """What a detector trains for; None for classification."""
-    if not is_detection(config):
-        return None
-    from geexp.detection.task import Detection
+def train_in_ranks(job: Job) -> None:
+    """Train in one process per device, and end as these end."""
+    from geexp.launching import own_ranks
+    from geexp.launching.jobs import in_folder
 
-    return Detection()
-
-
-@command("train", TrainConfig, sweeps=True)
-def main(config: TrainConfig) -> float | None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    start_over = (config.force or config.resume is False) and not restarted()
-    result: dict[str, Any] | None = None if start_over else read_result(folder)
-    if result is not None:
-        require_same_identity(folder, result["identity"], config)
-        print(f"finished earlier (force=true trains it again): {folder}", file=sys.stderr)
-    else:
-        require_data(config.data, config.feed)
-        require_backbone(config)
-        if needs_ranks(config):
-            from geexp.launching.jobs import in_folder
-            from geexp.launching.own_ranks import train_in_ranks
-
-            arguments = [*sys.argv[1:], *in_folder(folder, config)]
-            train_in_ranks(arguments, devices=config.trainer.devices, settings=config.launcher)
-            return None  # the first of them has said all
-        if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
-            stop_with_parent()
-        require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
-        from geexp.training.run import train
-
-        result = train(config, folder, _task(config))
-    if result is None:  # not the first rank
-        return None
-    last, best = result["metrics"]["last"], result["metrics"]["best"]
-    score = score_of(last)
-    print(
-        f"{score.name} {last[score.key]:.2f} % after epoch {last['epoch']}, "
-        f"best {best[score.key]:.2f} % after epoch {best['epoch']}: {folder}"
-    )
-    for name, value in coco_numbers(last):
-        print(f"  {name:<10} {value}")
-    return score.loss(last)
+    arguments = [*sys.argv[1:], *in_folder(job)]
+    own_ranks.train_in_ranks(arguments, devices=job.config.trainer.devices, settings=job.config.launcher)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from geexp.config.catalog import BACKBONES, VARIANTS
 from torch import nn
 
 from geexp import add_gather_excite, build_model, register_timm_models
 from geexp.backbones import block_outputs, blocks, stages
-from geexp.config.catalog import BACKBONES, VARIANTS
 from geexp.operators import Excite, GatherExcite
 
 

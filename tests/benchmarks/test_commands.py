@@ -7,16 +7,16 @@ from shlex import quote
 
 import pytest
 import torch
+from geexp.config.benchmark import OperatorSettings, StepSettings, settings_of
 
 from geexp.benchmarks import operators, steps
 from geexp.benchmarks.interleaved import clock_for
 from geexp.benchmarks.operator_cases import operator_cases, operator_targets
 from geexp.benchmarks.report import as_document
 from geexp.benchmarks.step_cases import step_case, step_pairs, step_targets
-from geexp.config.benchmark import OperatorSettings, StepSettings, settings_of
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError
 from geexp.config.schema import BenchmarkConfig, ModelConfig
-from geexp.config.validation import validated
 from tests.config.test_entry_points import probe
 
 SHARED = {"what", "title", "date", "command", "config", "environment", "remarks", "rows", "targets"}

@@ -8,7 +8,7 @@ from geexp.benchmarks.feed_cases import PHOTOS, PIXEL_TARGETS, SMALL, SPEED_TARG
 from geexp.benchmarks.photographs import make_photo_folder
 from geexp.benchmarks.stopwatch import timed
 from tests.config.test_entry_points import probe
-from tests.data.configuration import data_config
+from tests.support.configuration import data_config
 
 
 def test_the_configurations_are_those_of_the_data_sets():

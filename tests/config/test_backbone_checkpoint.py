@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from geexp.config.composing import composed_training
-from geexp.config.detection import backbone_file, require_backbone
+from geexp.config.compose import composed_training
 from geexp.config.errors import ConfigError
 from geexp.runs.identity import identity, run_folder
+from geexp.runs.weights_file import backbone_file, require_backbone
 
 
 def detector(given: str):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from geexp.config.command import config_directory
+from geexp.registry import config_directory
 from tests.conftest import environment
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "wandb", "matplotlib", "numpy")

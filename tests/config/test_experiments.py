@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from geexp.config.rules import SCALES
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from geexp.config.command import config_directory
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError
 from geexp.config.protocol import planned_epochs, stretched
-from geexp.config.rules import SCALES
 from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
-from geexp.config.validation import validated
+from geexp.registry import config_directory
 from geexp.report.complexity_report import count_network
 from geexp.report.numbers import network_of, paper, table_rows
 from geexp.runs.identity import identity, run_folder

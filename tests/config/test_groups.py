@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
+from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from geexp.backbones import build_model, stages
-from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
-from geexp.config.command import config_directory
+from geexp.config.compose import validated
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
 from geexp.operators import gather_excite, implementation
+from geexp.registry import config_directory
 from geexp.runs.identity import effective_ge, ge_slug, identity, run_folder
 
 CONF = Path(config_directory())

@@ -5,9 +5,9 @@ import re
 import shlex
 
 import pytest
+from geexp.config.rules import check_optim, check_schedule
 
 from geexp.config.errors import ConfigError
-from geexp.config.rules import check_optim, check_schedule
 from geexp.config.schema import OptimConfig, ScheduleConfig
 
 # arguments, what the message must say

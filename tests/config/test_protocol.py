@@ -10,7 +10,7 @@ from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, plan
 from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
 from geexp.runs.identity import effective_schedule, identity, run_folder
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 
 
 @cache

@@ -20,7 +20,7 @@ from torch import nn
 from geexp.config.schema import FeedConfig
 from geexp.data.module import ImageData
 from geexp.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 
 
 class Witness(pl.LightningModule):

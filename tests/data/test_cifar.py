@@ -23,7 +23,7 @@ from geexp.data import datasets
 from geexp.data.cifar import CIFAR10, CIFAR100, CifarArchive, read_cifar
 from geexp.data.datasets import open_dataset
 from tests.conftest import environment
-from tests.data.configuration import data_config
+from tests.support.configuration import data_config
 
 IMAGES = 20
 CLASSES10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -16,7 +16,7 @@ from geexp.data.datasets import open_dataset
 from geexp.data.module import ImageData
 from geexp.data.presence import require_data
 from geexp.data.reference_feed import evaluation_transform
-from tests.data.configuration import data_config
+from tests.support.configuration import data_config
 
 
 def image_data(*overrides: str, batch_size: int = 32, workers: int = 0, seed: int = 0) -> ImageData:

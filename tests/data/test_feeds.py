@@ -25,7 +25,7 @@ from geexp.data.pixel_feed import resized_crop_box
 from geexp.data.reading import explained_workers
 from geexp.data.resident_feed import ResidentImages
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.data.conftest import photo
 
 REFERENCE = FeedConfig("reference", "workers", 0)
@@ -329,7 +329,7 @@ import sys, psutil, torch
 from geexp.config.schema import FeedConfig
 from geexp.data.module import ImageData
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.data.conftest import photo
 torch.set_num_threads(16)
 data = train_config("data=imagenet", f"data.root={sys.argv[1]}", "data.num_classes=3", "data/augmentation=senet").data

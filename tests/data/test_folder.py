@@ -15,7 +15,7 @@ from geexp.config.schema import FeedConfig
 from geexp.data import folder as folder_module
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages, read_folder
-from tests.data.configuration import data_config
+from tests.support.configuration import data_config
 from tests.data.conftest import photo
 
 LONG_AGO = time.time() - 3600

@@ -17,7 +17,7 @@ from geexp.data.pack import first_damaged, open_pack
 from geexp.data.packing import pack_split
 from geexp.data.pixel_feed import centre
 from geexp.runs.identity import run_folder
-from tests.data.configuration import data_config, train_config
+from tests.support.configuration import data_config, train_config
 
 RAW = RecipeConfig("raw", short_side=64)
 

@@ -21,10 +21,9 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 from scipy.io import savemat
 
-from geexp.config.command import config_directory
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig, TrainConfig
-from geexp.config.validation import validated
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
@@ -32,6 +31,7 @@ from geexp.data.module import ImageData
 from geexp.data.pack import PackIndex, open_pack, read_index
 from geexp.data.packing import open_sources, pack_split, shrunk_size
 from geexp.data.partial_pack import PartialPack
+from geexp.registry import config_directory
 from tests.conftest import environment
 
 CLASSES = ("n01440764", "n01443537", "n01484850")

@@ -8,21 +8,21 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from geexp.config.catalog import BACKBONES
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
-from geexp.config.catalog import BACKBONES
-from geexp.config.command import config_directory
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
 from geexp.launching.board import table_of
 from geexp.launching.cost import cost
 from geexp.launching.devices import Devices, threads_of_each, visible_gpus
 from geexp.launching.jobs import Job, shell
 from geexp.launching.plan import in_words, labels, plan, summary
 from geexp.launching.progress import DONE, FAILED, NEW, RUNNING, UNFINISHED, progress_of
+from geexp.registry import config_directory
 from geexp.report.complexity_report import count_network
 from geexp.runs.identity import identity, run_folder
 from geexp.runs.lock import run_lock

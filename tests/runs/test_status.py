@@ -15,34 +15,23 @@ import pytest
 from geexp.config.errors import DataError, DivergedError
 from geexp.runs import status as module
 from geexp.runs.lock import run_lock
-from geexp.runs.status import STATUS, Status, read_status
+from geexp.runs.status import STATUS, StatusFile, read_status
 from geexp.training.stopping import Stopped
 
 
 def test_while_it_runs(tmp_path):
-    with run_lock(tmp_path), Status(tmp_path, epochs=5) as status:
+    with run_lock(tmp_path), StatusFile(tmp_path, epochs=5) as status:
         first = read_status(tmp_path)
         assert first is not None
-        assert first["started"] <= first["heartbeat"] <= time.time()
+        assert first.started <= first.heartbeat <= time.time()
         status.at(epoch=2, step=70, batches=70)
-        assert first == {
-            "format": 1,
-            "state": "running",
-            "reason": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": first["started"],
-            "heartbeat": first["heartbeat"],
-            "epoch": None,
-            "epochs": 5,
-            "step": None,
-            "batches": 0,
-        }
+        assert (first.state, first.host, first.pid) == ("running", socket.gethostname(), os.getpid())
+        assert (first.reason, first.epoch, first.epochs, first.step, first.batches) == (None, None, 5, None, 0)
 
 
 def test_the_heart_beats_and_says_where_training_is(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
-    with run_lock(tmp_path), Status(tmp_path, epochs=5) as status:
+    with run_lock(tmp_path), StatusFile(tmp_path, epochs=5) as status:
         beats = set()
         status.at(epoch=2, step=70, batches=70)
         deadline = time.monotonic() + 10
@@ -50,8 +39,8 @@ def test_the_heart_beats_and_says_where_training_is(tmp_path, monkeypatch):
             assert time.monotonic() < deadline
             now = read_status(tmp_path)
             assert now is not None  # it is replaced, never half written
-            beats.add(now["heartbeat"])
-        assert (now["state"], now["epoch"], now["step"]) == ("running", 2, 70)
+            beats.add(now.heartbeat)
+        assert (now.state, now.epoch, now.step) == ("running", 2, 70)
     ended = (tmp_path / STATUS).read_text()
     time.sleep(0.05)
     assert (tmp_path / STATUS).read_text() == ended  # it is somebody else's from here on
@@ -73,21 +62,21 @@ def test_the_heart_beats_and_says_where_training_is(tmp_path, monkeypatch):
     ids=lambda case: type(case).__name__ if isinstance(case, BaseException) else "",
 )
 def test_how_it_ended(tmp_path, error, state, reason):
-    with suppress(*() if error is None else (type(error),)), run_lock(tmp_path), Status(tmp_path, epochs=None):
+    with suppress(*() if error is None else (type(error),)), run_lock(tmp_path), StatusFile(tmp_path, epochs=None):
         if error is not None:
             raise error
     status = read_status(tmp_path)
     assert status is not None
-    assert (status["state"], status["reason"]) == (state, reason)
-    assert status["heartbeat"] >= status["started"]
+    assert (status.state, status.reason) == (state, reason)
+    assert status.heartbeat >= status.started
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from geexp.runs.lock import run_lock
-from geexp.runs.status import Status
-with run_lock(Path(sys.argv[1])), Status(Path(sys.argv[1]), epochs=5):
+from geexp.runs.status import StatusFile
+with run_lock(Path(sys.argv[1])), StatusFile(Path(sys.argv[1]), epochs=5):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -98,8 +87,8 @@ def test_killed_it_is_lost(tmp_path):
     assert json.loads((tmp_path / STATUS).read_text())["state"] == "running"
     status = read_status(tmp_path)
     assert status is not None
-    assert status["state"] == "lost"
-    assert status["reason"] == "killed, or its machine went down"
+    assert status.state == "lost"
+    assert status.reason == "killed, or its machine went down"
 
 
 @pytest.mark.parametrize(("age", "state"), [(10, "running"), (-10, "running"), (600, "lost"), (-600, "lost")])
@@ -108,21 +97,21 @@ def test_on_another_machine_the_heartbeat_tells(tmp_path, age, state):
         (tmp_path / STATUS).write_text(
             json.dumps({"state": "running", "host": "elsewhere", "heartbeat": time.time() - age})
         )
-        assert read_status(tmp_path)["state"] == "running"  # held is held, whatever the clocks say
-    assert read_status(tmp_path)["state"] == state
+        assert read_status(tmp_path).state == "running"  # held is held, whatever the clocks say
+    assert read_status(tmp_path).state == state
 
 
 def test_clocks_that_jump_lose_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     real = time.time
-    with run_lock(tmp_path), Status(tmp_path, epochs=5):
+    with run_lock(tmp_path), StatusFile(tmp_path, epochs=5):
         for days in (-1, 1, -1000):
             monkeypatch.setattr(time, "time", lambda days=days: real() + 86_400 * days)
-            assert read_status(tmp_path)["state"] == "running"
+            assert read_status(tmp_path).state == "running"
             deadline = time.monotonic() + 10
-            while abs(read_status(tmp_path)["heartbeat"] - time.time()) > 5:  # it beats on
+            while abs(read_status(tmp_path).heartbeat - time.time()) > 5:  # it beats on
                 assert time.monotonic() < deadline
-    assert read_status(tmp_path)["state"] == "complete"
+    assert read_status(tmp_path).state == "complete"
 
 
 def test_a_full_disk_stops_nobody_and_is_told_in_the_place_of_the_old_file(tmp_path, monkeypatch):
@@ -130,13 +119,13 @@ def test_a_full_disk_stops_nobody_and_is_told_in_the_place_of_the_old_file(tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     reason = "no room for last.ckpt"
-    with suppress(DataError), Status(tmp_path, epochs=5) as status:
+    with suppress(DataError), StatusFile(tmp_path, epochs=5) as status:
         monkeypatch.setattr(module, "write_json", full)
         status.at(epoch=3, step=9, batches=9)
         raise DataError(reason)
     status = read_status(tmp_path)
     assert status is not None
-    assert (status["state"], status["reason"], status["step"]) == ("failed", reason, 9)
+    assert (status.state, status.reason, status.step) == ("failed", reason, 9)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"state": "running"}'])

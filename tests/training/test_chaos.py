@@ -8,7 +8,7 @@ import pytest
 
 from geexp.training.run import train
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.training.test_run import history
 
 SCRIPT = Path(__file__).parents[2] / "scripts/chaos.py"

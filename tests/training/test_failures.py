@@ -25,7 +25,7 @@ from geexp.runs.run_files import read_result
 from geexp.runs.status import read_status
 from geexp.training import loggers
 from geexp.training.run import train
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.training.fake_wandb import fake_wandb
 from tests.training.forked import Ended
 from tests.training.test_run import history, same_weights

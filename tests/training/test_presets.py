@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from geexp.config.command import config_directory
 from geexp.data.cifar import CIFAR10, CIFAR100
+from geexp.registry import config_directory
 from geexp.runs.identity import run_folder
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.data.conftest import photo
 from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, official, pickled
 

@@ -16,7 +16,7 @@ import torch
 from geexp.data.datasets import open_dataset
 from geexp.training.run import train
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.training.test_run import history, same_weights, weights
 
 # Two epochs of ten steps; no number of ranks but one divides the images that they are validated with.

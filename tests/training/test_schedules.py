@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from geexp.config.rules import check_schedule
 
-from geexp.config.command import config_directory
 from geexp.config.errors import ConfigError, DivergedError
 from geexp.config.protocol import base_rate, planned_epochs, stretched
-from geexp.config.rules import check_schedule
 from geexp.config.schema import ScheduleConfig, TrainConfig
+from geexp.registry import config_directory
 from geexp.training.schedules import LearningRate, Plateau, lr_factor
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 
 # Iterations in an epoch: 1,281,167 images in batches of 256, the last one not full; 50,000 in batches of 128.
 IMAGENET, CIFAR = 5005, 391

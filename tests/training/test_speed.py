@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geexp.backbones import build_model
-from geexp.config.composing import composed_training
+from geexp.config.compose import composed_training
 from geexp.config.schema import OptimConfig
 from geexp.training.optimizer import make_sgd
 from geexp.training.speed import said_of_speed

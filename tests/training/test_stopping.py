@@ -21,7 +21,7 @@ from geexp.runs.run_files import read_result
 from geexp.training.run import train
 from geexp.training.stopping import Stopped, StopSignals
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.training.test_run import history, same_weights
 
 # Three epochs of four steps, of two batches each. Within an epoch there is no checkpoint but what a signal asks for.

@@ -21,7 +21,7 @@ from geexp.training.errors_count import ErrorCount
 from geexp.training.run import train
 from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
 from tests.conftest import environment
-from tests.data.configuration import train_config
+from tests.support.configuration import train_config
 from tests.training.test_failures import SETTINGS, trouble
 from tests.training.wandb_files import Logged, logged, table
 

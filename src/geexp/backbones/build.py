@@ -1,14 +1,15 @@
 """``build_model``: a backbone by name, initialised as in the paper, with Gather-Excite in the chosen stages."""
 
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 from geexp.backbones.anatomy import blocks
 from geexp.backbones.placement import add_gather_excite
-from geexp.config.catalog import BACKBONES, VARIANTS
 from geexp.operators.gather import Extent
+from geexp.registry import locate, options
 
 
 def build_model(
@@ -39,8 +40,8 @@ def build_model(
         num_classes, image_size: by default those of the network's home, ImageNet or CIFAR-10. Only a parametrised
             global gather is bound to ``image_size``.
         stride_in: ``1x1`` (default) or ``3x3``, ResNet-50/101/152 only.
-        init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias) or ``torch`` (the layers' own default).
-            The operators initialise themselves, always as in the paper.
+        init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' own default)
+            or ``own`` (as the network's constructor leaves it). Operators always initialise themselves as in the paper.
         bn_momentum: of every BN; 0.05 is the paper's moving average factor of 0.95.
         zero_init_residual: start every block with a sum as its identity. Off in the paper. GE's gates start near
             0.5 and halve the residual branches; with both, the branches start at zero and grow half as fast.
@@ -48,35 +49,68 @@ def build_model(
     Raises:
         ValueError: for an unknown name or value; the message lists what is allowed.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"model {name!r}: allowed are {', '.join(BACKBONES)}")
-    if ge not in ("none", *VARIANTS):
-        raise ValueError(f"ge={ge!r}: allowed are none, {', '.join(VARIANTS)}")
-    if init not in ("paper", "torch"):
-        raise ValueError(f"init={init!r}: allowed are 'paper' and 'torch'")
-    facts = BACKBONES[name]
-    constructor = getattr(import_module(facts.module), name)
-    options = {} if stride_in is None else {"stride_in": stride_in}
-    if options and facts.module != "geexp.backbones.resnet":
-        raise ValueError(f"stride_in={stride_in!r}: {name} has no such choice, only resnet50, resnet101 and resnet152")
-    model = constructor(
-        num_classes=facts.num_classes if num_classes is None else num_classes, in_channels=in_channels, **options
-    )
-    _initialise(model, init)
-    if zero_init_residual:
-        for block in blocks(model).values():
-            block.zero_init_last()  # type: ignore[operator]
+    networks = {key: entry for key, entry in options("model").items() if entry["name"] == key}
+    if name not in networks:
+        raise ValueError(f"model {name!r}: allowed are {', '.join(networks)}")
+    if ge not in options("ge"):
+        raise ValueError(f"ge={ge!r}: allowed are {', '.join(options('ge'))}")
+    entry = networks[name]
+    if stride_in is not None and "stride_in" not in entry:
+        having = [key for key, other in networks.items() if "stride_in" in other]
+        raise ValueError(f"stride_in={stride_in!r}: {name} has no such choice, only {', '.join(having)}")
+    operator = None
     if ge != "none":
-        add_gather_excite(
-            model,
+        operator = partial(
+            locate(options("ge")[ge]["_target_"]),
             variant=ge,
             extent=extent,
-            stages=stages,
-            image_size=facts.image_size if image_size is None else image_size,
             pool=pool,
             reduction=reduction,
             implementation=implementation,
         )
+    return assemble(
+        partial(locate(entry["_target_"]), **({} if stride_in is None else {"stride_in": stride_in})),
+        operator,
+        stages=stages,
+        num_classes=entry["home_classes"] if num_classes is None else num_classes,
+        image_size=entry["home_size"] if image_size is None else image_size,
+        in_channels=in_channels,
+        init=init,
+        bn_momentum=bn_momentum,
+        zero_init_residual=zero_init_residual,
+    )
+
+
+def assemble(
+    constructor: Callable[..., nn.Module],
+    operator: Callable[..., nn.Module] | None,
+    *,
+    stages: Sequence[int] | None,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    init: str,
+    bn_momentum: float,
+    zero_init_residual: bool,
+) -> nn.Module:
+    """A network from its constructor, with what ``operator`` makes in the blocks of ``stages``; see ``build_model``.
+
+    Args:
+        constructor: called with ``num_classes`` and ``in_channels``.
+        operator: called with the channels and the ``size`` of a block's feature map; None for the plain backbone.
+
+    Raises:
+        ValueError: for an unknown ``init``, and what constructor or operator refuse.
+    """
+    if init not in ("paper", "torch", "own"):
+        raise ValueError(f"init={init!r}: allowed are 'paper', 'torch' and 'own'")
+    model = constructor(num_classes=num_classes, in_channels=in_channels)
+    _initialise(model, init)
+    if zero_init_residual:
+        for block in blocks(model).values():
+            block.zero_init_last()  # type: ignore[operator]
+    if operator is not None:
+        add_gather_excite(model, operator=operator, stages=stages, image_size=image_size)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = bn_momentum
@@ -85,10 +119,11 @@ def build_model(
 
 def _initialise(model: nn.Module, init: str) -> None:
     for module in model.modules():
+        layer: Any = module
         if init == "torch" and isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.reset_parameters()
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+            layer.reset_parameters()
+        elif init == "paper" and isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+        elif init == "paper" and isinstance(module, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)

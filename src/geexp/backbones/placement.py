@@ -1,6 +1,7 @@
 """Placement: which blocks of a network get a Gather-Excite operator (paper, Table 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -13,7 +14,8 @@ from geexp.operators.gather import Extent
 def add_gather_excite(
     model: nn.Module,
     *,
-    variant: str,
+    variant: str | None = None,
+    operator: Callable[..., nn.Module] | None = None,
     extent: Extent = "global",
     stages: Sequence[int] | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -29,7 +31,10 @@ def add_gather_excite(
 
     Args:
         model: the network; changed in place.
-        variant, extent, pool, reduction, implementation: as for ``GatherExcite``. But for ``reference``, timm's ResNet
+        variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``; or
+        operator: what makes the operator of a block, called with its channels and ``size``, (H, W) of its feature map;
+            it maps ``[N, C, H, W]`` to the same shape.
+        extent, pool, reduction, implementation: as for ``GatherExcite``. But for ``reference``, timm's ResNet
             blocks compute BN, GE-θ⁻ by average, the sum and the ReLU as one operator in training; ``auto`` does so
             where it is no slower, for the global extent where a compilation of some 20 s will have paid.
         stages: the paper's numbers, 2 to 5; None for all.
@@ -40,6 +45,16 @@ def add_gather_excite(
         ValueError: for a stage that the network does not have, a slot that is taken already, and what
             ``GatherExcite`` refuses.
     """
+    if (variant is None) == (operator is None):
+        raise ValueError(f"variant={variant!r}, operator={operator!r}: give one of the two")
+    make = operator or partial(
+        GatherExcite,
+        variant=str(variant),
+        extent=extent,
+        pool=pool,
+        reduction=reduction,
+        implementation=implementation,
+    )
     chosen = _checked_stages(model, stages)
     channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)
     if image_size is None:
@@ -55,17 +70,9 @@ def add_gather_excite(
     reference = next(model.parameters())
     for name, block in chosen_blocks.items():
         _, C, H, W = shapes[name]
-        operator = GatherExcite(
-            C,
-            variant=variant,
-            extent=extent,
-            size=(H, W),
-            pool=pool,
-            reduction=reduction,
-            implementation=implementation,
-        )
-        setattr(block, slot(block), operator.to(reference.device, reference.dtype).train(model.training))
-        if operator.averages and implementation != "reference":
+        made = make(C, size=(H, W))
+        setattr(block, slot(block), made.to(reference.device, reference.dtype).train(model.training))
+        if isinstance(made, GatherExcite) and made.averages and made.implementation != "reference":
             fuse_tail(block)
     return model
 

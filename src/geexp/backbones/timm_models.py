@@ -2,16 +2,34 @@
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
+import timm
 from torch import nn
 
+from geexp.backbones.anatomy import blocks, slot
 from geexp.backbones.build import build_model
-from geexp.config.catalog import BACKBONES
+from geexp.registry import options
 
 # What timm's scripts pass to every model, with the only value that ours have.
 _NEUTRAL = {"drop_rate": 0.0, "drop_path_rate": 0.0, "global_pool": "avg"}
 _OPTIONS = set(inspect.signature(build_model).parameters)
+
+
+def timm_resnet(*, arch: str, num_classes: int, in_channels: int) -> nn.Module:
+    """A network of timm's ResNet family by timm's name, such as ``resnext50_32x4d``, untrained.
+
+    Raises:
+        ValueError: for a name that timm does not have, or of a network whose blocks have no free place for GE.
+    """
+    if not timm.is_model(arch):
+        near = get_close_matches(arch, timm.list_models(), n=3)
+        raise ValueError(f"arch={arch}: timm has no such network" + (f"; near are {', '.join(near)}" if near else ""))
+    model = timm.create_model(arch, num_classes=num_classes, in_chans=in_channels)
+    for block in blocks(model).values():
+        slot(block)
+    return model
 
 
 def register_timm_models() -> list[str]:
@@ -22,7 +40,7 @@ def register_timm_models() -> list[str]:
     """
     from timm.models import is_model, register_model
 
-    names = [f"ge_{name}" for name in BACKBONES]
+    names = [f"ge_{name}" for name, entry in options("model").items() if entry["name"] == name]
     for name in names:
         if not is_model(name):
             globals()[name] = register_model(_entry_point(name))  # timm finds a model in the module that defines it
@@ -42,24 +60,25 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         cache_dir: Any = None,
-        **options: Any,
+        **settings: Any,
     ) -> nn.Module:
         if pretrained or pretrained_cfg:
             raise ValueError(f"{timm_name}: there are no pretrained weights; load a checkpoint of a run instead")
-        for option in list(options):
-            if option in _NEUTRAL and options[option] in (None, _NEUTRAL[option]):
-                del options[option]
+        for option in list(settings):
+            if option in _NEUTRAL and settings[option] in (None, _NEUTRAL[option]):
+                del settings[option]
             elif option not in _OPTIONS:
-                raise ValueError(f"{timm_name}: {option}={options[option]!r} is not an option of this model")
-        image_size = BACKBONES[name].image_size if img_size is None else img_size
+                raise ValueError(f"{timm_name}: {option}={settings[option]!r} is not an option of this model")
+        home = options("model")[name]
+        image_size = home["home_size"] if img_size is None else img_size
         model = build_model(
-            name, ge=ge, num_classes=num_classes, in_channels=in_chans, image_size=image_size, **options
+            name, ge=ge, num_classes=num_classes, in_channels=in_chans, image_size=image_size, **settings
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         # What timm's data pipeline reads to prepare images for a model.
         model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]
             "architecture": timm_name,
-            "num_classes": BACKBONES[name].num_classes if num_classes is None else num_classes,
+            "num_classes": home["home_classes"] if num_classes is None else num_classes,
             "input_size": (in_chans, height, width),
             "interpolation": "bilinear",
             "first_conv": "conv1",
@@ -76,7 +95,7 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
 
 def _statistics(name: str, channels: int) -> dict[str, Any]:
     """The crop and the normalisation of the data set that a backbone is at home on."""
-    if BACKBONES[name].image_size == 224:
+    if options("model")[name]["home_size"] == 224:
         crop, mean, std = 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     else:
         crop, mean, std = 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

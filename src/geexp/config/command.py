@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn, TypeVar
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-import geexp
+from geexp.config.compose import known_keys, store_schema, validated, wrong_type
 from geexp.config.errors import (
     INTERRUPTED,
     UNWRITABLE,
@@ -35,22 +35,19 @@ from geexp.config.errors import (
     unknown_key,
 )
 from geexp.config.ranks import rank
-from geexp.config.validation import known_keys, validated, wrong_type
-from geexp.runs.identity import register_resolvers
+from geexp.registry import config_directory
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def config_directory() -> str:
-    """``conf/``: inside the installed package, or beside ``src/`` in a checkout."""
-    package = Path(geexp.__file__).parent
-    shipped = package / "conf"
-    return str(shipped if shipped.is_dir() else package.parents[1] / "conf")
-
-
 def command(
-    name: str, schema: type[T], *, sweeps: bool = False, schema_name: str | None = None
+    name: str,
+    schema: type[T],
+    *,
+    sweeps: bool = False,
+    schema_name: str | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Callable[[Callable[[T], object]], Callable[[], None]]:
     """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
 
@@ -58,8 +55,9 @@ def command(
     schema or our rules.
 
     Args:
-        schema_name: as which the configuration's files know the schema, unless it is ``<name>_schema``.
         sweeps: whether there is ``-m``; then ``--cfg`` also lists the jobs, on standard error.
+        schema_name: the name by which the configuration's files include the schema, by default ``<name>_schema``.
+        prepare: called before Hydra composes, to register resolvers.
     """
 
     def decorate(task: Callable[[T], object]) -> Callable[[], None]:
@@ -76,8 +74,8 @@ def command(
                 raise
 
         def main() -> None:
-            register_resolvers()
-            ConfigStore.instance().store(name=schema_name or f"{name}_schema", node=schema)
+            prepare()
+            store_schema(schema_name or f"{name}_schema", schema)
             logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is told by what fails next
             sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
             if not sweeps and {"-m", "--multirun"} & set(sys.argv):
@@ -86,7 +84,7 @@ def command(
                 sys.argv += _SILENT
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
-            hydras = hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(job)
+            hydras = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)
             try:
                 hydras()
                 if sweeps and (plain := _without_cfg(sys.argv)) is not None:
@@ -119,6 +117,8 @@ def explain(error: BaseException, schema: type) -> UserError | None:
     for link in chain:
         if isinstance(link, UserError):
             return link
+    if any(_is_a_bug(link) for link in chain[1:]):  # what OmegaConf wraps into an error of an interpolation
+        return None
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if not group:
@@ -147,6 +147,20 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         return DataError(f"{error.filename}: {error.strerror}.")
     return None
 
+
+def _is_a_bug(error: BaseException) -> bool:
+    """Whether code of ours raised it, and it is no error that a user makes."""
+    if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)):
+        return False
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+_PACKAGE = Path(__file__).parents[1]
 
 # What conf/train.yaml says already; on the command line Hydra refuses it.
 _NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")

@@ -1,28 +1,73 @@
-"""The configuration of every entry point as dataclasses: keys, types and defaults; ``conf/`` chooses values."""
+"""The configuration of every entry point as dataclasses: keys, types, allowed values and defaults; ``conf/`` chooses.
+
+An option of ``model``, ``ge``, ``data``, ``schedule`` or ``optim`` may be a user's own: its YAML file names what it
+stands for as ``_target_``, and every key that the group does not know itself goes there as one of its ``arguments``.
+Beside the settings there are facts, which only describe the option and are known before torch is imported.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
+
+from geexp.config.constraints import Above, AtLeast, Extent, NotEmpty, OneOf, Range
+
+Count = Annotated[int, AtLeast(1)]
+Workers = Annotated[int | None, AtLeast(0)]
+Threads = Annotated[int | None, AtLeast(1)]
+Format = Annotated[str, OneOf("text", "json")]
+Which = Annotated[str, OneOf("best", "last")]
+Accelerator = Annotated[str, OneOf("auto", "cpu", "gpu")]
+OnError = Annotated[str, OneOf("stop", "skip")]
+ANALYSES = ("selectivity", "pruning", "receptive_field", "gates", "curves")
+MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 
 
 @dataclass
 class ModelConfig:
+    """``_target_`` is called with ``num_classes``, ``in_channels`` and the arguments.
+
+    Facts: ``label`` as the paper writes it; ``stages`` by the paper's numbers; the setting in which ``gmacs`` were
+    counted, ``last_gmacs`` of them in the last stage; ``detection``: whether a detector can use its stages.
+    """
+
     name: str = MISSING
-    stride_in: str | None = None
-    init: str = "paper"
-    bn_momentum: float = 0.05
+    stride_in: Annotated[str | None, OneOf("1x1", "3x3")] = None
+    init: Annotated[str, OneOf("paper", "torch", "own")] = "paper"
+    bn_momentum: Annotated[float, Range(0, 1, above=True)] = 0.05
     zero_init_residual: bool = False
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    stages: list[int] = MISSING
+    home_size: int = 224
+    home_classes: int = 1000
+    gmacs: float | None = None
+    last_gmacs: float | None = None
+    detection: bool = True
 
 
 @dataclass
 class GatherExciteConfig:
+    """``_target_`` is called with the channels, ``extent``, ``size`` of the feature map and the arguments.
+
+    Facts: ``label``, ``order`` and ``style`` (of lines in pictures); ``settings``: those that have an effect beside
+    extent and stages; ``fixed_size``: a global extent binds the network to one image size.
+    """
+
     variant: str = MISSING
-    extent: int | str = "global"
+    extent: Annotated[int | str, Extent()] = "global"
     stages: list[int] | None = None
-    pool: str = "avg"
-    reduction: int = 16
-    implementation: str = "auto"
+    pool: Annotated[str | None, OneOf("avg", "max")] = None
+    reduction: Annotated[int | None, AtLeast(1)] = None
+    implementation: Annotated[str | None, OneOf("auto", "reference", "fused")] = None
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    settings: list[str] = field(default_factory=list)
+    fixed_size: bool = False
+    order: int = 100
+    style: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.extent, str) and self.extent.isdigit():  # '8' in quotes, from YAML or a shell
@@ -31,132 +76,159 @@ class GatherExciteConfig:
 
 @dataclass
 class AugmentationConfig:
-    crop: str | None = None
-    pad: int = 0
+    crop: Annotated[str | None, OneOf("pad", "resized")] = None
+    pad: Annotated[int, AtLeast(0)] = 0
     flip: bool = False
-    rotation: float = 0.0
-    jitter: int = 0
+    rotation: Annotated[float, Range(0, 180, unit=" degrees")] = 0.0
+    jitter: Annotated[int, Range(0, 255, unit=" levels")] = 0
 
 
 @dataclass
 class RecipeConfig:
-    name: str = "original"
-    max_side: int | None = None
-    short_side: int | None = None
-    quality: int | None = None
+    name: Annotated[str, OneOf("original", "jpeg", "raw")] = "original"
+    max_side: Annotated[int | None, AtLeast(32)] = None
+    short_side: Annotated[int | None, AtLeast(32)] = None
+    quality: Annotated[int | None, Range(1, 100)] = None
 
 
 @dataclass
 class DataConfig:
+    """``_target_`` is called with ``train``, ``root`` if there is one, and the arguments, and returns the images.
+
+    Facts: ``kind`` (arrays of small images, image files, or images with boxes); ``requires``: what must lie below
+    ``root``, each in one of the listed forms; ``training_images`` and ``total_classes`` of the whole set; ``splits``:
+    the names of a detection set's; ``archives``: the official ones, which a pack can be made of.
+    """
+
     name: str = MISSING
-    num_classes: int = MISSING
-    image_size: int = MISSING
-    channels: int = MISSING
+    num_classes: Count = MISSING
+    image_size: Count = MISSING
+    channels: Count = MISSING
     mean: list[float] = MISSING
     std: list[float] = MISSING
     root: str | None = None
     download: bool = False
-    keep_classes: int | None = None
-    default_feed: str = MISSING
-    evaluation_crop: str | None = None
+    keep_classes: Annotated[int | None, AtLeast(2)] = None
+    default_feed: str = "reference"
+    evaluation_crop: Annotated[str | None, OneOf("centre")] = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    kind: Annotated[str | None, OneOf("arrays", "files", "boxes")] = None
+    requires: list[list[str]] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    downloadable: bool = False
+    splits: list[str] = field(default_factory=list)
+    training_images: int | None = None
+    total_classes: int | None = None
 
 
 @dataclass
 class FeedConfig:
-    name: str = MISSING
-    engine: str = "threads"
-    workers: int | None = None
-    decode: str = "auto"
-    on_error: str = "stop"
+    name: Annotated[str, OneOf("reference", "folder", "pack", "resident", "coco")] = MISSING
+    engine: Annotated[str | None, OneOf("threads", "workers")] = None  # None: threads where the feed can
+    workers: Workers = None
+    decode: Annotated[str, OneOf("auto", "torchvision", "torchcodec", "pil")] = "auto"
+    on_error: OnError = "stop"
     pack: str | None = None
 
 
 @dataclass
 class DetectorConfig:
-    layout: str = "none"
-    min_size: int = 600
+    layout: Annotated[str, OneOf("none", "c4", "fpn")] = "none"
+    min_size: Count = 600
     max_size: int = 1000
     anchor_sizes: list[int] | None = None
-    roi_size: int = 14
+    roi_size: Count = 14
     freeze_bn: bool = True
-    candidates: int = 2000
-    proposals: int = 2000
-    candidates_at_test: int = 1000
-    proposals_at_test: int = 1000
-    anchors: int = 256
-    regions: int = 512
+    candidates: Count = 2000
+    proposals: Count = 2000
+    candidates_at_test: Count = 1000
+    proposals_at_test: Count = 1000
+    anchors: Annotated[int, AtLeast(2)] = 256  # some must be objects and some not
+    regions: Annotated[int, AtLeast(2)] = 512
 
 
 @dataclass
 class ScheduleConfig:
+    """``kind`` is one of ours. A user's own ``_target_`` is called with the position and the arguments."""
+
     name: str = MISSING
-    kind: str = MISSING
-    epochs: int | None = None
-    iterations: int | None = None
-    stretch: float = 1.0
-    warmup: float = 0.0
-    warmup_factor: float | None = None
+    kind: Annotated[str | None, OneOf("steps", "cosine", "plateau")] = None
+    epochs: Annotated[int | None, AtLeast(1)] = None
+    iterations: Annotated[int | None, AtLeast(1)] = None
+    stretch: Annotated[float, Range(0, 1000, above=True)] = 1.0
+    warmup: Annotated[float, AtLeast(0)] = 0.0
+    warmup_factor: Annotated[float | None, Above(0)] = None
     milestones: list[int] = field(default_factory=list)
-    factor: float = 0.1
-    monitor: str = "val/loss"
-    patience: int = 10
-    threshold: float = 1e-4
-    reductions: int = 3
+    factor: Annotated[float, Above(0)] = 0.1
+    monitor: Annotated[str, OneOf(*MONITORS)] = "val/loss"
+    patience: Annotated[int, AtLeast(0)] = 10
+    threshold: Annotated[float, Range(0, 1, below=True)] = 1e-4
+    reductions: Annotated[int, AtLeast(0)] = 3
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class OptimConfig:
-    lr: float = 0.1
-    lr_for_batch: int | None = None
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    batch_size: int = 256
+    """``_target_`` is called with the parameter groups, ``lr`` and the arguments; ours is SGD."""
+
+    lr: Annotated[float, Above(0)] = 0.1
+    lr_for_batch: Annotated[int | None, AtLeast(1)] = None
+    momentum: Annotated[float | None, Range(0, 1, below=True)] = None
+    nesterov: bool | None = None
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
+    batch_size: Annotated[int, AtLeast(2)] = 256  # batch normalisation needs two
     decay_bn: bool = False
     decay_biases: bool = False
-    bias_lr_factor: float = 2.0
-    clip_norm: float | None = None
+    bias_lr_factor: Annotated[float, Above(0)] = 2.0
+    clip_norm: Annotated[float | None, Above(0)] = None
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    accumulate: int = 1
+    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "mps")] = "auto"
+    devices: Count = 1
+    nodes: Count = 1
+    accumulate: Count = 1
     sync_batchnorm: bool = False
-    precision: str = "32-true"
-    max_epochs: int | None = None
+    precision: Annotated[str, OneOf("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")] = "32-true"
+    max_epochs: Annotated[int | None, AtLeast(1)] = None
     deterministic: bool = False
     channels_last: bool = True
     compile: bool = False
-    compile_mode: str = "default"
-    checkpoint_every_n_steps: int | None = 1000
+    # torch.compile's; reduce-overhead replays CUDA graphs
+    compile_mode: Annotated[str, OneOf("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")] = (
+        "default"
+    )
+    checkpoint_every_n_steps: Annotated[int | None, AtLeast(1)] = 1000
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     overfit_batches: int | float = 0
     detect_anomaly: bool = False
-    profiler: str | None = None
+    profiler: Annotated[str | None, OneOf("simple", "advanced", "pytorch")] = None
 
 
 @dataclass
 class LoggerConfig:
-    name: str = MISSING
+    name: Annotated[str, OneOf("none", "csv", "wandb")] = MISSING
     project: str = "geexp"
     entity: str | None = None
     group: str | None = None
-    mode: str = "auto"
+    mode: Annotated[str, OneOf("auto", "online", "offline")] = "auto"
 
 
 @dataclass
 class LauncherConfig:
-    name: str = "processes"
-    devices_per_job: int = 1
+    name: Annotated[str, OneOf("processes", "inline")] = "processes"
+    devices_per_job: Count = 1
     devices: Any = "auto"
-    hang_after: float | None = 30.0
-    grace: float = 120.0
+    hang_after: Annotated[float | None, AtLeast(1)] = 30.0  # a run reports four times a minute
+    grace: Annotated[float, AtLeast(0)] = 120.0
 
 
 @dataclass
@@ -176,18 +248,23 @@ class TrainConfig:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     scale: str | None = None
-    seed: int = 0
-    outputs: str = "outputs"
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    outputs: Annotated[str, NotEmpty("the folder of the runs, as in outputs=outputs")] = "outputs"
     resume: bool | str = "auto"
     force: bool = False
     dry_run: bool = False
 
+    @property
+    def detects(self) -> bool:
+        """Whether it trains a detector; a classifier otherwise."""
+        return self.detector.layout != "none"
+
 
 @dataclass
 class HardwareConfig:
-    devices: int = 1
-    tflops: float = 50.0
-    images_per_second: float = 3000.0
+    devices: Count = 1
+    tflops: Annotated[float, Above(0)] = 50.0
+    images_per_second: Annotated[float, Above(0)] = 3000.0
 
 
 @dataclass
@@ -203,51 +280,51 @@ class EvaluateConfig:
 
     run: str | None = None
     checkpoint: str | None = None
-    which: str = "best"
+    which: Which = "best"
     root: str | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-    workers: int | None = None
-    format: str = "text"
+    accelerator: Accelerator = "auto"
+    devices: Count = 1
+    workers: Workers = None
+    format: Format = "text"
 
 
 @dataclass
 class AnalyzeConfig:
     """``python -m geexp.analyze``."""
 
-    analysis: str = MISSING
+    analysis: Annotated[str, OneOf(*ANALYSES)] = MISSING
     run: str | None = None
     against: str | None = None
-    which: str = "best"
-    split: str = "val"
-    images: int | None = None
-    stage: int | None = None
+    which: Which = "best"
+    split: Annotated[str, OneOf("val", "train")] = "val"
+    images: Annotated[int | None, AtLeast(1)] = None
+    stage: Annotated[int | None, OneOf(2, 3, 4, 5)] = None
     blocks: list[str] | None = None
     ratios: list[float] | None = None
     root: str | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-    workers: int | None = None
+    accelerator: Accelerator = "auto"
+    devices: Count = 1
+    workers: Workers = None
     out: str | None = None
     redraw: bool = False
     wandb: bool = False
-    format: str = "text"
+    format: Format = "text"
 
 
 @dataclass
 class DetectConfig:
     """``python -m geexp.detect mode=predict``."""
 
-    mode: str = "predict"
+    mode: Annotated[str, OneOf("train", "predict")] = "predict"
     run: str | None = None
-    which: str = "best"
+    which: Which = "best"
     images: str | None = None
-    most: int = 12
-    least_score: float = 0.3
+    most: Count = 12
+    least_score: Annotated[float, Range(0, 1)] = 0.3
     root: str | None = None
     out: str | None = None
-    accelerator: str = "auto"
-    format: str = "text"
+    accelerator: Accelerator = "auto"
+    format: Format = "text"
 
 
 @dataclass
@@ -256,23 +333,23 @@ class ComplexityConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
-    image_size: int | None = None
-    num_classes: int | None = None
-    in_channels: int = 3
-    table: int | None = None
-    format: str = "text"
+    image_size: Annotated[int | None, AtLeast(1)] = None
+    num_classes: Annotated[int | None, AtLeast(1)] = None
+    in_channels: Count = 3
+    table: Annotated[int | None, OneOf(1, 2, 3, 4)] = None
+    format: Format = "text"
 
 
 @dataclass
 class ReportConfig:
     """``python -m geexp.report``."""
 
-    runs: str = "outputs"
-    table: int | None = None
-    tables: str = "all"
-    figures: str = "all"
+    runs: Annotated[str, NotEmpty("the folder of the runs, as in runs=outputs")] = "outputs"
+    table: Annotated[int | None, OneOf(*range(1, 7))] = None
+    tables: Annotated[str, OneOf("all", "none")] = "all"
+    figures: Annotated[str, OneOf("all", "none")] = "all"
     out: str | None = None
-    format: str = "text"
+    format: Format = "text"
 
 
 @dataclass
@@ -288,44 +365,16 @@ class DashboardConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """``python -m geexp.benchmark``."""
-
-    what: str = "feed"
-    device: str | None = None
-    rounds: int | None = None
-    batch_size: int | None = None
-    variants: list[str] | None = None
-    extents: list[int | str] | None = None
-    layouts: list[str] | None = None
-    implementations: list[str] | None = None
-    shapes: list[str] | None = None
-    dtypes: list[str] | None = None
-    model: ModelConfig | None = None
-    precision: str | None = None
-    compile: bool | None = None
-    root: str | None = None
-    images: int | None = None
-    workers: int | None = None
-    out: str = MISSING
-    format: str = "text"
-
-    def __post_init__(self) -> None:
-        if self.extents is not None:
-            self.extents = [int(e) if isinstance(e, str) and e.isdigit() else e for e in self.extents]
-
-
-@dataclass
 class PackConfig:
     """``python -m geexp.pack``."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str | None = None
-    source: str = "auto"
-    workers: int | None = None
-    on_error: str = "stop"
+    source: Annotated[str, OneOf("auto", "folders", "archives")] = "auto"
+    workers: Threads = None
+    on_error: OnError = "stop"
     force: bool = False
-    format: str = "text"
+    format: Format = "text"
 
 
 @dataclass
@@ -334,5 +383,5 @@ class CheckDataConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
-    workers: int | None = None
-    format: str = "text"
+    workers: Threads = None
+    format: Format = "text"

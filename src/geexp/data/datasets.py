@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets as tv
 
+from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.cifar import CIFAR10, CIFAR100, read_cifar
-from geexp.data.folder import FolderImages, class_folders
-from geexp.data.images import ArrayImages, Images, Split
+from geexp.data.folder import FolderImages
+from geexp.data.folder import class_folders as folders_of_classes
+from geexp.data.images import ArrayImages, Images, MapStyleImages, Split
 from geexp.data.pack import EncodedPack, RawPack, open_pack
 from geexp.data.presence import pack_folder
+from geexp.registry import locate
 
 
 def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
@@ -62,30 +65,54 @@ def _kept(whole: Split, data: DataConfig, split: str) -> Images:
 
 
 def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Split:
-    if data.name == "fashion_mnist_mini":
-        split = "train" if train else "test"
-        with files("geexp.data").joinpath("fashion_mnist_mini.npz").open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            return ArrayImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])
-    if data.name == "fashion_mnist":
-        if data.download:
-            tv.FashionMNIST(str(root), train=train, download=True)
-        stem = root / "FashionMNIST" / "raw" / ("train" if train else "t10k")
-        return ArrayImages(read_idx(Path(f"{stem}-images-idx3-ubyte")), read_idx(Path(f"{stem}-labels-idx1-ubyte")))
-    if data.name in ("cifar10", "cifar100"):
-        kind, official = (tv.CIFAR10, CIFAR10) if data.name == "cifar10" else (tv.CIFAR100, CIFAR100)
-        if data.download:
-            kind(str(root), train=train, download=True)
-        return read_cifar(root, official, train=train)
     if feed.name == "pack":
         return open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
-    return _class_folders(root, train)
+    place = {} if data.root is None else {"root": root if is_ours(data._target_) else str(root)}
+    download = {"download": True} if data.download else {}
+    images = locate(str(data._target_))(train=train, **place, **download, **data.arguments)
+    return images if is_ours(data._target_) else MapStyleImages(images, data.num_classes)
 
 
-def _class_folders(root: Path, train: bool) -> FolderImages:
-    train_classes, val_classes = (set(class_folders(root / split)) for split in ("train", "val"))
+def fashion_mnist_mini(*, train: bool) -> ArrayImages:
+    """The images that come with the package."""
+    split = "train" if train else "test"
+    with files("geexp.data").joinpath("fashion_mnist_mini.npz").open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        return ArrayImages(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+
+
+def fashion_mnist(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
+    """The four IDX files below ``FashionMNIST/raw``, gzipped or not."""
+    if download:
+        tv.FashionMNIST(str(root), train=train, download=True)
+    stem = root / "FashionMNIST" / "raw" / ("train" if train else "t10k")
+    return ArrayImages(read_idx(Path(f"{stem}-images-idx3-ubyte")), read_idx(Path(f"{stem}-labels-idx1-ubyte")))
+
+
+def cifar10(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
+    """The official archive, packed or unpacked."""
+    if download:
+        tv.CIFAR10(str(root), train=train, download=True)
+    return read_cifar(root, CIFAR10, train=train)
+
+
+def cifar100(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
+    """The official archive, packed or unpacked."""
+    if download:
+        tv.CIFAR100(str(root), train=train, download=True)
+    return read_cifar(root, CIFAR100, train=train)
+
+
+def class_folders(*, root: Path, train: bool) -> FolderImages:
+    """``train/<class>/…`` and ``val/<class>/…``, which must have the same classes.
+
+    Raises:
+        ValueError: naming classes that only one of the two has: labels follow from the order of the folders, which a
+            difference would shift.
+    """
+    train_classes, val_classes = (set(folders_of_classes(root / split)) for split in ("train", "val"))
     only = sorted(train_classes ^ val_classes)
-    if only:  # labels are given by the order of the folders: a difference would shift them without a word
+    if only:
         raise ValueError(f"Only one of train and val has the class folders {', '.join(only[:5])}.")
     return FolderImages(root / ("train" if train else "val"))
 

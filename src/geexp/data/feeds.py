@@ -102,7 +102,9 @@ def make_feed(
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
         reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
-    return Feed(_batches(reader, order, feed.engine, workers, pin=device.type == "cuda"), order, feed.on_error)
+    return Feed(
+        _batches(reader, order, feed.engine or "threads", workers, pin=device.type == "cuda"), order, feed.on_error
+    )
 
 
 def _batches(

@@ -15,9 +15,9 @@ from rich.progress import track
 
 from geexp.config.errors import DataError
 from geexp.data.names import join_names, name_at
-from geexp.data.presence import ARCHIVES
+from geexp.registry import options
 
-TRAINING, VALIDATION, DEVKIT = ARCHIVES
+TRAINING, VALIDATION, DEVKIT = options("data")["imagenet"]["archives"]
 
 _BLOCK = 512  # the unit of tar; a block of zeros ends an archive
 

@@ -1,11 +1,12 @@
 """What every data set gives, whatever it is stored as: labels, names for messages, and pictures by index."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from geexp.data.decode import Decoder, open_with_pil
 
@@ -92,3 +93,43 @@ class ArrayImages:
     def first_classes(self, n: int) -> "ArrayImages":
         kept = self.labels < n
         return ArrayImages(self.images[kept], self.labels[kept], self.classes[:n], self.numbers[kept])
+
+
+class MapStyleImages:
+    """A user's own data set: anything with ``len`` and ``[index]`` → (image, label).
+
+    Images are PIL images, arrays or tensors: ``uint8``, ``[H, W]``, ``[H, W, C]`` or, as a tensor, ``[C, H, W]``.
+
+    Args:
+        classes: how many classes there are; their names are the data set's ``classes``, if it has any.
+    """
+
+    def __init__(self, dataset: Any, classes: int) -> None:
+        self.dataset = dataset
+        names = getattr(dataset, "classes", None)
+        self.classes = [str(name) for name in names] if names is not None else [str(i) for i in range(classes)]
+        targets = getattr(dataset, "targets", None)
+        if targets is None:
+            targets = [dataset[i][1] for i in range(len(dataset))]
+        self.labels = np.array([int(target) for target in targets], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def picture(self, index: int) -> Image.Image:
+        image = self.dataset[index][0]
+        if isinstance(image, Tensor):
+            image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
+        return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image).squeeze())
+
+    def pixels(self, index: int, decode: Decoder) -> Tensor:
+        return torch.from_numpy(np.array(self.picture(index).convert("RGB")))
+
+    def first_classes(self, n: int) -> "MapStyleImages":
+        kept = MapStyleImages.__new__(MapStyleImages)
+        kept.dataset = Subset(self.dataset, np.flatnonzero(self.labels < n).tolist())
+        kept.classes, kept.labels = self.classes[:n], self.labels[self.labels < n]
+        return kept

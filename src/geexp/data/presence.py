@@ -2,34 +2,14 @@
 
 from pathlib import Path
 
-from geexp.config.catalog import DETECTION_SETS
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.runs.identity import recipe_slug
 
-_FASHION = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-
-# What lies below data.root; each with the forms that it may have.
-LAYOUTS: dict[str, list[tuple[str, ...]]] = {
-    "fashion_mnist_mini": [],
-    "fashion_mnist": [(f"FashionMNIST/raw/{name}", f"FashionMNIST/raw/{name}.gz") for name in _FASHION],
-    "cifar10": [("cifar-10-batches-py", "cifar-10-python.tar.gz")],
-    "cifar100": [("cifar-100-python", "cifar-100-python.tar.gz")],
-    "imagenet": [("train",), ("val",)],
-    **{
-        name: [(place,) for split in splits for place in (f"annotations/instances_{split}.json", split)]
-        for name, splits in DETECTION_SETS.items()
-    },
-    "fashion_coco_mini": [],  # makes itself
-}
-
-# The official archives of ILSVRC2012: training, validation, development kit.
-ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
-
 
 def require_data(data: DataConfig, feed: FeedConfig) -> None:
     """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on."""
-    if not LAYOUTS[data.name]:
+    if not data.requires:
         return
     if data.root is None and feed.pack is None:
         raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
@@ -37,21 +17,24 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         _require_pack(data, feed)
         return
     root = Path(str(data.root)).expanduser()
-    if data.download and data.name != "imagenet" and data.name not in DETECTION_SETS:
+    if data.download and data.downloadable:
         return
-    missing = [forms[0] for forms in LAYOUTS[data.name] if not any((root / form).exists() for form in forms)]
+    missing = [forms[0] for forms in data.requires if not any((root / form).exists() for form in forms)]
     if not missing:
         return
-    if data.name == "imagenet":
-        second = (
-            "or arrange it as train/<class>/*.JPEG and val/<class>/*.JPEG there "
-            "(it cannot be downloaded without an account at its owners'), or make a pack of the official archives with "
-            "python -m geexp.pack and say feed=pack"
-        )
-    elif data.name in DETECTION_SETS:
+    if data.kind == "boxes":
         second = "or unpack COCO's archives of images and of annotations there, as they come"
-    else:
+    elif data.kind == "files":
+        second = "or arrange the images as train/<class>/*.JPEG and val/<class>/*.JPEG there"
+        if data.archives:
+            second += (
+                " (it cannot be downloaded without an account at its owners'), or make a pack of the official archives "
+                "with python -m geexp.pack and say feed=pack"
+            )
+    elif data.downloadable:
         second = "or let it be downloaded there with data.download=true"
+    else:
+        second = "or put them there"
     raise ConfigError(
         f"data={data.name}: {' and '.join(missing)} not found in {root.absolute()} (data.root). "
         f"Either say where the data are, with data.root=<folder> or GEEXP_DATA in the environment, {second}."
@@ -84,7 +67,9 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     if data.root is None:
         raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
     root = Path(data.root).expanduser()
-    needed = {"folders": [forms[0] for forms in LAYOUTS[data.name]], "archives": list(ARCHIVES)}
+    needed = {"folders": [forms[0] for forms in data.requires], "archives": data.archives}
+    if not data.archives:
+        del needed["archives"]
     kinds = list(needed) if wanted == "auto" else [wanted]
     missing = {kind: [name for name in needed[kind] if not (root / name).exists()] for kind in kinds}
     for kind in kinds:

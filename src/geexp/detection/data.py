@@ -5,7 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from geexp.config.catalog import DETECTION_SETS
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.module import share_of_ranks
 from geexp.data.order import FixedOrder, TrainingOrder
@@ -36,7 +35,7 @@ class DetectionData(pl.LightningDataModule):
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
-        training, evaluation = DETECTION_SETS[data.name]
+        training, evaluation = data.splits
         self.training_images = open_split(data, training, train=True)
         self.evaluation_images = open_split(data, evaluation, train=False)
         require_same_classes(self.training_images, self.evaluation_images)

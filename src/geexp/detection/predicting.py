@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geexp.config.catalog import DETECTION_SETS
 from geexp.config.errors import DataError
 from geexp.config.schema import DetectConfig, TrainConfig
 from geexp.data.decode import DAMAGED, Decoder
@@ -61,7 +60,7 @@ def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
     """``uint8 [3, H, W]`` by name."""
     if settings.images is None:
         data = config.data if settings.root is None else replace(config.data, root=settings.root)
-        split = open_split(data, DETECTION_SETS[data.name][1], train=False)
+        split = open_split(data, data.splits[1], train=False)
         names = [split.name(index) for index in range(min(settings.most, len(split)))]
     else:
         place = Path(settings.images).expanduser()

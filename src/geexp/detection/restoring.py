@@ -5,7 +5,6 @@ from typing import Any
 
 from torchvision.models.detection import FasterRCNN
 
-from geexp.config.detection import is_detection
 from geexp.config.errors import ConfigError
 from geexp.config.schema import EvaluateConfig, TrainConfig
 from geexp.detection.data import DetectionData
@@ -25,7 +24,7 @@ def restore_detector(path: Path) -> tuple[FasterRCNN, TrainConfig, dict[str, Any
     """
     checkpoint = load_checkpoint(path)
     config = configuration_of(path, checkpoint[FORMAT])
-    if not is_detection(config):
+    if not config.detects:
         raise ConfigError(f"{path} is of a run with detector=none, a classifier; python -m geexp.evaluate measures it.")
     detector = untrained_detector(config)
     weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}

@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from geexp.config.detection import backbone_file
 from geexp.config.errors import ConfigError
 from geexp.config.ranks import rank
 from geexp.config.schema import TrainConfig
@@ -19,9 +18,10 @@ from geexp.detection.faster_rcnn import build_detector
 from geexp.detection.learner import DetectionLearner
 from geexp.detection.pictures import save_precision_recall
 from geexp.detection.weights import Loaded, load_backbone
-from geexp.runs.identity import identity
+from geexp.runs.job import make_job
 from geexp.runs.run_files import PRECISION_RECALL
-from geexp.training.network import build_network
+from geexp.runs.weights_file import backbone_file, digest_of_weights
+from geexp.training.network import network_of
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class Detection:
         parameters = list(module.model.parameters())
         learnable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in parameters)
-        run = None if self._loaded.run is None else identity(self._loaded.run)
-        file = identity(config)["detector"]["backbone"]
+        run = None if self._loaded.run is None else make_job(self._loaded.run).identity
+        file = digest_of_weights(config.backbone_checkpoint)
         return {
             "complexity": {"params": total, "learnable": learnable, "macs": None},
             "backbone": {"file": file, "loaded": self._loaded.said, "identity": run},
@@ -85,7 +85,7 @@ def detector_to_train(config: TrainConfig) -> tuple[FasterRCNN, Loaded]:
         ConfigError: for what the network refuses, and weights that are not there.
         DataError: for weights that do not fit.
     """
-    backbone = build_network(config.model, config.ge, config.data)
+    backbone = network_of(config)
     loaded = load_backbone(backbone, None if config.backbone_checkpoint is None else backbone_file(config))
     if rank() == 0:
         log.info("%s", loaded.said)
@@ -98,7 +98,7 @@ def untrained_detector(config: TrainConfig) -> FasterRCNN:
     Raises:
         ConfigError: for what the network refuses.
     """
-    return _detector(config, build_network(config.model, config.ge, config.data))
+    return _detector(config, network_of(config))
 
 
 def _detector(config: TrainConfig, backbone: nn.Module) -> FasterRCNN:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import ConfigError
-from geexp.config.rules import check_at_least
 from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching.cost import gmacs_of_an_image, images_of_an_epoch, images_to_see
 from geexp.launching.plan import Row, in_words, summary
@@ -56,9 +55,8 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
     """Estimate every job that the plan has to train, and share the devices out as the launcher does.
 
     Raises:
-        ConfigError: for hardware that is none, or that a job does not fit on.
+        ConfigError: for hardware that a job does not fit on.
     """
-    check_hardware(hardware)
     speeds = measured_speeds(rows)
     estimates = [estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
     for one in estimates:
@@ -68,13 +66,6 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
                 "(trainer.devices x trainer.nodes)."
             )
     return Budget(estimates, _makespan(estimates, hardware.devices))
-
-
-def check_hardware(hardware: HardwareConfig) -> None:
-    check_at_least("hardware.devices", hardware.devices, 1)
-    for key in ("tflops", "images_per_second"):
-        if not getattr(hardware, key) > 0:
-            raise ConfigError(f"hardware.{key}={getattr(hardware, key)}: must be above 0.")
 
 
 def estimate(row: Row, hardware: HardwareConfig, measured: float | None = None) -> Estimate:
@@ -163,13 +154,6 @@ def _speed_key(config: TrainConfig) -> Any:
 
 
 def _parameters(config: TrainConfig) -> int:
-    from geexp.report.complexity_report import count_network
+    from geexp.training.network import count_run
 
-    ge = {"ge": config.ge.variant, "extent": config.ge.extent, "stages": config.ge.stages}
-    network = {"name": config.model.name, **(ge if config.ge.variant != "none" else {"ge": "none"})}
-    return count_network(
-        image_size=config.data.image_size,
-        num_classes=config.data.num_classes,
-        in_channels=config.data.channels,
-        **network,
-    ).total.params
+    return count_run(config).total.params

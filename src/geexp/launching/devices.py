@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from geexp.config.errors import ConfigError
-from geexp.launching.jobs import Job
+from geexp.launching.jobs import SweepJob
 
 
 class Devices:
@@ -21,7 +21,7 @@ class Devices:
         ConfigError: if a job needs more than there are, or several nodes.
     """
 
-    def __init__(self, jobs: Sequence[Job], wanted: Any) -> None:
+    def __init__(self, jobs: Sequence[SweepJob], wanted: Any) -> None:
         largest = max((job.config.trainer.devices for job in jobs), default=1)
         on_gpus = any(job.config.trainer.accelerator in ("auto", "gpu") for job in jobs)
         gpus = visible_gpus() if on_gpus else []

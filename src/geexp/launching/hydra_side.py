@@ -27,7 +27,7 @@ from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching import sweep
 from geexp.launching.board import table_of
 from geexp.launching.budget import show_budget
-from geexp.launching.jobs import Job, composed, jobs_of
+from geexp.launching.jobs import SweepJob, composed, jobs_of
 from geexp.launching.plan import Row, plan, require_all_data, show_plan
 from geexp.launching.progress import DONE
 from geexp.launching.slurm import SlurmSettings
@@ -142,12 +142,12 @@ class Ended(JobReturn):
 
 def _train_here(
     context: HydraContext, task: TaskFunction, config: DictConfig, overrides: Sequence[Sequence[str]], first: int
-) -> Callable[[Job], BaseException | None]:
+) -> Callable[[SweepJob], BaseException | None]:
     logging.getLogger(BasicLauncher.__module__).setLevel(logging.WARNING)  # the board says which job it is
     launcher = BasicLauncher()
     launcher.setup(hydra_context=context, task_function=task, config=config)
 
-    def train(job: Job) -> BaseException | None:
+    def train(job: SweepJob) -> BaseException | None:
         (ended,) = launcher.launch([overrides[job.number - first]], job.number)
         return ended._return_value if ended.status == JobStatus.FAILED else None
 
@@ -160,7 +160,7 @@ def _planned(config: DictConfig) -> list[Row]:
         return plan(jobs)
 
 
-def _jobs(config: DictConfig) -> list[Job]:
+def _jobs(config: DictConfig) -> list[SweepJob]:
     with _refusing(config):
         return jobs_of(GlobalHydra.instance().config_loader(), config)
 

@@ -13,29 +13,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from geexp.config.compose import validated
 from geexp.config.errors import UserError
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
-from geexp.runs.identity import of_the_task, run_folder
+from geexp.runs.job import Job, make_job, of_the_task
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training.
+class SweepJob(Job):
+    """A job of a sweep, and the command that trains it alone.
 
     Attributes:
         number: its place in the sweep, from 0.
-        overrides: what a command line says for it, without Hydra's own settings of the sweep.
+        overrides: those of its command line, without Hydra's own settings of the sweep.
         options: flags of Hydra that precede them, such as ``--config-dir``.
-        config: what follows from that, checked.
-        folder: of the run, absolute.
     """
 
     number: int
     overrides: tuple[str, ...]
     options: tuple[str, ...]
-    config: TrainConfig
-    folder: Path
 
     def arguments(self) -> list[str]:
         """What follows ``python -m geexp.train`` to train this job alone."""
@@ -56,7 +52,7 @@ def shell(command: Sequence[str]) -> str:
     return " ".join(word if re.search(r"<[a-z ]+>", word) else shlex.quote(word) for word in command)
 
 
-def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[Job]:
+def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[SweepJob]:
     """The jobs that Hydra's sweeper makes of a composed sweep; of a single run, the one that it is.
 
     Raises:
@@ -70,7 +66,7 @@ def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[Job]:
     return [composed(loader, sweep, job, number) for number, job in enumerate(jobs)]
 
 
-def composed(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> Job:
+def composed(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> SweepJob:
     """One job of a sweep. Composing takes a tenth of a second, and who asks again for the same job gets the same one.
 
     Raises:
@@ -82,10 +78,12 @@ def composed(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], 
     return _composed[key][1]
 
 
-_composed: dict[tuple[object, ...], tuple[DictConfig, Job]] = {}  # with the sweep, whose id would else be another's
+_composed: dict[
+    tuple[object, ...], tuple[DictConfig, SweepJob]
+] = {}  # with the sweep, whose id would else be another's
 
 
-def _compose(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> Job:
+def _compose(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> SweepJob:
     whole = loader.load_sweep_config(sweep, list(overrides))
     try:
         config = validated(TrainConfig, of_the_task(whole))
@@ -96,15 +94,16 @@ def _compose(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], 
     folder = _folder(whole, alone=sweep.hydra.mode == RunMode.RUN)
     arguments = [word for word in (*overrides, *_kept(sweep)) if not word.startswith("dry_run=")]
     arguments.append("hydra.mode=RUN")
-    arguments += in_folder(folder, config)
-    return Job(number, tuple(arguments), tuple(_options(sweep)), config, folder)
+    job = make_job(config, folder)
+    arguments += in_folder(job)
+    return SweepJob(config, job.identity, job.folder, number, tuple(arguments), tuple(_options(sweep)))
 
 
-def in_folder(folder: Path, config: TrainConfig) -> list[str]:
-    """The argument that gives a run this folder, if it is not the one that it has by itself."""
-    if folder.absolute() == (Path(config.outputs) / run_folder(config)).absolute():
+def in_folder(job: Job) -> list[str]:
+    """The argument that gives a run its folder, if it is not the one that it has by itself."""
+    if job.folder == (Path(job.config.outputs) / job.slug).absolute():
         return []
-    quoted = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    quoted = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
     return [f"hydra.run.dir='{quoted}'"]
 
 

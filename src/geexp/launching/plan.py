@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from geexp.config.detection import require_backbone
 from geexp.config.errors import UserError
 from geexp.data.presence import require_data
-from geexp.launching.jobs import Job, shell
+from geexp.launching.jobs import SweepJob, shell
 from geexp.launching.progress import DONE, FAILED, NEW, RUNNING, UNFINISHED, Progress, progress_of
 from geexp.runs.identity import ge_slug
+from geexp.runs.weights_file import require_backbone
 
 
 @dataclass
 class Row:
     """A job of the sweep. ``same_as`` is the earlier row that is the same training, if there is one."""
 
-    job: Job
+    job: SweepJob
     label: str
     progress: Progress
     same_as: "Row | None" = None
@@ -29,7 +29,7 @@ class Row:
         return self.same_as is None and (self.progress.state != DONE or self.job.config.force)
 
 
-def plan(jobs: Sequence[Job]) -> list[Row]:
+def plan(jobs: Sequence[SweepJob]) -> list[Row]:
     """A row for every job, in the order of the sweep.
 
     Raises:
@@ -44,7 +44,7 @@ def plan(jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def labels(jobs: Sequence[Job]) -> list[str]:
+def labels(jobs: Sequence[SweepJob]) -> list[str]:
     """What sets each job apart from the others: its experiment by name, other settings as they are typed."""
     said = [[word for word in job.overrides if not word.startswith(("hydra.", "hydra/"))] for job in jobs]
     of_all = {word for word, times in Counter(word for words in said for word in words).items() if times == len(jobs)}

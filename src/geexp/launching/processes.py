@@ -141,19 +141,20 @@ def _how_it_ended(job: _Running, code: int, settings: LauncherConfig) -> Progres
     fresh = {name: _stamp(folder / name) != stamp for name, stamp in job.before.items()}
     if code == 0 and fresh[RESULT] and now.state == DONE:
         return now
-    status = (read_status(folder) if fresh[STATUS] else None) or {}
+    status = read_status(folder) if fresh[STATUS] else None
+    state, told = (status.state, status.reason or "") if status is not None else ("", "")
     if job.hung:
         reason = f"no step and no batch for {settings.hang_after:g} minutes (launcher.hang_after); it was killed"
-    elif code > 0 and status.get("state") in ("preempted", "interrupted"):
-        return replace(now, state=UNFINISHED, reason=status["reason"])
+    elif code > 0 and state in ("preempted", "interrupted"):
+        return replace(now, state=UNFINISHED, reason=told)
     elif code == 0:
         another = now.reason if fresh[RESULT] and now.state == FAILED else ""
         reason = another or "it ended with exit code 0, but without a result"
     elif code < 0:
         reason = f"its first process was killed by signal {-code}"
     else:
-        own = code < 128 and status.get("state") in ("failed", "diverged")  # the others know little of a killed one
-        reason = f"{status['reason'] if own else _last_line(folder / CONSOLE) or 'it said nothing'} (exit code {code})"
+        own = code < 128 and state in ("failed", "diverged")  # the others know little of a killed one
+        reason = f"{told if own else _last_line(folder / CONSOLE) or 'it said nothing'} (exit code {code})"
     return replace(now, state=FAILED, reason=reason)
 
 

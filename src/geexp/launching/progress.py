@@ -7,12 +7,11 @@ from typing import Any
 from geexp.config.errors import UserError
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
-from geexp.launching.jobs import Job
-from geexp.runs.identity import require_same_identity
+from geexp.launching.jobs import SweepJob
 from geexp.runs.lock import is_locked
 from geexp.runs.metrics import score_of
 from geexp.runs.run_files import LAST, PREVIOUS, checkpoint_folder, read_history, read_result
-from geexp.runs.status import read_status
+from geexp.runs.status import Status, read_status
 
 NEW, RUNNING, UNFINISHED, FAILED, DONE = "new", "running", "unfinished", "failed", "done"
 
@@ -46,13 +45,13 @@ class Progress:
         return f"{self.briefly()}{at}" + (f": {self.reason}" if self.reason and self.state != DONE else "")
 
 
-def progress_of(job: Job) -> Progress:
+def progress_of(job: SweepJob) -> Progress:
     """Look into the folder of the job's run.
 
     Raises:
         ConfigError: if what lies there came from another configuration, and is not to be trained over by force.
     """
-    result, status, history = read_result(job.folder), read_status(job.folder) or {}, read_history(job.folder)
+    result, status, history = read_result(job.folder), read_status(job.folder), read_history(job.folder)
     score = score_of(history[-1] if history else {})
     errors = [row[score.key] for row in history if row.get(score.key) is not None]
     reached: dict[str, Any] = {
@@ -62,22 +61,22 @@ def progress_of(job: Job) -> Progress:
         "best": score.best(errors) if errors else None,
     }
     if is_locked(job.folder):
-        where = f"process {status['pid']} on {status['host']}" if "pid" in status else "another process"
-        seen = (status.get("batches"), status.get("step"), len(history))
+        where = f"process {status.pid} on {status.host}" if status is not None else "another process"
+        seen = (status and status.batches, status and status.step, len(history))
         return Progress(RUNNING, **reached, eta=_eta(job.config, history, status), where=where, seen=seen)
     if result is not None:
         if not job.config.force:
-            require_same_identity(job.folder, result["identity"], job.config)
+            job.require_same(result["identity"])
         return Progress(DONE, _experiment(result), **reached)
-    reason = status.get("reason") or ""
-    if status.get("state") in ("failed", "diverged"):
+    reason = (status and status.reason) or ""
+    if status is not None and status.state in ("failed", "diverged"):
         return Progress(FAILED, reason, **reached)
     if any((checkpoint_folder(job.folder) / name).is_file() for name in (LAST, PREVIOUS)):
         return Progress(UNFINISHED, reason, **reached)
     return Progress(NEW)
 
 
-def progress_now(job: Job) -> Progress:
+def progress_now(job: SweepJob) -> Progress:
     """As ``progress_of``, while a sweep runs: a run of another configuration in a job's folder fails that job only."""
     try:
         return progress_of(job)
@@ -91,7 +90,7 @@ def _experiment(result: dict[str, Any]) -> str:
     return named[1] if named else ""
 
 
-def _eta(config: TrainConfig, history: list[dict[str, Any]], status: dict[str, Any]) -> float | None:
+def _eta(config: TrainConfig, history: list[dict[str, Any]], status: Status | None) -> float | None:
     if not history:
         return None
     step, seconds = history[-1]["step"], [row["seconds"] for row in history]
@@ -99,5 +98,5 @@ def _eta(config: TrainConfig, history: list[dict[str, Any]], status: dict[str, A
     epochs, iterations = planned_epochs(config), stretched(config.schedule).iterations
     ends = [epochs * steps_of_an_epoch] if epochs else []
     ends += [iterations] if iterations else []
-    left = min(ends) - max(step, status.get("step") or 0)
+    left = min(ends) - max(step, (status and status.step) or 0)
     return max(0.0, left / steps_of_an_epoch * sum(seconds[-3:]) / len(seconds[-3:]))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from geexp.config.errors import PREEMPTED, ConfigError
-from geexp.launching.jobs import Job
+from geexp.launching.jobs import SweepJob
 from geexp.launching.slurm_queue import Submitted, queue
 from geexp.launching.slurm_task import NOTE, train_rank
 from geexp.runs.run_files import write_json
@@ -58,7 +58,7 @@ class SlurmSettings:
     sbatch: dict[str, Any] = field(default_factory=dict)
 
 
-def submit(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[Submitted]:
+def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> list[Submitted]:
     """Submit the jobs as arrays, one for those that share nodes and devices, the longest array first.
 
     What an earlier call with the same ``folder`` has submitted and is still in the queue is not submitted again.
@@ -85,7 +85,7 @@ def submit(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[S
     record = folder / "submitted.json"
     known = _still_queued(record)
     submitted = {name: known[name] for job in jobs if (name := _name(job, folder)) in known}
-    arrays: dict[tuple[Any, ...], list[Job]] = {}
+    arrays: dict[tuple[Any, ...], list[SweepJob]] = {}
     for job in jobs:
         if _name(job, folder) not in submitted:
             trainer = job.config.trainer
@@ -99,7 +99,7 @@ def submit(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[S
     return [Submitted(job, slurm_id := submitted[_name(job, folder)], folder / f"{slurm_id}_0_log.out") for job in jobs]
 
 
-def parameters(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
+def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
     """What submitit is told to write into the batch script of an array."""
     trainer = jobs[0].config.trainer
     gpus = f"{settings.gpu}:{trainer.devices}" if settings.gpu else trainer.devices
@@ -159,7 +159,7 @@ _AFTER = [
 ]
 
 
-def _submit_array(jobs: Sequence[Job], settings: SlurmSettings, folder: Path) -> list[str]:
+def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -204,5 +204,5 @@ def _still_queued(record: Path) -> dict[str, str]:
     return {name: slurm_id for name, slurm_id in known.items() if slurm_id in states and not states[slurm_id].over}
 
 
-def _name(job: Job, folder: Path) -> str:
+def _name(job: SweepJob, folder: Path) -> str:
     return os.path.relpath(job.folder, folder)

@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from geexp.launching.jobs import Job
+from geexp.launching.jobs import SweepJob
 from geexp.runs.run_files import read_result
-from geexp.runs.status import read_status
+from geexp.runs.status import Status, read_status
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ PENDING, RUNNING, COMPLETE, FAILED = "pending", "running", "complete", "failed"
 class Submitted:
     """A job in SLURM, and where its first rank's output goes."""
 
-    job: Job
+    job: SweepJob
     slurm_id: str
     log: Path
 
@@ -112,7 +111,7 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
         raise
 
 
-def _change(entry: Submitted, now: InQueue, status_before: dict[str, Any] | None) -> Change:
+def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Change:
     if now.state in ("RUNNING", "COMPLETING"):
         return Change(entry, RUNNING, f"job {entry.slurm_id} on {now.nodes}")
     if not now.over:
@@ -123,7 +122,7 @@ def _change(entry: Submitted, now: InQueue, status_before: dict[str, Any] | None
     if now.state in ("COMPLETED", "GONE") and read_result(folder) is not None:
         return Change(entry, COMPLETE, str(folder))
     status = read_status(folder)
-    told = status["reason"] if status and status != status_before and status["state"] != "preempted" else None
+    told = status.reason if status and status != status_before and status.state != "preempted" else None
     reason = _of_another_rank(entry.log) or told or _last_words(entry.log) or "no output"
     return Change(entry, FAILED, f"{reason} (job {entry.slurm_id}: {now.state.lower()}, log: {entry.log})")
 

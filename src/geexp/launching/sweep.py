@@ -10,7 +10,7 @@ from geexp.config.errors import ConfigError, TrainingError
 from geexp.launching import slurm_queue
 from geexp.launching.board import Board, table_of
 from geexp.launching.devices import Devices
-from geexp.launching.jobs import Job
+from geexp.launching.jobs import SweepJob
 from geexp.launching.plan import Row, plan, require_all_data, show_plan
 from geexp.launching.processes import CONSOLE, train_in_processes
 from geexp.launching.progress import DONE, FAILED, RUNNING, Progress, progress_now
@@ -24,7 +24,7 @@ class SweepError(TrainingError):
     """Jobs of a sweep have failed; the others are done."""
 
 
-def run_sweep(jobs: Sequence[Job], train: Train) -> list[Row]:
+def run_sweep(jobs: Sequence[SweepJob], train: Train) -> list[Row]:
     """Plan the jobs, show the plan, let ``train`` do it, and show how each one ended.
 
     Raises:
@@ -81,7 +81,7 @@ def require_devices(rows: Sequence[Row]) -> None:
             )
 
 
-def inline(train_here: Callable[[Job], BaseException | None]) -> Train:
+def inline(train_here: Callable[[SweepJob], BaseException | None]) -> Train:
     """``launcher=inline``: one job after another in this process; ``train_here`` returns what a job failed of."""
 
     def train(rows: Sequence[Row], board: Board) -> None:

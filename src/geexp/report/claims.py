@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import ttest_ind
 
-from geexp.config.catalog import BACKBONES
+from geexp.registry import options
 from geexp.report.measured import Runs, one_per_seed
 from geexp.report.rows import DETECTION, OF_THE_HARDWARE, Training, curves_of, rows_of, trainings
 from geexp.report.runs import Run
@@ -202,8 +202,8 @@ def _ge(training: Training) -> tuple[tuple[str, str], ...]:
 def _ge_key(leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """What GE a network has; on all its stages is the same thing on any network."""
     settings = {key: str(value) for key, value in leaves.items() if key.startswith("ge.")}
-    backbone = BACKBONES.get(leaves["model.name"])
-    if backbone is not None and leaves.get("ge.stages") == list(backbone.stages):
+    backbone = options("model").get(leaves["model.name"])
+    if backbone is not None and leaves.get("ge.stages") == backbone["stages"]:
         settings["ge.stages"] = "all"
     return tuple(sorted(settings.items()))
 

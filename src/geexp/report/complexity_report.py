@@ -1,7 +1,6 @@
 """Complexity on the terminal or as JSON: one network by stage, or a table's columns, computed beside printed."""
 
 import json
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -11,11 +10,11 @@ from rich.table import Table
 
 from geexp.backbones import build_model
 from geexp.backbones.complexity import Complexity, count_complexity
-from geexp.config.catalog import BACKBONES
-from geexp.config.errors import ConfigError
 from geexp.config.schema import ComplexityConfig
+from geexp.registry import options
 from geexp.report.numbers import network_of, paper, table_rows
 from geexp.runs.identity import ge_slug
+from geexp.training.network import count_network
 
 # Printed values that no reading of the paper reproduces. They are shown, not matched.
 KNOWN_DIFFERENCES = {
@@ -26,34 +25,15 @@ KNOWN_DIFFERENCES = {
 }
 
 
-def count_network(
-    *, image_size: int | None = None, num_classes: int | None = None, in_channels: int = 3, **network: Any
-) -> Complexity:
-    """Count the network that ``build_model(**network)`` builds, in its home setting where nothing else is said."""
-    size = image_size or BACKBONES[network["name"]].image_size
-    with torch.device("meta"):  # shapes without memory or initialisation
-        model = build_model(image_size=size, num_classes=num_classes, in_channels=in_channels, **network)
-    return count_complexity(model, (in_channels, size, size))
-
-
 def print_model(config: ComplexityConfig) -> None:
     """``model=… ge=…``: parameters and multiply-accumulates by stage."""
-    model, ge = asdict(config.model), asdict(config.ge)
-    try:
-        complexity = count_network(
-            image_size=config.image_size,
-            num_classes=config.num_classes,
-            in_channels=config.in_channels,
-            **model,
-            **{"ge": ge.pop("variant"), **ge},
-        )
-    except ValueError as error:  # what only the built network can know
-        raise ConfigError(f"model={config.model.name} ge={config.ge.variant}: {error}.") from error
+    size, classes = config.image_size or config.model.home_size, config.num_classes or config.model.home_classes
+    complexity = count_network(
+        config.model, config.ge, image_size=size, num_classes=classes, in_channels=config.in_channels
+    )
     if config.format == "json":
         print(json.dumps({"model": config.model.name, "ge": ge_slug(config.ge, config.model), **complexity.as_dict()}))
         return
-    home = BACKBONES[config.model.name]
-    size, classes = config.image_size or home.image_size, config.num_classes or home.num_classes
     table = Table(title=f"{config.model.name}, GE {ge_slug(config.ge, config.model)}, {size}x{size}, {classes} classes")
     table.add_column("part")
     for heading in ("parameters", "with BN statistics*", "multiply-accumulates"):
@@ -71,7 +51,10 @@ def print_model(config: ComplexityConfig) -> None:
 @cache
 def _counted(**network: Any) -> Complexity:
     """Of networks that stand in several tables once only."""
-    return count_network(**network)
+    home = options("model")[network["name"]]
+    with torch.device("meta"):  # shapes without memory or initialisation
+        model = build_model(**network)
+    return count_complexity(model, (3, home["home_size"], home["home_size"]))
 
 
 def table_comparison(number: int) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces.expr import And, FilterExpr, Metric, Tags
 
-from geexp.config.catalog import VARIANTS
+from geexp.registry import options
 from geexp.report.measured import Runs
 from geexp.report.numbers import paper
 from geexp.report.rows import DETECTION, FIGURES, TABLES, Training, curves_of, rows_of
-from geexp.report.run_labels import COCO, network_label
 from geexp.report.style import VARIANT_STYLE
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.metrics import AP
+from geexp.runs.name import network_label
 from geexp.training.wandb_content import (
     BEST,
     BEST_AP,
@@ -33,6 +33,8 @@ from geexp.training.wandb_content import (
     PARAMS,
     TRAIN_ERROR,
 )
+
+COCO = "coco"  # the sweep of the detection experiment
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ def _grid(name: str, filters: list[FilterExpr], group: str, colours: dict[str, s
 
 def _colours(trainings: list[Training]) -> dict[str, str]:
     """Of the networks that alone have their variant; the others get W&B's own colours."""
-    labels: dict[str, set[str]] = {variant: set() for variant in ("none", *VARIANTS)}
+    labels: dict[str, set[str]] = {variant: set() for variant in options("ge")}
     main = trainings[-1].model  # a table's first row can be another backbone, for reference
     for training in trainings:
         if training.model == main:
-            labels[training.ge.variant].add(network_label(training.config))
+            labels[training.ge["variant"]].add(network_label(training.config))
     return {found.pop(): VARIANT_STYLE[variant]["color"] for variant, found in labels.items() if len(found) == 1}

@@ -78,7 +78,7 @@ def _curves(number: int, runs: Runs, folder: Path) -> Figure:
         return Figure(number, title, (), missing)
     figure, (axis,) = canvas(1, 1, title)
     for training in trainings.values():
-        style = VARIANT_STYLE[training.ge.variant]
+        style = VARIANT_STYLE[training.ge["variant"]]
         for n, run in enumerate(runs.faithful(training)):
             history = run.history()
             epochs = [row["epoch"] for row in history]

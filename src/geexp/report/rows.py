@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from geexp.config.composing import composed_training
-from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.config.compose import composed_training
+from geexp.config.schema import TrainConfig
 from geexp.report.numbers import network_of, paper, table_rows
-from geexp.runs.identity import flat, identity
+from geexp.runs.identity import flat
+from geexp.runs.job import make_job
 
 TABLES = (1, 2, 3, 4, 5, 6)
 DETECTION = "detection"  # the experiment on COCO, whose two numbers stand in no table
@@ -37,18 +38,19 @@ class Training:
 
     preset: str
     model: str
-    ge: GatherExciteConfig
+    ge: dict[str, Any]
     protocol: tuple[str, ...]
     backbone: "Training | None" = None
 
     @cached_property
     def config(self) -> TrainConfig:
-        return replace(composed_training(*self.protocol), model=ModelConfig(self.model), ge=self.ge)
+        ge = replace(composed_training(f"ge={self.ge['variant']}").ge, **self.ge)
+        return replace(composed_training(*self.protocol), model=composed_training(f"model={self.model}").model, ge=ge)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Dotted keys, without the seed: what a run must have been to fill the row."""
-        leaves = flat(identity(self.config))
+        leaves = flat(make_job(self.config).identity)
         del leaves["seed"]
         return leaves
 
@@ -101,7 +103,7 @@ def _imagenet(table: int) -> Iterator[Row]:
     for row in table_rows(table):
         network = network_of(row)
         model = network.pop("name")
-        ge = GatherExciteConfig(network.pop("ge"), **network)
+        ge = {"variant": network.pop("ge"), **network}
         protocol = _SHUFFLENET if table == 4 else _IMAGENET
         training = Training(f"table{table}_{_preset(table, row)}", model, ge, protocol)
         cells = tuple(Cell(metric, metric, row[metric], training) for metric in ("top1", "top5"))
@@ -126,7 +128,7 @@ def _table5() -> Iterator[Row]:
             for data, error in row[model].items():
                 variant = "baseline" if row["ge"] == "none" else row["ge"]
                 protocol = (f"data={data}", *(_WRN if model == "wrn16_8" else _PREACT))
-                training = Training(f"table5_{model}_{data}_{variant}", model, GatherExciteConfig(row["ge"]), protocol)
+                training = Training(f"table5_{model}_{data}_{variant}", model, {"variant": row["ge"]}, protocol)
                 cells.append(Cell(f"{model} {data}", "top1", error, training))
         yield Row(row["label"], tuple(cells), {})
 
@@ -134,7 +136,7 @@ def _table5() -> Iterator[Row]:
 def _detection() -> Iterator[Row]:
     for row in paper()[DETECTION]["rows"]:
         extent = row["extent"] or "global"
-        ge = GatherExciteConfig(row["ge"], extent)
+        ge = {"variant": row["ge"], "extent": extent}
         name = "baseline" if row["ge"] == "none" else f"{row['ge']}_e{extent}"
         training = Training(f"coco_{name}", row["model"], ge, _COCO, backbone=curves_of(2)[name])
         yield Row(row["label"], (Cell("map", "map", row["map"], training),), {})
@@ -144,16 +146,16 @@ def _detection() -> Iterator[Row]:
 def curves_of(figure: int) -> dict[str, Training]:
     """The trainings of Figure 2, 4 or 6 by the names of their presets."""
     if figure == 2:
-        found = {"baseline": Training("figure2_baseline", "resnet50", GatherExciteConfig("none"), _IMAGENET)}
+        found = {"baseline": Training("figure2_baseline", "resnet50", {"variant": "none"}, _IMAGENET)}
         for variant in ("theta_minus", "theta"):
             for extent in (2, 4, 8, "global"):
                 name = f"{variant}_{'global' if extent == 'global' else f'e{extent}'}"
-                ge = GatherExciteConfig(variant, extent)
+                ge = {"variant": variant, "extent": extent}
                 found[name] = Training(f"figure2_{name}", "resnet50", ge, _IMAGENET)
         return found
     model = {4: "resnet50", 6: "shufflenet_g3"}[figure]
     return {
-        name: Training(f"figure{figure}_{name}", model, GatherExciteConfig(variant), _FIXED)
+        name: Training(f"figure{figure}_{name}", model, {"variant": variant}, _FIXED)
         for name, variant in (("baseline", "none"), ("theta", "theta"))
     }
 

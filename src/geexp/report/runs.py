@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ def _has_checkpoint(folder: Path, below: list[str]) -> bool:
 
 def _read(folder: Path, *, has_result: bool) -> Run | LeftOut:
     if not has_result:
-        status = read_status(folder) or {}
+        found = read_status(folder)
+        status = asdict(found) if found is not None else {}
         state = {"running": "still running", None: "not finished"}.get(status.get("state"), status.get("state"))
         reason = f": {status['reason']}" if status.get("reason") else ""
         return LeftOut(folder, f"{state}{reason}")

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from geexp.config.labels import VARIANT_LABELS
+from geexp.registry import options
+
+
+def _style(entry: dict[str, Any]) -> dict[str, Any]:
+    line = entry["style"]["linestyle"]
+    dashes = line if isinstance(line, str) else (line[0], tuple(line[1]))  # as matplotlib wants them
+    return {"label": entry["label"], **entry["style"], "linestyle": dashes}
+
 
 # Okabe & Ito's palette, which the colour-blind can tell apart; dashes and markers tell the lines apart without colour.
-_LOOK: dict[str, dict[str, Any]] = {
-    "none": {"marker": "o", "color": "#000000", "linestyle": (0, (4, 2))},
-    "se": {"marker": "s", "color": "#E69F00", "linestyle": (0, (1, 1))},
-    "theta_minus": {"marker": "^", "color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1))},
-    "theta": {"marker": "D", "color": "#0072B2", "linestyle": "-"},
-    "theta_plus": {"marker": "v", "color": "#D55E00", "linestyle": "-"},
-}
-VARIANT_STYLE = {variant: {"label": VARIANT_LABELS[variant], **look} for variant, look in _LOOK.items()}
+VARIANT_STYLE = {variant: _style(entry) for variant, entry in options("ge").items()}
 # For what stands beside another of the same variant.
 SECOND_LOOK: dict[str, Any] = {"label": "", "marker": "P", "color": "#7A7A7A", "linestyle": (0, (2, 1))}

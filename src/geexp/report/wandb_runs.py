@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
 from geexp.report.runs import LeftOut, Run, checked
-from geexp.runs.identity import identity, nested
+from geexp.runs.identity import nested
+from geexp.runs.job import make_job
 from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK
 from geexp.training.wandb_login import usual_mode
 
@@ -74,7 +75,7 @@ def _read(place: Path, remote: Any) -> Run | LeftOut:
         return LeftOut(place, "still running" if remote.state == "running" else f"not finished ({remote.state})")
     config = nested({key: value for key, value in remote.config.items() if key not in (NETWORK, LABEL, "_wandb")})
     try:
-        known = identity(validated(TrainConfig, config))
+        known = make_job(validated(TrainConfig, config)).identity
     except UserError as error:
         return LeftOut(place, f"of another version of geexp, with other settings: {error}")
     if "detector" in known:  # its backbone's file lies elsewhere

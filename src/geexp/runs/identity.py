@@ -3,74 +3,103 @@
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from geexp.config.catalog import BACKBONES
-from geexp.config.detection import detector_identity, is_detection
-from geexp.config.errors import ConfigError
+from geexp.config.compose import FACTS, is_ours
 from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, ScheduleConfig, TrainConfig
-from geexp.config.validation import validated
+from geexp.registry import options
 
-# Where the data lie and how they were fetched does not change them.
-_NOT_OF_THE_DATA = ("root", "download", "default_feed")
-# Our own callbacks, which change nothing; those of a user may.
-_ONLY_WATCH = ("progress", "best", "device_stats")
-_OF_A_PLATEAU = ("factor", "monitor", "patience", "threshold", "reductions")
+# Where the data lie and how they are fetched does not change them.
+_NOT_OF_THE_DATA = {"root", "download", "default_feed", *FACTS["data"]}
+_NOT_OF_THE_MODEL = {*FACTS["model"]}
+# Callbacks that only watch, by class; any other may change the result.
+_WATCHING = {
+    "geexp.training.progress.progress",
+    "geexp.training.checkpoints.BestCheckpoint",
+    "pytorch_lightning.callbacks.DeviceStatsMonitor",
+}
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
+_OF_A_KIND = {
+    "cosine": (),
+    "steps": ("milestones", "factor"),
+    "plateau": ("factor", "monitor", "patience", "threshold", "reductions"),
+}
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The part of the configuration that determines the result; settings of GE without an effect are left out."""
+def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]:
+    """The part of the configuration that determines the result; settings without an effect are left out.
+
+    ``weights`` is the digest of those that a detector's backbone starts from.
+    """
     whole = asdict(config)
-    if BACKBONES[config.model.name].module == "geexp.backbones.resnet":
-        whole["model"]["stride_in"] = config.model.stride_in or "1x1"
-    callbacks = {name: c for name, c in config.callbacks.items() if c is not None and name not in _ONLY_WATCH}
-    del whole["optim"]["lr_for_batch"]
+    model = _chosen(whole["model"], _NOT_OF_THE_MODEL)
+    if model["stride_in"] is None:
+        model["stride_in"] = options("model").get(config.model.name, {}).get("stride_in")
+    optim = _chosen(whole["optim"], {"lr_for_batch"})
     if config.optim.clip_norm is None:
-        del whole["optim"]["clip_norm"]
-    whole["trainer"]["max_epochs"] = planned_epochs(config)
+        del optim["clip_norm"]
+    for key, default in (("momentum", 0.9), ("nesterov", False)):
+        if is_ours(config.optim._target_):
+            optim[key] = default if optim[key] is None else optim[key]
+        else:
+            del optim[key]
+    callbacks = {
+        name: callback
+        for name, callback in config.callbacks.items()
+        if callback is not None and callback["_target_"] not in _WATCHING
+    }
+    trainer = {key: whole["trainer"][key] for key in _OF_THE_TRAINER} | {"max_epochs": planned_epochs(config)}
     return {
-        "model": whole["model"],
+        "model": model,
         "ge": effective_ge(config.ge, config.model),
-        "data": {key: value for key, value in whole["data"].items() if key not in _NOT_OF_THE_DATA},
+        "data": _chosen(whole["data"], _NOT_OF_THE_DATA),
         "schedule": effective_schedule(config.schedule),
         # However many devices make a step, its images are the same; what BN sees at once, and how often, is not.
-        "optim": whole["optim"]
+        "optim": optim
         | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)}
         | {"accumulate": config.trainer.accumulate},
-        "trainer": {key: whole["trainer"][key] for key in _OF_THE_TRAINER},
+        "trainer": trainer,
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),
         **({"scale": config.scale} if config.scale else {}),
-        **({"detector": detector_identity(config)} if is_detection(config) else {}),
+        **({"detector": whole["detector"] | {"backbone": weights}} if config.detects else {}),
     }
+
+
+def _chosen(group: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    """A group's settings; of an option from outside also its import path and all arguments."""
+    kept = {key: value for key, value in group.items() if key not in without | {"_target_", "arguments"}}
+    if not is_ours(group["_target_"]):
+        kept["_target_"] = group["_target_"]
+    return kept | group["arguments"]
 
 
 def effective_schedule(schedule: ScheduleConfig) -> dict[str, Any]:
     """The settings of the schedule that have an effect, its lengths as stretched."""
-    kinds = {"cosine": (), "steps": ("milestones", "factor"), "plateau": _OF_A_PLATEAU}
-    keys = ["name", "kind", "epochs" if schedule.iterations is None else "iterations", "warmup", *kinds[schedule.kind]]
+    keys = ["name", "epochs" if schedule.iterations is None else "iterations", "warmup"]
     if schedule.warmup:
         keys.append("warmup_factor")
+    if schedule.kind is not None:
+        keys += ["kind", *_OF_A_KIND[schedule.kind]]
     whole = asdict(stretched(schedule))
-    return {key: whole[key] for key in keys}
+    own = {} if schedule._target_ is None else {"_target_": schedule._target_, **schedule.arguments}
+    return {key: whole[key] for key in keys} | own
 
 
 def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
     """The settings of GE that have an effect: ``ge=none extent=4`` is the same network as ``ge=none``."""
     if ge.variant == "none":
         return {"variant": "none"}
-    stages = sorted(ge.stages) if ge.stages is not None else list(BACKBONES[model.name].stages)
+    stages = sorted(ge.stages) if ge.stages is not None else list(model.stages)
     settings: dict[str, Any] = {"variant": ge.variant, "extent": ge.extent, "stages": stages}
-    if ge.variant in ("theta_minus", "se"):
-        settings["pool"] = ge.pool
-    if ge.variant in ("theta_plus", "se"):
-        settings["reduction"] = ge.reduction
-    return settings
+    if not is_ours(ge._target_):
+        settings["_target_"] = ge._target_
+    defaults = {"pool": "avg", "reduction": 16}
+    for key in ge.settings:
+        value = getattr(ge, key)
+        settings[key] = defaults.get(key) if value is None else value
+    return settings | ge.arguments
 
 
 def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
@@ -80,7 +109,7 @@ def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
         return "none"
     extent = settings["extent"]
     words = [settings["variant"].replace("_", "-"), "global" if extent == "global" else f"e{extent}"]
-    if settings["stages"] != list(BACKBONES[model.name].stages):
+    if settings["stages"] != list(model.stages):
         words.append("stage" + "".join(map(str, settings["stages"])))
     if settings.get("pool") == "max":
         words.append("max")
@@ -95,39 +124,34 @@ def recipe_slug(recipe: RecipeConfig) -> str:
 
 
 def data_slug(config: TrainConfig) -> str:
-    """The data set, with the scale and the recipe if they are not the usual ones, which make it another."""
+    """The data set, with the scale, the number of classes and the recipe where they make it another."""
     data = config.data.name
-    if config.scale is not None:  # another data set, and not the protocol: said where nobody can miss it
+    if config.scale is not None:
         data += f"-{config.scale}"
     elif config.data.keep_classes is not None:
         data += f"-{config.data.keep_classes}classes"
-    if config.data.recipe.name != "original":  # another data set
+    if config.data.recipe.name != "original":
         data += f"-{recipe_slug(config.data.recipe)}"
     return data
 
 
-def run_folder(config: TrainConfig) -> str:
-    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result."""
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+def run_folder(config: TrainConfig, whole: dict[str, Any]) -> str:
+    """``<data>/<model>/<ge>/<schedule>/seed<n>-<hash>``: readable, and different for every different result.
+
+    ``whole`` is the configuration's identity.
+    """
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
     ge = ge_slug(config.ge, config.model)
-    if is_detection(config):
+    if config.detects:
         ge = f"{config.detector.layout}-{ge}"
     return f"{data_slug(config)}/{config.model.name}/{ge}/{config.schedule.name}/seed{config.seed}-{digest}"
 
 
-def require_same_identity(folder: Path, recorded: dict[str, Any], config: TrainConfig) -> None:
-    """Raise ``ConfigError``, naming the keys, if what lies in a run's folder came from another configuration."""
-    ours, theirs = flat(identity(config)), flat(recorded)
-    different = [
-        f"{key}={ours.get(key)} (there: {theirs.get(key)})"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
-    if different:
-        raise ConfigError(
-            f"{folder} holds a run of another configuration: {', '.join(different)}. "
-            "Choose another folder, or start over in this one with force=true."
-        )
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two identities differ, with both values."""
+    one, other = flat(ours), flat(theirs)
+    keys = sorted(one.keys() | other.keys())
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -139,7 +163,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """What ``flat`` has made flat."""
+    """A dictionary with dotted keys as a nested one."""
     tree: dict[str, Any] = {}
     for key, value in leaves.items():
         *path, last = key.split(".")
@@ -148,17 +172,3 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
             below = below.setdefault(name, {})
         below[last] = value
     return tree
-
-
-def of_the_task(composed: DictConfig) -> DictConfig:
-    """What Hydra composed without what is Hydra's own, or geexp.plan's."""
-    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("hydra", "hardware")])
-
-
-def register_resolvers() -> None:
-    """``${geexp.run_folder:}`` for Hydra's output folders. It validates, so a bad configuration makes no folder."""
-
-    def resolve(*, _root_: DictConfig) -> str:
-        return run_folder(validated(TrainConfig, of_the_task(_root_)))
-
-    OmegaConf.register_new_resolver("geexp.run_folder", resolve, replace=True)

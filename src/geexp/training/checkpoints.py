@@ -13,9 +13,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.metrics import Score
 from geexp.runs.run_files import BEST, LAST, PREVIOUS, checkpoint_folder

@@ -10,7 +10,7 @@ from geexp.backbones.complexity import count_complexity
 from geexp.config.schema import TrainConfig
 from geexp.data.module import ImageData
 from geexp.training.classifier import Classifier
-from geexp.training.network import build_network
+from geexp.training.network import network_of
 from geexp.training.wandb_content import Confusion
 
 
@@ -23,7 +23,7 @@ class Classification:
         return data
 
     def module(self, config: TrainConfig) -> Classifier:
-        model = build_network(config.model, config.ge, config.data)
+        model = network_of(config)
         if config.trainer.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.trainer.compile:

@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from torch import nn
 
-from geexp.config.detection import is_detection
+from geexp.config.checks import check_feed
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.rules import check_feed
 from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
 from geexp.data.module import ImageData
 from geexp.data.presence import require_data
 from geexp.runs.run_files import checkpoint_folder
 from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
 from geexp.training.classifier import Classifier
-from geexp.training.network import build_network
+from geexp.training.network import network_of
 from geexp.training.trainer import explained_ranks, make_trainer
 
 
@@ -39,13 +38,13 @@ def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
     checkpoint = load_checkpoint(path)
     about = checkpoint[FORMAT]
     config = configuration_of(path, about)
-    if is_detection(config):
+    if config.detects:
         raise ConfigError(
             f"{path} is of a run with detector={config.detector.layout}, and this needs a classifier. A detector is "
             "measured by python -m geexp.evaluate and drawn by python -m geexp.detect mode=predict."
         )
     classifier = Classifier(
-        build_network(config.model, config.ge, config.data),
+        network_of(config),
         config.optim,
         config.schedule,
         channels_last=config.trainer.channels_last,

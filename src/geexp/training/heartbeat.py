@@ -4,13 +4,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from geexp.runs.status import Status
+from geexp.runs.status import StatusFile
 
 
 class Heartbeat(pl.Callback):
     """Notes epoch (from 1), steps made and batches seen; the status file is written by its own clock."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: StatusFile) -> None:
         self.status = status
         self.batches = 0  # also of validations, in which a run makes no steps
 

@@ -11,7 +11,7 @@ from geexp.config.schema import OptimConfig, ScheduleConfig
 from geexp.data.order import mix
 from geexp.runs.metrics import Score
 from geexp.training.loss_watch import LossWatch
-from geexp.training.optimizer import make_sgd
+from geexp.training.optimizer import make_optimizer
 from geexp.training.schedules import LearningRate
 
 _RATE = "learning_rate"
@@ -56,4 +56,4 @@ class Learner(pl.LightningModule):
             self.rate.load_state_dict(checkpoint[_RATE])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_sgd(self.model, self.optim)
+        return make_optimizer(self.model, self.optim)

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
-from geexp.report.run_labels import network_label, run_label, run_name, run_tags
 from geexp.runs.identity import flat
+from geexp.runs.name import network_label, run_label, run_name, run_tags
 from geexp.training.task import Ending
 from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary
 from geexp.training.wandb_login import usual_mode
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 PATIENCE = 60
 
 
-def make_logger(config: TrainConfig, run: Path, run_id: str, typed: Sequence[str]) -> Logger | None:
-    """The logger of a run whose folder is ``run``; ``run_id`` is its name at W&B, ``typed`` the command line."""
+def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
+    """The logger of a run whose folder is ``run``; ``run_id`` is its name at W&B."""
     if config.logger.name == "none":
         return None
     if config.logger.name == "csv":
         return CSVLogger(run, name="csv")  # a folder per start: Lightning empties one that is there already
-    return _wandb(config, run, run_id, typed)
+    return _wandb(config, run, run_id)
 
 
-def _wandb(config: TrainConfig, run: Path, run_id: str, typed: Sequence[str]) -> "TolerantWandb":
+def _wandb(config: TrainConfig, run: Path, run_id: str) -> "TolerantWandb":
     import wandb
 
     logger = config.logger
@@ -45,11 +45,11 @@ def _wandb(config: TrainConfig, run: Path, run_id: str, typed: Sequence[str]) ->
         "project": logger.project,
         "entity": logger.entity,
         "group": logger.group,
-        "name": run_name(config, typed),
+        "name": run_name(config),
         "tags": run_tags(config),
         "id": run_id,
         "dir": str(run),
-        "config": {NETWORK: network_label(config), LABEL: run_label(config, typed), **flat(asdict(config))},
+        "config": {NETWORK: network_label(config), LABEL: run_label(config), **flat(asdict(config))},
         "resume": "allow",
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)

@@ -6,8 +6,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from geexp.config.compose import is_ours
+from geexp.config.errors import ConfigError
 from geexp.config.protocol import base_rate
 from geexp.config.schema import OptimConfig
+from geexp.registry import locate
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -37,15 +40,29 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     ]
 
 
-def make_sgd(model: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """What ``optim._target_`` makes of the parameter groups.
+
+    Raises:
+        ConfigError: for an import path that leads nowhere, or arguments that the optimiser refuses.
+    """
+    groups, lr = parameter_groups(model, optim), base_rate(optim)
+    if is_ours(optim._target_):
+        momentum = 0.9 if optim.momentum is None else optim.momentum
+        return sgd(groups, lr=lr, momentum=momentum, nesterov=bool(optim.nesterov), fused=optim.clip_norm is None)
+    try:
+        return locate(str(optim._target_))(groups, lr=lr, **optim.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optim._target_={optim._target_}: {error}") from error
+
+
+def sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, fused: bool) -> torch.optim.SGD:
     """SGD in one pass over parameters, gradients and momenta (``fused``): on the CPU half the time of the plain loop.
 
     With clipped gradients it is the plain one: in half precision a fused step unscales gradients by itself, too late to
     clip them.
     """
-    groups = parameter_groups(model, optim)
-    fused = optim.clip_norm is None
-    return torch.optim.SGD(groups, lr=base_rate(optim), momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def group_table(optimizer: torch.optim.Optimizer) -> Table:
@@ -54,7 +71,8 @@ def group_table(optimizer: torch.optim.Optimizer) -> Table:
     for column in ("group", "tensors", "parameters", "learning rate", "weight decay", "momentum"):
         table.add_column(column, justify="left" if column == "group" else "right")
     for group in optimizer.param_groups:
-        momentum = f"{group['momentum']:g}" + (" Nesterov" if group["nesterov"] else "")
+        momentum = f"{group['momentum']:g}" if "momentum" in group else ""
+        momentum += " Nesterov" if group.get("nesterov") else ""
         parameters = f"{sum(parameter.numel() for parameter in group['params']):,}"
         numbers = (f"{group['base_lr']:g}", f"{group['weight_decay']:g}", momentum)
         table.add_row(group["name"], str(len(group["params"])), parameters, *numbers)

@@ -26,7 +26,8 @@ from geexp.data.reading import explained_workers
 from geexp.runs.atomic_write import remove_unfinished
 from geexp.runs.config_tree import as_text, config_tree
 from geexp.runs.environment import environment, peak_memory
-from geexp.runs.identity import ge_slug, identity, require_same_identity
+from geexp.runs.identity import ge_slug
+from geexp.runs.job import Job, make_job
 from geexp.runs.lock import run_lock
 from geexp.runs.metrics import Score
 from geexp.runs.run_files import (
@@ -41,7 +42,7 @@ from geexp.runs.run_files import (
     read_history,
     write_json,
 )
-from geexp.runs.status import Status
+from geexp.runs.status import StatusFile
 from geexp.training.checkpoints import (
     FORMAT,
     BestCheckpoint,
@@ -65,8 +66,8 @@ from geexp.training.trainer import explained_ranks, lightnings_refusals, make_tr
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, folder: Path, task: Task | None = None) -> dict[str, Any] | None:
-    """Train, or go on with, the run whose folder is ``folder``; by default for classification.
+def train(job: Job, task: Task | None = None) -> dict[str, Any] | None:
+    """Train, or go on with, a run; by default for classification.
 
     Returns what was written to its ``result.json``; None in the other ranks than the first, which write nothing.
 
@@ -77,25 +78,25 @@ def train(config: TrainConfig, folder: Path, task: Task | None = None) -> dict[s
         Stopped: after a signal (SystemExit with code 75, or 130 for Ctrl-C), when the last checkpoint has been named.
         KeyboardInterrupt: after a second Ctrl-C.
     """
+    config, folder = job.config, job.folder
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         stack.enter_context(_explained_writing(folder))
-        status: Status | None = None
+        status: StatusFile | None = None
         if rank() == 0:
             stack.enter_context(run_lock(folder))
-            status = stack.enter_context(Status(folder, epochs=planned_epochs(config)))
+            status = stack.enter_context(StatusFile(folder, epochs=planned_epochs(config)))
             stack.enter_context(_explained_writing(folder))  # for the status, too
             for left in (folder, checkpoint_folder(folder)):
                 remove_unfinished(left)
         stack.enter_context(explained_ranks())
-        return _train(config, folder, task or Classification(), signals, status)
+        return _train(job, task or Classification(), signals, status)
 
 
-def _train(
-    config: TrainConfig, folder: Path, task: Task, signals: StopSignals, status: Status | None
-) -> dict[str, Any] | None:
-    resume_from, run_id, group = _resume_from(config, folder)
-    config = replace(config, logger=replace(config.logger, group=group))
+def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None) -> dict[str, Any] | None:
+    folder = job.folder
+    resume_from, run_id, group = _resume_from(job)
+    config = replace(job.config, logger=replace(job.config.logger, group=group))
     plain = asdict(config)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -110,7 +111,7 @@ def _train(
         log.info("computing with %s", said_of_speed(config, optimizer))
     log.info("%s: %s", "going on with" if resume_from else "training into", folder)
 
-    logger = make_logger(config, folder, run_id, _typed()) if rank() == 0 else None
+    logger = make_logger(config, folder, run_id) if rank() == 0 else None
     every = config.trainer.checkpoint_every_n_steps
     safe_points = SafePoints(signals, saves_every=every, config=plain)
     last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=every, stop=lambda: safe_points.stop)
@@ -125,7 +126,7 @@ def _train(
         account, ending = data.account(), task.ending(trainer, module, data, folder)  # all ranks must ask
         if rank() != 0:
             return None
-        result = _result(config, folder, module.score, account, callbacks) | task.facts(config, module)
+        result = _result(job, module.score, account, callbacks) | task.facts(config, module)
         if isinstance(logger, TolerantWandb):
             logger.log_end(result, read_history(folder), ending)
         write_json(folder / RESULT, result)
@@ -180,14 +181,15 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
     return callback
 
 
-def _resume_from(config: TrainConfig, folder: Path) -> tuple[Path | None, str, str | None]:
+def _resume_from(job: Job) -> tuple[Path | None, str, str | None]:
     """The checkpoint to go on from, if any, and the run's name and group at W&B, which it keeps."""
+    config, folder = job.config, job.folder
     start_over = (config.force or config.resume is False) and not restarted()
     found = None if start_over else checkpoint_to_resume(folder)
     if found is not None:
         path, about = found
         before = configuration_of(path, about)
-        require_same_identity(folder, identity(before), config)
+        job.require_same(make_job(before).identity)
         return path, about["run_id"], before.logger.group or config.logger.group
     if config.resume is True:
         raise ConfigError(
@@ -244,18 +246,18 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _result(
-    config: TrainConfig,
-    folder: Path,
+    job: Job,
     score: Score,
     account: dict[str, Any],
     callbacks: list[pl.Callback],
 ) -> dict[str, Any]:
+    config, folder = job.config, job.folder
     rows = read_history(folder)
     best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None) or min(rows, key=score.loss)
     return {
         "format": 1,
         "status": "completed",
-        "identity": identity(config),
+        "identity": job.identity,
         "scale": config.scale,
         "metrics": {"last": rows[-1], "best": finite(best)},
         "epochs": len(rows),

@@ -7,6 +7,7 @@ from typing import Any
 from geexp.config.errors import DivergedError
 from geexp.config.protocol import stretched
 from geexp.config.schema import ScheduleConfig
+from geexp.registry import locate
 
 
 def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) -> float:
@@ -25,6 +26,10 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
         return schedule.factor ** bisect_right(schedule.milestones, position)
     length = schedule.epochs if schedule.iterations is None else schedule.iterations
     assert length is not None  # one of the two is given
+    if schedule._target_ is not None:
+        return float(locate(schedule._target_)(position / length, **schedule.arguments))
+    if schedule.kind != "cosine":
+        raise ValueError(f"schedule.kind={schedule.kind}: must be steps, cosine or plateau")
     done = (position - schedule.warmup) / (length - schedule.warmup)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 

@@ -12,14 +12,17 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from geexp.config.analyses import IMAGES
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.ranks import rank
 from geexp.config.schema import AnalyzeConfig
 from geexp.report.analyses import gates, pruning, receptive_field, selectivity
 from geexp.report.analyses.at_wandb import show_at_wandb, wandb_run_of
 from geexp.report.analyses.stored import FOLDER, Analysis, Network, labels_of, read_analysis, write_analysis
-from geexp.runs.identity import flat, identity
+from geexp.runs.identity import flat
+from geexp.runs.job import make_job
+
+# By default the number of images, where not all: a mean that has settled by then, and a backward pass for each.
+IMAGES = {"receptive_field": 256}
 
 KINDS: dict[str, ModuleType] = {
     "selectivity": selectivity,
@@ -65,7 +68,7 @@ def _measured(kind: ModuleType, settings: AnalyzeConfig) -> Analysis:
     if settings.against is not None:
         subjects.append(subject_of(settings.against, settings, beside=True))
         require_same_images(*subjects)
-    identities = [flat(identity(subject.config)) for subject in subjects]
+    identities = [flat(make_job(subject.config).identity) for subject in subjects]
     seeds = [int(leaves.pop("seed")) for leaves in identities]
     labels = labels_of(identities, seeds)
     frames, networks = [], []

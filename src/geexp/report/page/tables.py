@@ -38,7 +38,7 @@ def table_of(table: ReportTable) -> dict[str, Any]:
     # Of a table that is none of the paper's, or of another shape, no row has a mark.
     places = {str(number): number for number in TABLES} | {DETECTION: DETECTION}
     known = rows_of(places[table.name]) if table.name in places else ()
-    variants = {row.label: row.cells[0].training.ge.variant for row in known}
+    variants = {row.label: row.cells[0].training.ge["variant"] for row in known}
     others = list(_others(table))
     cells = [cell for row in table.rows for cell in row.cells]
     return {

@@ -1,0 +1,380 @@
+"""What the keys of a configuration demand of one another. What a key demands alone stands beside it in the schema."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from geexp.config.errors import ConfigError, bad_value
+from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
+from geexp.config.schema import (
+    AnalyzeConfig,
+    CheckDataConfig,
+    ComplexityConfig,
+    DashboardConfig,
+    DataConfig,
+    DetectConfig,
+    EvaluateConfig,
+    FeedConfig,
+    GatherExciteConfig,
+    LauncherConfig,
+    ModelConfig,
+    OptimConfig,
+    PackConfig,
+    PlanConfig,
+    RecipeConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from geexp.registry import options
+
+# The data sets that a scale is made for; the others, smoke and a user's own, are for any.
+SCALES = {"imagenet100": ("imagenet",), "imagenet10": ("imagenet",), "cifar_short": ("cifar10", "cifar100")}
+
+
+def check(config: Any) -> None:
+    """Raise ``ConfigError`` for keys of a command's configuration that do not go together."""
+    CHECKS.get(type(config), lambda config: None)(config)
+
+
+def check_train(config: TrainConfig) -> None:
+    check_scale(config.scale, config.data)
+    check_model(config.model)
+    check_ge(config.ge, config.model)
+    check_task(config)
+    check_data(config.data)
+    check_feed(config.feed, config.data)
+    check_schedule(config.schedule)
+    check_optim(config.optim)
+    check_launcher(config.launcher)
+    check_trainer(config.trainer)
+    for name, callback in config.callbacks.items():
+        if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
+            raise ConfigError(f"callbacks.{name}={callback}: must be null, or have a _target_ that makes a callback.")
+    epochs, planned = stretched(config.schedule).epochs, planned_epochs(config)
+    if epochs is not None and planned is not None and planned > epochs:
+        raise ConfigError(
+            f"trainer.max_epochs={planned}: schedule={config.schedule.name} is over after {epochs} epochs. "
+            "For a longer run set schedule.epochs."
+        )
+    # A detector's BN is frozen, or sees the many places of large maps; one image a device is usual.
+    if batchnorm_batch(config) < 2 and not config.detects:
+        raise ConfigError(
+            f"optim.batch_size={config.optim.batch_size} leaves one image per device; batch normalisation needs two. "
+            "Use fewer trainer.devices, a smaller trainer.accumulate, or trainer.sync_batchnorm=true."
+        )
+    if config.resume not in (True, False, "auto"):
+        raise bad_value("resume", config.resume, ("auto", "true", "false"))
+    if config.force and config.resume is True:
+        raise ConfigError("force=true starts the run over and resume=true goes on with it: choose one of the two.")
+
+
+def check_scale(scale: str | None, data: DataConfig) -> None:
+    """The first check: on another data set a scale breaks others, whose messages would mislead."""
+    made_for = SCALES.get(scale, ()) if scale is not None else ()
+    if made_for and data.name not in made_for:
+        others = [name for name, those in SCALES.items() if data.name in those]
+        raise ConfigError(
+            f"scale={scale}: is made for data={' or '.join(made_for)}, and the configuration says data={data.name}. "
+            f"For that there is scale={' or '.join([*others, 'smoke'])}."
+        )
+
+
+def check_model(model: ModelConfig) -> None:
+    if model.stride_in is not None and "stride_in" not in options("model").get(model.name, {}):
+        raise ConfigError(f"model.stride_in={model.stride_in}: {model.name} has no such choice; leave it null.")
+    if not model.stages:
+        raise ConfigError(f"model.stages=[]: {model.name} needs stages for GE to go into, as in [2,3,4,5].")
+
+
+def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
+    if ge.pool == "max" and "pool" not in ge.settings and ge.variant != "none":
+        pooling = [name for name, entry in options("ge").items() if "pool" in entry.get("settings", [])]
+        raise ConfigError(
+            f"ge.pool=max: {ge.variant} gathers by convolution; only {' and '.join(sorted(pooling)[::-1])} pool."
+        )
+    if ge.stages is None:
+        return
+    if not ge.stages:
+        raise ConfigError("ge.stages=[]: no stage would hold GE; for the plain backbone use ge=none.")
+    if len(set(ge.stages)) < len(ge.stages):
+        raise ConfigError(f"ge.stages={ge.stages}: names a stage twice.")
+    for stage in ge.stages:
+        if stage not in model.stages:
+            allowed = ", ".join(map(str, model.stages))
+            raise ConfigError(
+                f"ge.stages={ge.stages}: {model.name} has no stage {stage}. Allowed: {allowed}, or null for all."
+            )
+
+
+def check_task(config: TrainConfig) -> None:
+    """Whether detector, data, backbone and GE go together."""
+    detector, data = config.detector, config.data
+    if not config.detects:
+        if data.kind == "boxes":
+            raise ConfigError(f"data={data.name} holds boxes, not one class an image: choose detector=c4 or fpn.")
+        if config.backbone_checkpoint is not None:
+            raise ConfigError("backbone_checkpoint is what a detector starts from; with detector=none leave it out.")
+        return
+    if data.kind != "boxes":
+        sets = [name for name, entry in options("data").items() if entry.get("kind") == "boxes"]
+        raise ConfigError(f"data={data.name} holds no boxes: a detector needs data={' or '.join(sets)}.")
+    if not config.model.detection:
+        usable = [name for name, entry in options("model").items() if entry.get("detection", True)]
+        raise ConfigError(
+            f"model={config.model.name}: the stages of a pre-activation network end without BN and ReLU, so a detector "
+            f"cannot take regions from them. Choose {', '.join(usable[:-1])} or {usable[-1]}."
+        )
+    if config.ge.fixed_size and config.ge.extent == "global":
+        raise ConfigError(
+            f"ge.extent=global: {config.ge.variant} gathers with a kernel as large as the feature map, and the images "
+            "of a detector differ in size. Choose ge.extent=2, 4 or 8, or ge=theta_minus or ge=se, which pool."
+        )
+    if data.keep_classes is not None:
+        raise ConfigError(f"data.keep_classes={data.keep_classes}: a detection set keeps all its classes.")
+    if data.channels != 3:
+        raise ConfigError(f"data.channels={data.channels}: a detector takes colour images, data.channels=3.")
+    augmentation = data.augmentation
+    if augmentation.crop is not None or augmentation.rotation or augmentation.jitter:
+        raise ConfigError("data/augmentation: boxes can only be mirrored so far; choose mirror or none.")
+    if config.trainer.overfit_batches:
+        raise ConfigError(
+            "trainer.overfit_batches: a detection set is read whole; trainer.limit_train_batches and limit_val_batches "
+            "shorten the epochs."
+        )
+    if config.trainer.compile:
+        raise ConfigError("trainer.compile=true: a detector's shapes change from image to image; leave it out.")
+    if detector.max_size < detector.min_size:
+        raise ConfigError(
+            f"detector.max_size={detector.max_size}: is below detector.min_size={detector.min_size}, the shorter side."
+        )
+    if detector.anchor_sizes is not None and not (detector.anchor_sizes and min(detector.anchor_sizes) > 0):
+        raise ConfigError(f"detector.anchor_sizes={detector.anchor_sizes}: a list of pixels, as in [64,128,256,512].")
+    if config.schedule.kind == "plateau":
+        raise ConfigError(
+            f"schedule={config.schedule.name} waits for {config.schedule.monitor} to stop falling, which a detector "
+            "does not compute; choose schedule=coco_faster_rcnn, or one of steps or a cosine."
+        )
+
+
+def check_data(data: DataConfig) -> None:
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        if len(values) != data.channels:
+            raise ConfigError(f"data.{key}={values}: one number per channel is needed, data.channels={data.channels}.")
+    if not all(0 < value < math.inf for value in data.std) or not all(map(math.isfinite, data.mean)):
+        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: must be finite, and std above 0.")
+    if data.keep_classes is not None and data.num_classes != data.keep_classes:
+        raise ConfigError(
+            f"data.num_classes={data.num_classes}: data.keep_classes={data.keep_classes} leaves another number. "
+            f"Say data.num_classes={data.keep_classes}, or leave data.keep_classes out."
+        )
+    check_recipe(data.recipe)
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    sides = [key for key in ("max_side", "short_side") if getattr(recipe, key) is not None]
+    if recipe.name == "original" and sides:
+        raise ConfigError(f"recipe=original keeps every file as it is: leave out data.recipe.{sides[0]}.")
+    if recipe.name != "original" and len(sides) != 1:
+        raise ConfigError(
+            f"recipe={recipe.name} shrinks images to data.recipe.max_side or to data.recipe.short_side pixels: give "
+            "one of the two, and null for the other."
+        )
+    if (recipe.quality is None) == (recipe.name == "jpeg"):
+        raise ConfigError(f"data.recipe.quality={recipe.quality}: recipe=jpeg needs one, the others have none.")
+
+
+def check_feed(feed: FeedConfig, data: DataConfig) -> None:
+    """Whether a feed can feed this data set with this augmentation."""
+    if (feed.name == "coco") != (data.kind == "boxes"):
+        raise ConfigError(f"feed={feed.name}: cannot feed data={data.name}. Use feed={data.default_feed}.")
+    others = f"Use feed={data.default_feed}" + (" or feed=reference." if data.default_feed != "reference" else ".")
+    if feed.name == "reference" and feed.engine == "threads":
+        raise ConfigError("feed.engine=threads: feed=reference draws from the one generator of torch; use workers.")
+    if feed.name == "resident":
+        if data.kind != "arrays":
+            raise ConfigError(f"feed=resident: the images of data={data.name} differ in size. {others}")
+        if feed.workers:
+            raise ConfigError(f"feed.workers={feed.workers}: feed=resident has no workers; leave it out.")
+        if data.evaluation_crop is not None:
+            raise ConfigError(f"data.evaluation_crop={data.evaluation_crop}: feed=resident does not resize. {others}")
+    if feed.name in ("folder", "pack"):
+        if data.kind != "files":
+            raise ConfigError(f"feed={feed.name}: data={data.name} is no folder of image files. {others}")
+        if data.channels != 3:
+            raise ConfigError(f"data.channels={data.channels}: feed={feed.name} gives colour images, data.channels=3.")
+        if data.evaluation_crop is None:
+            raise ConfigError(f"data.evaluation_crop=null: feed={feed.name} needs data.evaluation_crop=centre.")
+    possible = {"reference": ("pad", "resized", None), "resident": ("pad", None)}.get(feed.name, ("resized", None))
+    if data.augmentation.crop not in possible:
+        raise ConfigError(
+            f"data.augmentation.crop={data.augmentation.crop}: not with feed={feed.name}. Choose another "
+            "data/augmentation, or feed=reference."
+        )
+    if feed.name == "resident" and (data.augmentation.rotation or data.augmentation.jitter):
+        raise ConfigError("data.augmentation.rotation and jitter: not with feed=resident; use feed=reference.")
+    if data.recipe.name != "original" and feed.name != "pack":
+        raise ConfigError(
+            f"recipe={data.recipe.name}: images that were shrunk are read from a pack; say feed=pack, or "
+            "recipe=original."
+        )
+
+
+def check_schedule(schedule: ScheduleConfig) -> None:
+    if (schedule.kind is None) == (schedule._target_ is None):
+        raise ConfigError(
+            f"schedule.kind={schedule.kind}, schedule._target_={schedule._target_}: give one of the two, one of our "
+            "kinds (steps, cosine, plateau) or the import path of a function."
+        )
+    units = [unit for unit in ("epochs", "iterations") if getattr(schedule, unit) is not None]
+    if len(units) != 1:
+        raise ConfigError(
+            f"schedule.epochs={schedule.epochs}, schedule.iterations={schedule.iterations}: give one of the two, and "
+            "null for the other; warm-up and milestones are counted in it."
+        )
+    (unit,) = units
+    length = getattr(schedule, unit)
+    if schedule.warmup >= length:
+        raise ConfigError(f"schedule.warmup={schedule.warmup}: must be less than schedule.{unit}={length}.")
+    short = stretched(schedule)  # whose length is rounded to a whole number, and its warm-up is not
+    if short.warmup >= getattr(short, unit):
+        raise ConfigError(
+            f"schedule.stretch={schedule.stretch}: leaves schedule.{unit}={getattr(short, unit)}, which a warm-up of "
+            f"{short.warmup:g} fills. Set a shorter schedule.warmup, or another stretch."
+        )
+    if schedule.kind != "steps" and schedule.milestones:
+        raise ConfigError(f"schedule.milestones={schedule.milestones}: only schedule.kind=steps has milestones.")
+    if schedule.milestones != sorted(set(schedule.milestones)) or any(m < 1 for m in schedule.milestones):
+        raise ConfigError(f"schedule.milestones={schedule.milestones}: must be {unit} from 1 on, in rising order.")
+    if schedule.kind == "plateau":
+        if unit != "epochs":
+            raise ConfigError("schedule.iterations: a plateau is found after an epoch; give schedule.epochs instead.")
+        if schedule.factor >= 1:
+            raise ConfigError(f"schedule.factor={schedule.factor}: must be below 1, as a plateau lowers the rate.")
+
+
+def check_optim(optim: OptimConfig) -> None:
+    if optim.nesterov and optim.momentum == 0:
+        raise ConfigError("optim.nesterov=true needs optim.momentum above 0.")
+
+
+def check_trainer(trainer: TrainerConfig) -> None:
+    if trainer.sync_batchnorm and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
+    if trainer.compile_mode != "default" and not trainer.compile:
+        raise ConfigError(f"trainer.compile_mode={trainer.compile_mode}: has an effect with trainer.compile=true only.")
+    if trainer.compile_mode == "reduce-overhead" and trainer.accumulate > 1:
+        raise ConfigError(
+            "trainer.compile_mode=reduce-overhead: a CUDA graph writes its gradients where the last ones are, and "
+            f"trainer.accumulate={trainer.accumulate} has to keep these. Leave one of the two out."
+        )
+    for key in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
+        value = getattr(trainer, key)
+        off = value is None or (key == "overfit_batches" and value == 0)
+        if not off and not (value > 0 and (not isinstance(value, float) or value <= 1)):
+            raise ConfigError(f"trainer.{key}={value}: must be a number of batches, or a share above 0.0 up to 1.0.")
+
+
+def check_launcher(launcher: LauncherConfig) -> None:
+    devices = launcher.devices
+    several = isinstance(devices, list) and devices and all(isinstance(d, int | str) for d in devices)
+    if not (devices == "auto" or several or (type(devices) is int and devices >= 1)):
+        raise ConfigError(
+            f"launcher.devices={devices}: must be auto, how many there are to share out, or a list such as [0,1,2,3]."
+        )
+    if several and len(set(map(str, devices))) < len(devices):
+        raise ConfigError(f"launcher.devices={devices}: names a device twice.")
+
+
+def check_complexity(config: ComplexityConfig) -> None:
+    check_model(config.model)
+    check_ge(config.ge, config.model)
+    defaults = {item.name: item.default for item in fields(ComplexityConfig)}
+    for key in ("image_size", "num_classes", "in_channels"):
+        if config.table is not None and getattr(config, key) != defaults[key]:
+            raise ConfigError(f"{key}={getattr(config, key)}: a table has its own networks and setting; leave it out.")
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    if bool(config.run) == bool(config.checkpoint):
+        raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
+
+
+def check_detect(config: DetectConfig) -> None:
+    if not config.run:
+        raise ConfigError("name the detector: mode=predict run=<its run's folder>.")
+
+
+# The keys of geexp.analyze that only some analyses have.
+_OF_ANALYSES = {
+    "selectivity": ("stage", "blocks", "images", "split"),
+    "pruning": ("blocks", "ratios", "images", "split"),
+    "receptive_field": ("blocks", "images", "split"),
+    "gates": ("images", "split"),
+    "curves": (),
+}
+
+
+def check_analyze(config: AnalyzeConfig) -> None:
+    if not config.run:
+        raise ConfigError(f"name the run: analysis={config.analysis} run=<a run's folder>.")
+    for key, default in (("stage", None), ("blocks", None), ("ratios", None), ("images", None), ("split", "val")):
+        value = getattr(config, key)
+        if value != default and key not in _OF_ANALYSES[config.analysis]:
+            having = " or ".join(name for name, keys in _OF_ANALYSES.items() if key in keys)
+            raise ConfigError(f"{key}={value}: analysis={config.analysis} has no use for it, only {having}.")
+    if config.stage is not None and config.blocks is not None:
+        raise ConfigError(f"stage={config.stage} and blocks={config.blocks} both name the place: give one of the two.")
+    for name in config.blocks or ():
+        if not re.fullmatch(r"conv[2-5]_\d+", name):
+            raise ConfigError(f"blocks={config.blocks}: {name!r} is no block; they are called conv4_1 and so on.")
+    if config.blocks is not None and not config.blocks:
+        raise ConfigError("blocks=[]: no block is left to look at; null means the paper's choice.")
+    if config.ratios is not None and not (config.ratios and all(0 <= ratio <= 1 for ratio in config.ratios)):
+        raise ConfigError(f"ratios={config.ratios}: a list of numbers from 0 to 1, as in [0,0.5,1].")
+
+
+def check_dashboard(config: DashboardConfig) -> None:
+    if config.name is None:
+        raise ConfigError("name the sweep, as in sweep=table2.")
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
+    if not config.project:
+        raise ConfigError("project is empty: name the one at W&B, as in project=geexp.")
+    if config.out is not None and not config.dry_run:
+        raise ConfigError(f"out={config.out}: a file is written with dry_run=true only.")
+
+
+def check_pack(config: PackConfig) -> None:
+    if config.data.keep_classes is not None:
+        raise ConfigError(
+            f"data.keep_classes={config.data.keep_classes}: a pack has all the classes; set it in training, which then "
+            "reads no more than their images. Leave it out here."
+        )
+    check_data(config.data)
+    if config.data.kind != "files":
+        raise ConfigError(
+            f"data={config.data.name}: its images are small and lie in one file already; there is nothing to pack. "
+            f"Train with feed={config.data.default_feed}."
+        )
+
+
+def check_data_check(config: CheckDataConfig) -> None:
+    check_data(config.data)
+    check_feed(config.feed, config.data)
+
+
+CHECKS: dict[type, Callable[[Any], None]] = {
+    TrainConfig: check_train,
+    PlanConfig: check_train,
+    EvaluateConfig: check_evaluate,
+    AnalyzeConfig: check_analyze,
+    DetectConfig: check_detect,
+    ComplexityConfig: check_complexity,
+    DashboardConfig: check_dashboard,
+    PackConfig: check_pack,
+    CheckDataConfig: check_data_check,
+}

@@ -1,0 +1,94 @@
+"""Which values a key may have, as annotations of the schema's fields."""
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from geexp.config.errors import ConfigError, bad_value
+
+
+class OneOf:
+    """One of the listed values."""
+
+    def __init__(self, *allowed: object) -> None:
+        self.allowed = allowed
+
+    def check(self, key: str, value: Any) -> None:
+        if value not in self.allowed:
+            raise bad_value(key, value, self.allowed)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A finite number that is not less than ``least``."""
+
+    least: float
+
+    def check(self, key: str, value: Any) -> None:
+        if not self.least <= value < math.inf:  # NaN fails, too
+            raise ConfigError(f"{key}={value}: must be at least {self.least} and finite.")
+
+
+@dataclass(frozen=True)
+class Above:
+    """A finite number above ``least``."""
+
+    least: float
+
+    def check(self, key: str, value: Any) -> None:
+        if not self.least < value < math.inf:
+            raise ConfigError(f"{key}={value}: must be above {self.least} and finite.")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from ``low`` to ``high``; with ``above`` or ``below`` the end itself is not allowed."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    unit: str = ""
+
+    def check(self, key: str, value: Any) -> None:
+        low = self.low < value if self.above else self.low <= value
+        high = value < self.high if self.below else value <= self.high
+        if not (low and high):
+            start = f"above {self.low}" if self.above else f"from {self.low}"
+            end = f"below {self.high}" if self.below else f"{self.high}"
+            raise ConfigError(f"{key}={value}: must be {start} to {end}{self.unit}.")
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A word; ``meaning`` says which, and gives an example."""
+
+    meaning: str
+
+    def check(self, key: str, value: Any) -> None:
+        if not value:
+            raise ConfigError(f"{key} is empty: it is {self.meaning}.")
+
+
+class Extent:
+    """An extent ratio: a power of two from 2 on, or ``global``."""
+
+    def check(self, key: str, value: Any) -> None:
+        if value != "global" and not (isinstance(value, int) and value >= 2 and value.bit_count() == 1):
+            raise bad_value(key, value, (2, 4, 8, "global"), hint="Any power of two from 2 on will do.")
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Hold every value of a configuration (a dataclass, others nested in it) against its field's annotation.
+
+    Raises:
+        ConfigError: for the first value that is not allowed; None is allowed wherever the type allows it.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for item in fields(config):
+        value, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            check_values(value, f"{key}.")
+        elif value is not None and get_origin(hints[item.name]) is Annotated:
+            for constraint in get_args(hints[item.name])[1:]:
+                constraint.check(key, value)

@@ -1,0 +1,188 @@
+"""A run as it lies in its folder: the record of its end, its epochs, its checkpoints, and what else is to be found."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from geexp.config.errors import DataError
+from geexp.runs.identity import flat
+from geexp.runs.lock import is_locked
+from geexp.runs.metrics import Score, score_of
+from geexp.runs.run_files import LAST, PREVIOUS, RESULT, checkpoint_folder, read_history, write_json
+from geexp.runs.status import STATUS, Status, read_status
+
+FORMAT = 1  # of result.json
+
+
+@dataclass(frozen=True)
+class Result:
+    """``result.json``: how a run ended, with what it was made of. Written once, when the run is complete.
+
+    ``metrics`` has the figures of the ``last`` epoch and of the ``best`` one; ``complexity`` has ``params`` and ``macs``
+    (None for a detector, whose work depends on its images); ``environment`` versions, commit and hardware.
+    """
+
+    identity: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    epochs: int
+    seconds: float
+    complexity: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    command: str = ""
+    scale: str | None = None
+    feed: dict[str, Any] = field(default_factory=dict)
+    devices: dict[str, Any] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def write(self, folder: Path) -> None:
+        content = {key: value for key, value in asdict(self).items() if key != "environment" and value is not None}
+        write_json(folder / RESULT, {"format": FORMAT, "status": "completed", **content, **self.environment})
+
+    @classmethod
+    def of_json(cls, content: Any) -> "Result":
+        """
+        Raises:
+            ValueError: if it is no complete result of this version, with the reason.
+        """
+        if not isinstance(content, dict) or content.get("status") != "completed":
+            raise ValueError("does not state that the run was completed")
+        if content.get("format") != FORMAT:
+            raise ValueError(f"has format {content.get('format')}, and this version reads {FORMAT}")
+        known = {item.name for item in fields(cls)} - {"environment"}
+        try:
+            rest = {key: value for key, value in content.items() if key not in {*known, "format", "status"}}
+            result = cls(**{key: content[key] for key in known if key in content}, environment=rest)
+            for which in ("last", "best"):
+                float(result.metrics[which][result.score.key])
+            _ = int(result.identity["seed"]), result.leaves["model.name"], result.leaves["ge.variant"]
+            _ = result.complexity["params"], result.complexity["macs"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"lacks what a result has: {error}") from error
+        return result
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """The identity with dotted keys, without the seed."""
+        leaves = flat(self.identity)
+        leaves.pop("seed", None)
+        return leaves
+
+    @property
+    def score(self) -> Score:
+        """What the run is judged by."""
+        return score_of(self.metrics["last"])
+
+    @property
+    def detects(self) -> bool:
+        return "detector.layout" in self.leaves
+
+    @property
+    def ge_label(self) -> str | None:
+        """The variant's label as the configuration has it; None for a run of an earlier version."""
+        return (self.config.get("ge") or {}).get("label")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint states about itself: the configuration of its run, the run's id at W&B, its finished epochs
+    and the metrics of the last one. In the file it is a plain dictionary, which loads with ``weights_only=True``."""
+
+    config: dict[str, Any] = field(repr=False)
+    run_id: str
+    epoch: int
+    metrics: dict[str, Any]
+    format: int = 1
+
+    @classmethod
+    def of_dict(cls, content: Any) -> "CheckpointInfo | None":
+        """None for anything that is not such a dictionary of this version."""
+        try:
+            info = cls(**content)
+        except TypeError:
+            return None
+        return info if info.format == 1 else None
+
+
+class Run:
+    """What the folder of a run holds. Everything is read when it is asked for; a run may be going on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder})"
+
+    @cached_property
+    def result(self) -> Result | None:
+        """None if the run has not come to its end, or its record is damaged."""
+        try:
+            return self.read_result()
+        except DataError:
+            return None
+
+    def read_result(self) -> Result:
+        """
+        Raises:
+            DataError: with the reason, if the folder has no complete record of a run that this version reads.
+        """
+        try:
+            return Result.of_json(json.loads((self.folder / RESULT).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            status = self.status
+            state = "not finished" if status is None else status.state.replace("running", "still running")
+            reason = f": {status.reason}" if status is not None and status.reason else ""
+            raise DataError(f"{state}{reason}") from error
+        except OSError as error:
+            raise DataError(f"{RESULT} cannot be read: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{RESULT} is cut short or damaged; training again with the same command replaces it"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{RESULT} {error}") from error
+
+    @property
+    def status(self) -> Status | None:
+        return read_status(self.folder)
+
+    def history(self) -> list[dict[str, Any]]:
+        """A row per epoch: ``epoch``, ``step``, ``seconds``, ``time`` and the metrics."""
+        return read_history(self.folder)
+
+    @property
+    def locked(self) -> bool:
+        """Whether a process is training it."""
+        return is_locked(self.folder)
+
+    def checkpoint(self, name: str) -> Path:
+        """The path of ``best.ckpt``, ``last.ckpt`` or ``previous.ckpt``, whether it is there or not."""
+        return checkpoint_folder(self.folder) / name
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.checkpoint(name).is_file() for name in (LAST, PREVIOUS))
+
+
+def find_runs(folder: Path) -> Iterator[Run]:
+    """All runs at or below a folder, by path, finished or not.
+
+    The folder of a run holds ``result.json``, ``status.json`` or checkpoints. What a checkout publishes (``published``)
+    and hidden folders are searched only where ``folder`` lies within them.
+    """
+    for place, below, files in os.walk(folder):
+        run = Run(Path(place))
+        below[:] = sorted(name for name in below if name != "published" and not name.startswith("."))
+        if RESULT in files or STATUS in files or run.resumable:
+            below.clear()  # checkpoints and loggers' files
+            yield run
