@@ -5,7 +5,8 @@ import re
 import shlex
 
 import pytest
-from geexp.config.rules import check_optim, check_schedule
+from geexp.config.checks import check_optim, check_schedule
+from geexp.config.constraints import check_values
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import OptimConfig, ScheduleConfig
