@@ -51,7 +51,7 @@ class Forked:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             cwd=ROOT,
-            env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src")])),
+            env=environment(PYTHONPATH=str(ROOT)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
