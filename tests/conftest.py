@@ -20,10 +20,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+SOURCES = Path(__file__).parents[1] / "src"
+
+
 def environment(**more: str) -> dict[str, str]:
+    """The environment of a command: the tester's, less what would change its behaviour, and this checkout's sources."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "GEEXP_", "HYDRA_"))}
     kept["GEEXP_CACHE"] = os.environ["GEEXP_CACHE"]
-    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+    path = [*filter(None, [more.pop("PYTHONPATH", "")]), str(SOURCES)]
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(path)} | more
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,8 @@ from geexp.config.errors import ConfigError
 from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
 from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
-from geexp.runs.identity import effective_schedule, identity, run_folder
+from geexp.runs.identity import effective_schedule, identity
+from geexp.runs.job import make_job
 from tests.support.configuration import train_config
 
 
@@ -39,7 +40,7 @@ def test_scaled_to_its_own_batch_a_rate_is_itself():
 def test_a_run_is_named_by_the_rate_and_not_by_how_it_was_given():
     def folder(**optim) -> str:
         paper = config("optim=paper")
-        return run_folder(replace(paper, optim=replace(paper.optim, **optim)))
+        return make_job(replace(paper, optim=replace(paper.optim, **optim))).slug
 
     assert folder(batch_size=1024, lr_for_batch=256) == folder(batch_size=1024, lr=0.4)
     assert folder(batch_size=1024, lr_for_batch=256) != folder(batch_size=1024)
@@ -52,8 +53,8 @@ def test_a_run_is_named_by_its_lengths_and_not_by_how_they_were_given():
     assert identity(stretched)["schedule"] == {
         "name": "fixed100", "kind": "steps", "epochs": 10, "warmup": 0.0, "milestones": [3, 6, 9], "factor": 0.1,
     }  # fmt: skip
-    assert run_folder(stretched) == run_folder(written)
-    assert run_folder(stretched) != run_folder(config("schedule=fixed100"))
+    assert make_job(stretched).slug == make_job(written).slug
+    assert make_job(stretched).slug != make_job(config("schedule=fixed100")).slug
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from geexp.data.pack import open_pack
 from geexp.data.packing import pack_split
 from tests.config.test_entry_points import probe
 from tests.conftest import environment
-from tests.support.configuration import data_config
 from tests.data.conftest import photo
+from tests.support.configuration import data_config
 
 
 @pytest.fixture

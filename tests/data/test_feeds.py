@@ -25,8 +25,8 @@ from geexp.data.pixel_feed import resized_crop_box
 from geexp.data.reading import explained_workers
 from geexp.data.resident_feed import ResidentImages
 from tests.conftest import environment
-from tests.support.configuration import train_config
 from tests.data.conftest import photo
+from tests.support.configuration import train_config
 
 REFERENCE = FeedConfig("reference", "workers", 0)
 IN_PROCESS = FeedConfig("folder", "threads", 0)

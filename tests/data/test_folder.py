@@ -15,8 +15,8 @@ from geexp.config.schema import FeedConfig
 from geexp.data import folder as folder_module
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages, read_folder
-from tests.support.configuration import data_config
 from tests.data.conftest import photo
+from tests.support.configuration import data_config
 
 LONG_AGO = time.time() - 3600
 

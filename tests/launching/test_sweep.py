@@ -17,8 +17,8 @@ from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.runs.run_files import read_result
 from geexp.runs.status import read_status
-from tests.support.configuration import train_config
 from tests.launching.commands import SMALL, Command, finished, runs, send, until
+from tests.support.configuration import train_config
 from tests.training.forked import torchrun_environments
 from tests.training.test_run import history, same_weights
 from tests.training.wandb_files import records

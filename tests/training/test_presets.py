@@ -11,9 +11,9 @@ from geexp.data.cifar import CIFAR10, CIFAR100
 from geexp.registry import config_directory
 from geexp.runs.identity import run_folder
 from tests.conftest import environment
-from tests.support.configuration import train_config
 from tests.data.conftest import photo
 from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, official, pickled
+from tests.support.configuration import train_config
 
 PRESETS = sorted(path.stem for path in Path(config_directory()).glob("experiment/*.yaml"))
 SMOKE = ["scale=smoke", "trainer=cpu", "logger=none"]

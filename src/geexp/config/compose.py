@@ -143,7 +143,8 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
     if group in ("model", "ge") and name not in (None, MISSING):
         if not found:
             raise bad_value(f"{group}.{name_key}", name, ours)
-        if target is not None and found.get("_target_") != target:
+        # The name alone was changed: what belongs to it, by which the two are told apart, is another option's.
+        if any(values.get(key) not in (None, found.get(key)) for key in ("_target_", "label")):
             raise ConfigError(f"{group}.{name_key}={name}: choose {group}={name}, with all that belongs to it.")
     return found
 

@@ -22,7 +22,7 @@ FORMAT = 1  # of result.json
 class Result:
     """``result.json``: how a run ended, with what it was made of. Written once, when the run is complete.
 
-    ``metrics`` has the figures of the ``last`` epoch and of the ``best`` one; ``complexity`` has ``params`` and ``macs``
+    ``metrics`` has figures of the ``last`` epoch and of the ``best`` one; ``complexity`` has ``params`` and ``macs``
     (None for a detector, whose work depends on its images); ``environment`` versions, commit and hardware.
     """
 

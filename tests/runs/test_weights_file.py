@@ -6,7 +6,7 @@ import pytest
 
 from geexp.config.compose import composed_training
 from geexp.config.errors import ConfigError
-from geexp.runs.identity import identity, run_folder
+from geexp.runs.job import make_job
 from geexp.runs.weights_file import backbone_file, require_backbone
 
 
@@ -26,7 +26,7 @@ def test_a_pattern_finds_the_run_that_is_there(tmp_path):
     by_pattern, by_name = detector(f"{tmp_path}/seed0-*/checkpoints/last.ckpt"), detector(str(file))
     assert backbone_file(by_pattern) == file
     require_backbone(by_pattern)
-    assert run_folder(by_pattern) == run_folder(by_name)
+    assert make_job(by_pattern).slug == make_job(by_name).slug
 
 
 def test_a_relative_pattern(tmp_path, monkeypatch):
@@ -40,14 +40,14 @@ def test_other_content_is_another_run_and_another_place_is_not(tmp_path):
         detector(str(write(tmp_path / name / "last.ckpt", content)))
         for name, content in (("a", b"one"), ("b", b"one"), ("c", b"other"))
     )
-    assert identity(one) == identity(copied)
-    assert run_folder(one) != run_folder(other)
+    assert make_job(one).identity == make_job(copied).identity
+    assert make_job(one).slug != make_job(other).slug
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("seed0-*/last.ckpt", ["fits 2 files", "seed0-a", "seed0-b", "Say which"]),
+        ("seed0-*/last.ckpt", ["fits 2 files", "seed0-a", "seed0-b", "Name one"]),
         ("seed7-*/last.ckpt", ["No such file", "python -m geexp.train model=resnet50 ge=theta ge.extent=8"]),
         ("nothing.pth", ["No such file", "torchvision or timm"]),
     ],
@@ -56,7 +56,7 @@ def test_none_or_several_are_refused_when_it_is_to_be_trained_and_not_before(tmp
     for name in ("seed0-a", "seed0-b"):
         write(tmp_path / name / "last.ckpt")
     config = detector(f"{tmp_path}/{given}")
-    assert identity(config)["detector"]["backbone"] == "missing"
+    assert make_job(config).identity["detector"]["backbone"] == "missing"
     with pytest.raises(ConfigError) as error:
         require_backbone(config)
     assert all(word in str(error.value) for word in words), error.value
