@@ -74,5 +74,6 @@ def bound(
     try:
         signature.bind(*[None] * after, **dict.fromkeys(called_with), **arguments)
     except TypeError as error:
-        raise ValueError(f"{target}: {error}; its signature is {signature}") from error
+        given = ", ".join(arguments) or "none"
+        raise ValueError(f"{target}: {error}; its arguments are {signature}, given are {given}") from error
     return partial(found, **arguments)

@@ -1,4 +1,4 @@
-"""What a user adds from outside, by ``_target_``, is trained, stopped, resumed, swept, evaluated and reported like ours."""
+"""What a user adds from outside, by ``_target_``, is trained, resumed, swept, evaluated and reported like ours."""
 
 import json
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from geexp.runs.job import make_job
+from tests.support.configuration import train_config
 from tests.support.outside import CHOICES, OPTIONS, write_outside
 
 
@@ -62,6 +64,9 @@ def test_an_argument_makes_another_run_and_a_sweep_of_them(mine, tmp_path):
     assert "2 of 2 done" in status
 
 
+STRIPES = OPTIONS["data/stripes.yaml"]
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -69,9 +74,9 @@ def test_an_argument_makes_another_run_and_a_sweep_of_them(mine, tmp_path):
         ({"ge/fifth.yaml": "_target_: nowhere.Fifth\n"}, ["nowhere"]),
         ({"ge/fifth.yaml": "_target_: mine.Fifth\nsqeeze: 4\n"}, ["sqeeze"]),
         ({"model/tiny.yaml": "_target_: mine.Tiny\nwidth: 8\n"}, ["model.stages"]),
-        ({"data/stripes.yaml": OPTIONS["data/stripes.yaml"].replace("period", "perod")}, ["perod"]),
+        ({"data/stripes.yaml": STRIPES.replace("period", "perod")}, ["perod"]),
         (
-            {"data/stripes.yaml": OPTIONS["data/stripes.yaml"].replace("classes: 2", "classes: 3")},
+            {"data/stripes.yaml": STRIPES.replace("classes: 2", "classes: 3")},
             ["data.num_classes=3"],
         ),
         ({"schedule/linear.yaml": OPTIONS["schedule/linear.yaml"].replace("floor", "flor")}, ["flor"]),
@@ -115,8 +120,6 @@ def test_any_network_of_timms_resnet_family(mine, tmp_path):
 
 
 def test_a_callback_that_only_watches_is_known_by_its_class():
-    from geexp.runs.job import make_job
-    from tests.support.configuration import train_config
 
     plain = make_job(train_config()).slug
     averaging = (
