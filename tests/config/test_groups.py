@@ -1,18 +1,19 @@
 """Every option of every group composes to a valid configuration; the ways to say the same thing agree."""
 
+import re
 from pathlib import Path
 
-import pytest
-from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from geexp.backbones import build_model, stages
-from geexp.config.compose import validated
+from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
+from geexp.config.command import config_directory
+from geexp.config.errors import ConfigError
+from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
 from geexp.config.schema import TrainConfig
+from geexp.config.validation import validated
 from geexp.operators import gather_excite, implementation
-from geexp.registry import config_directory
-from geexp.runs.identity import effective_ge, ge_slug, identity, run_folder
 
 CONF = Path(config_directory())
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
@@ -20,7 +21,6 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.n
 DETECTORS = {("detector", "c4"), ("detector", "fpn"), ("detector", "c4_small"), ("feed", "coco")} | {
     ("data", name) for name in DETECTION_SETS
 }
-OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -29,38 +29,39 @@ def config(*overrides: str) -> TrainConfig:
         return validated(TrainConfig, compose("train", overrides=list(overrides)))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
-def test_every_option_is_valid(group, option):
+def test_every_option_is_valid():
     needs = {
         "model": [],
-        "placement": ["model=resnet50" if option == "stage5" else "model=resnet20"],
         "recipe": ["data=imagenet", "feed=pack"],
-        "feed": ["data=imagenet"] if option in ("folder", "pack") else [],
-        "scale": ["data=cifar10" if option.startswith("cifar") else "data=imagenet"],
+        "feed=folder": ["data=imagenet"],
+        "feed=pack": ["data=imagenet"],
+        "placement=stage5": ["model=resnet50"],
+        "scale": ["data=imagenet"],
+        "scale=cifar_short": ["data=cifar10"],
     }
     detector = {"model": "resnet10_slim", "detector": "c4", "data": "coco2014"}
-    if (group, option) in DETECTORS:
-        needs[group] = [f"{key}={choice}" for key, choice in detector.items() if key != group] + ["ge=none"]
-    overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
-    config(*needs.get(group, ["model=resnet20"]), *overrides)
+    for group in GROUPS:
+        for option in sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+            choice = f"{group}={option}" if group != "extent" else f"extent='{option}'"
+            others = needs.get(choice, needs.get(group, ["model=resnet20"]))
+            if (group, option) in DETECTORS:
+                others = [f"{key}={needed}" for key, needed in detector.items() if key != group] + ["ge=none"]
+            try:
+                config(*others, choice)
+            except ConfigError as error:
+                raise AssertionError(f"{choice}, with {others}: {error}") from error
+    for path in CONF.glob("data/augmentation/*.yaml"):
+        config("data=imagenet", "feed=reference", f"data/augmentation={path.stem}")
 
 
-@pytest.mark.parametrize("augmentation", sorted(path.stem for path in CONF.glob("data/augmentation/*.yaml")))
-def test_every_augmentation_is_valid(augmentation):
-    config("data=imagenet", "feed=reference", f"data/augmentation={augmentation}")
-
-
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
-def test_every_file_says_what_it_is(path):
-    if "hydra_logging" not in path.parts and "help" not in path.parts and "job_logging" not in path.parts:
-        assert any(line.startswith("# ") for line in path.read_text().splitlines()[:3])
-
-
-@pytest.mark.parametrize("path", sorted([*CONF.glob("experiment/*"), *CONF.glob("sweep/*")]), ids=lambda p: p.stem)
-def test_experiments_and_sweeps_name_command_hardware_and_number(path):
-    header = path.read_text()
-    for word in ("# What:", "# Command:", "# Hardware:", "# Number:"):
-        assert word in header
+def test_every_file_says_what_it_is():
+    """In a comment at its top; presets and sweeps by four headings."""
+    for path in CONF.rglob("*.yaml"):
+        if path.parent.name not in ("hydra_logging", "job_logging", "help"):
+            assert any(line.startswith("# ") for line in path.read_text().splitlines()[:3]), path
+    for path in (*CONF.glob("experiment/*"), *CONF.glob("sweep/*")):
+        headings = re.findall(r"^# (\w+): ", path.read_text(), re.MULTILINE)
+        assert headings == ["What", "Command", "Hardware", "Number"], path
 
 
 def test_the_user_command():
