@@ -10,6 +10,7 @@ headers of the demos are written by hand.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +22,16 @@ from typing import Any
 
 import yaml
 
-from geexp.config.command import config_directory
-from geexp.config.composing import composed_training
-from geexp.config.identity import effective_ge, run_folder
-from geexp.config.labels import VARIANT_LABELS, ge_label, model_label
+from geexp.config.compose import composed_training
+from geexp.config.labels import ge_label, model_label, variant_label
 from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching.budget import FLOPS_PER_MAC
 from geexp.launching.cost import gmacs_of_an_image, images_of_an_epoch, images_to_see
-from geexp.paper.numbers import paper
-from geexp.results.complexity_report import count_network
+from geexp.registry import config_directory
+from geexp.report.numbers import paper
+from geexp.runs.identity import effective_ge
+from geexp.runs.job import make_job
+from geexp.training.network import count_network
 
 CONF = Path(config_directory())
 HARDWARE = HardwareConfig()
@@ -91,18 +93,22 @@ def _preset(name: str, place: str, row: dict[str, Any] | None) -> Preset:
         label, value = row["label"], f"{row[config.model.name][config.data.name]:.2f}"
     else:
         label, value = row["label"], f"{row['map']}" if place == "coco" else f"{row['top1']:.2f} / {row['top5']:.2f}"
-    network = {key: tuple(setting) if isinstance(setting, list) else setting for key, setting in ge.items()}
-    gmacs = gmacs_of_an_image(config) if place == "coco" else _gmacs(config.model.name, **network)
+    gmacs = gmacs_of_an_image(config) if place == "coco" else _gmacs(config.model.name, json.dumps(ge), config)
     images = images_to_see(config)
     computing = images * gmacs * FLOPS_PER_MAC / (HARDWARE.tflops * 1e3) / 3600
     feeding = images / HARDWARE.images_per_second / 3600
-    return Preset(name, place, label, value, config, run_folder(config), gmacs, computing, feeding)
+    return Preset(name, place, label, value, config, make_job(config).slug, gmacs, computing, feeding)
 
 
-@cache
-def _gmacs(model: str, variant: str, **settings: Any) -> float:
+_COUNTED: dict[tuple[str, str], float] = {}
+
+
+def _gmacs(model: str, ge: str, config: TrainConfig) -> float:
     """In the network's home setting: the classes of CIFAR-100 do not show in two decimals."""
-    return count_network(name=model, ge=variant, **settings).total.macs / 1e9
+    if (model, ge) not in _COUNTED:
+        home = {"num_classes": config.model.home_classes, "image_size": config.model.home_size, "in_channels": 3}
+        _COUNTED[model, ge] = count_network(config.model, config.ge, **home).total.macs / 1e9
+    return _COUNTED[model, ge]
 
 
 @cache
@@ -159,7 +165,7 @@ def _network(config: TrainConfig) -> str:
         model = f"pre-activation {model}"
     if ge["variant"] == "none":
         return f"{model} without GE"
-    words = [model, "with", VARIANT_LABELS[ge["variant"]]]
+    words = [model, "with", variant_label(ge["variant"])]
     if ge["variant"] != "se":
         words.append("of global extent" if ge["extent"] == "global" else f"of extent {ge['extent']}")
     if ge["variant"] == "theta_minus":

@@ -4,19 +4,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from scripts.preset_headers import PLACES, listed, outdated
 
-from geexp.config.command import config_directory
-from geexp.config.composing import composed_training as config
+from geexp.config.checks import SCALES
+from geexp.config.compose import composed_training as config
 from geexp.config.errors import ConfigError
-from geexp.config.identity import flat, identity, run_folder
 from geexp.config.protocol import planned_epochs, stretched
-from geexp.config.rules import SCALES
-from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
-from geexp.paper.numbers import network_of, paper, table_rows
+from geexp.config.schema import GatherExciteConfig, TrainConfig
+from geexp.registry import config_directory
+from geexp.report.numbers import network_of, paper, table_rows
+from geexp.runs.identity import flat
+from geexp.runs.job import make_job
 
 CONF = Path(config_directory())
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith("demo"))
@@ -28,7 +30,19 @@ PREACT = ("schedule=preact_cifar", "optim=cifar")
 WRN = ("schedule=wrn_cifar", "optim=wrn")
 COCO = ("model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco")
 
-Row = tuple[str, str, GatherExciteConfig, tuple[str, ...]]
+Row = tuple[str, str, dict[str, Any], tuple[str, ...]]
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    return make_job(config).identity
+
+
+def run_folder(config: TrainConfig) -> str:
+    return make_job(config).slug
+
+
+def variant(ge: dict[str, Any]) -> GatherExciteConfig:
+    return replace(config(f"ge={ge['variant']}").ge, **ge)
 
 
 def preset(name: str) -> TrainConfig:
@@ -42,21 +56,21 @@ def rows_of(place: str) -> Iterator[Row]:
             for model in paper()["table5"]["columns"]:
                 for data in row[model]:
                     how = WRN if model == "wrn16_8" else PREACT
-                    yield row["label"], model, GatherExciteConfig(row["ge"]), (f"data={data}", *how)
+                    yield row["label"], model, {"variant": row["ge"]}, (f"data={data}", *how)
     elif place == "figure2":
-        yield "baseline", "resnet50", GatherExciteConfig("none"), IMAGENET
+        yield "baseline", "resnet50", {"variant": "none"}, IMAGENET
         for variant in ("theta_minus", "theta"):
             for extent in (2, 4, 8, "global"):
-                yield f"{variant} {extent}", "resnet50", GatherExciteConfig(variant, extent), IMAGENET
+                yield f"{variant} {extent}", "resnet50", {"variant": variant, "extent": extent}, IMAGENET
     elif place.startswith("figure"):
         for variant in ("none", "theta"):
-            yield variant, {"4": "resnet50", "6": "shufflenet_g3"}[place[-1]], GatherExciteConfig(variant), FIXED
+            yield variant, {"4": "resnet50", "6": "shufflenet_g3"}[place[-1]], {"variant": variant}, FIXED
     else:
         trained = "backbone_checkpoint=not/trained/yet.ckpt"
         protocol = {"table4": SHUFFLENET, "coco": (*COCO, trained)}.get(place, IMAGENET)
         for row in paper()["detection" if place == "coco" else place]["rows"]:
             network = network_of(row)
-            yield row["label"], network.pop("name"), GatherExciteConfig(network.pop("ge"), **network), protocol
+            yield row["label"], network.pop("name"), {"variant": network.pop("ge"), **network}, protocol
 
 
 def test_the_presets_are_the_rows_of_the_paper():
@@ -67,7 +81,7 @@ def test_the_presets_are_the_rows_of_the_paper():
     for place in PLACES:
         for name, (label, model, ge, protocol) in zip(listed(place), rows_of(place), strict=True):
             ours = flat(identity(preset(name)))
-            theirs = flat(identity(replace(config(*protocol), model=ModelConfig(model), ge=ge)))
+            theirs = flat(identity(replace(config(*protocol), model=config(f"model={model}").model, ge=variant(ge))))
             keys = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
             wrong += [f"{name}: {key}={ours.get(key)}; {place}, {label}: {theirs.get(key)}" for key in sorted(keys)]
             assert name.startswith(f"{place}_")

@@ -1,37 +1,32 @@
 """Every option of every group composes to a valid configuration; the ways to say the same thing agree."""
 
 import re
-from pathlib import Path
-
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from geexp.backbones import build_model, stages
-from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
-from geexp.config.command import config_directory
+from geexp.config.compose import composed_training as config
 from geexp.config.errors import ConfigError
-from geexp.config.identity import effective_ge, ge_slug, identity, run_folder
-from geexp.config.schema import TrainConfig
-from geexp.config.validation import validated
-from geexp.operators import gather_excite, implementation
+from geexp.operators import gather_excite
+from geexp.registry import config_directory, locate, options
+from geexp.runs.identity import effective_ge, ge_slug
+from geexp.runs.job import make_job
 
-CONF = Path(config_directory())
+CONF = config_directory()
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
 DETECTORS = {("detector", "c4"), ("detector", "fpn"), ("detector", "c4_small"), ("feed", "coco")} | {
-    ("data", name) for name in DETECTION_SETS
+    ("data", name) for name, entry in options("data").items() if entry["kind"] == "boxes"
 }
 
 
-def config(*overrides: str) -> TrainConfig:
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return validated(TrainConfig, compose("train", overrides=list(overrides)))
+def run_folder(*overrides: str) -> str:
+    return make_job(config(*overrides)).slug
 
 
 def test_every_option_is_valid():
     needs = {
         "model": [],
+        "model=timm": ["model.arch=resnet18"],
+        "data=image_folder": ["data.root=."],
         "recipe": ["data=imagenet", "feed=pack"],
         "feed=folder": ["data=imagenet"],
         "feed=pack": ["data=imagenet"],
@@ -78,20 +73,19 @@ def test_group_and_key_say_the_same():
     assert config("ge.extent=32").ge.extent == 32
 
 
-def test_the_catalog_is_what_there_is():
-    assert gather_excite.VARIANTS == VARIANTS
-    assert implementation.IMPLEMENTATIONS == IMPLEMENTATIONS
-    assert {path.stem for path in CONF.glob("model/*.yaml")} == set(BACKBONES)
-    assert {path.stem for path in CONF.glob("ge/*.yaml")} == {"none", *VARIANTS}
-    for name, facts in BACKBONES.items():
-        assert tuple(stages(build_model(name))) == facts.stages
+def test_the_files_describe_what_there_is():
+    assert {*gather_excite.VARIANTS, "none"} == set(options("ge"))
+    for name, entry in options("model").items():
+        if name != "timm":
+            assert locate(entry["_target_"]).__name__ == name
+            assert list(stages(build_model(name))) == entry["stages"]
 
 
 def test_a_run_is_named_by_what_determines_its_result():
-    base = run_folder(config())
+    base = run_folder()
     assert base.startswith("fashion_mnist_mini/resnet8/theta-global/demo/seed0-")
     for change in ("seed=1", "optim.lr=0.2", "ge.stages=[2]", "data.augmentation.flip=false", "trainer.max_epochs=2"):
-        assert run_folder(config(change)) != base
+        assert run_folder(change) != base
     for same in (
         "outputs=elsewhere",
         "logger=none",
@@ -102,15 +96,15 @@ def test_a_run_is_named_by_what_determines_its_result():
         "ge.implementation=fused",
         "resume=false",
     ):
-        assert run_folder(config(same)) == base
+        assert run_folder(same) == base
     photos, pack = config("data=imagenet"), ("data=imagenet", "feed=pack")
-    assert run_folder(config(*pack)) == run_folder(photos)  # the same bytes
-    assert run_folder(config(*pack, "recipe=jpeg")).startswith("imagenet-jpeg-max500-q90/")  # another data set
-    assert run_folder(config("+callbacks.swa={_target_: a.B}")) != base
-    assert run_folder(config("callbacks=device_stats")) == base
+    assert run_folder(*pack) == make_job(photos).slug  # the same bytes
+    assert run_folder(*pack, "recipe=jpeg").startswith("imagenet-jpeg-max500-q90/")  # another data set
+    assert run_folder("+callbacks.swa={_target_: a.B}") != base
+    assert run_folder("callbacks=device_stats") == base
     resnet = ("model=resnet50", "ge=none")
-    assert run_folder(config(*resnet, "model.stride_in=null")) == run_folder(config(*resnet))
-    assert run_folder(config("ge=none", "ge.extent=8")) == run_folder(config("ge=none"))
+    assert run_folder(*resnet, "model.stride_in=null") == run_folder(*resnet)
+    assert run_folder("ge=none", "ge.extent=8") == run_folder("ge=none")
     assert "stage45-" not in base
 
 
@@ -131,4 +125,4 @@ def test_slugs_are_readable():
 def test_identity_keeps_only_what_has_an_effect():
     c = config("ge=theta", "ge.reduction=4")
     assert effective_ge(c.ge, c.model) == {"variant": "theta", "extent": "global", "stages": [2, 3, 4]}
-    assert "root" not in identity(c)["data"]
+    assert "root" not in make_job(c).identity["data"]

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,12 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from scripts.preset_headers import PLACES, TABLES, listed
 
-from geexp.config.command import config_directory
+from geexp.config.compose import store_schema
 from geexp.config.errors import ConfigError
-from geexp.config.identity import register_resolvers
 from geexp.config.schema import TrainConfig
-from geexp.launching.jobs import Job, jobs_of, shell
+from geexp.launching.jobs import SweepJob, jobs_of, shell
 from geexp.launching.plan import plan, show_plan
+from geexp.registry import config_directory
+from geexp.runs.job import register_resolvers
 
 CONF = Path(config_directory())
 NOWHERE = ("data.root=/nowhere", "outputs=/nowhere/outputs")
@@ -33,7 +33,7 @@ NOWHERE = ("data.root=/nowhere", "outputs=/nowhere/outputs")
 def compose(*overrides: str, run_mode: RunMode = RunMode.RUN) -> tuple[DictConfig, ConfigLoader]:
     """As the command composes it, with Hydra's own part; without a process."""
     register_resolvers()
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    store_schema("train_schema", TrainConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     config = loader.load_configuration("train", list(overrides), run_mode)
@@ -42,21 +42,21 @@ def compose(*overrides: str, run_mode: RunMode = RunMode.RUN) -> tuple[DictConfi
 
 
 @cache
-def sweep(name: str, *overrides: str) -> list[Job]:
+def sweep(name: str, *overrides: str) -> list[SweepJob]:
     config, loader = compose(f"+sweep={name}", *NOWHERE, *overrides, run_mode=RunMode.MULTIRUN)
     assert config.hydra.mode == RunMode.MULTIRUN
     return jobs_of(loader, config)
 
 
-def presets(jobs: Sequence[Job]) -> list[str]:
+def presets(jobs: Sequence[SweepJob]) -> list[str]:
     return [job.overrides[0].removeprefix("experiment=") for job in jobs]
 
 
-def folders(jobs: Sequence[Job]) -> list[Path]:
+def folders(jobs: Sequence[SweepJob]) -> list[Path]:
     return [job.folder.relative_to(job.config.outputs) for job in jobs]
 
 
-def dry_run(jobs: Sequence[Job]) -> str:
+def dry_run(jobs: Sequence[SweepJob]) -> str:
     printed = StringIO()
     show_plan(plan(jobs), Console(file=printed, width=200), commands=True)
     return printed.getvalue()
