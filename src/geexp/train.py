@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from geexp.config.command import command
+from geexp.config.extras import require_extras
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
@@ -28,7 +29,9 @@ def main(config: TrainConfig) -> float | None:
         print(f"finished earlier (force=true trains it again): {job.folder}", file=sys.stderr)
     else:
         require_data(config.data, config.feed)
-        require_backbone(config)
+        if config.detects:
+            require_extras("a detector", "detection")
+            require_backbone(config)
         if needs_ranks(config):
             train_in_ranks(job)
             return None  # the first of them has printed the result
