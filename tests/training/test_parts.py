@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
+from geexp.training.errors_count import ErrorCount
+from geexp.training.wandb_login import usual_mode
 
 from geexp import build_model
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import OptimConfig
 from geexp.training.checkpoints import load_checkpoint
-from geexp.training.errors_count import ErrorCount
 from geexp.training.optimizer import group_table, make_sgd, parameter_groups
 from geexp.training.run import _callback
-from geexp.training.wandb_login import usual_mode
 
 
 def test_parameter_groups_are_the_authors():

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from geexp.training.speed import said_of_speed
 
 from geexp.backbones import build_model
 from geexp.config.compose import composed_training
 from geexp.config.schema import OptimConfig
 from geexp.training.optimizer import make_sgd
-from geexp.training.speed import said_of_speed
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from geexp.training.errors_count import ErrorCount
 
 from geexp.config.errors import ConfigError, DataError, DivergedError
 from geexp.report.dashboard import make_dashboard, write_specification
@@ -17,12 +18,11 @@ from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
 from geexp.runs.identity import flat
-from geexp.training.errors_count import ErrorCount
 from geexp.training.run import train
 from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
 from tests.conftest import environment
-from tests.support.configuration import train_config
-from tests.training.test_failures import SETTINGS, trouble
+from tests.support.configuration import job
+from tests.support.runs import SETTINGS, trouble
 from tests.support.wandb_files import Logged, logged, table
 
 VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
@@ -236,8 +236,8 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings = [*SETTINGS, "logger=wandb"]
     with pytest.raises(DivergedError):
-        train(train_config(*settings, "logger.group=table2", trouble("Poison", step=11)), tmp_path)
-    assert train(train_config(*settings), tmp_path) is not None  # by hand, without its sweep
+        train(job(tmp_path, *settings, "logger.group=table2", trouble("Poison", step=11)))
+    assert train(job(tmp_path, *settings)) is not None  # by hand, without its sweep
     first, second = logged(tmp_path)
     assert first.id == second.id
     assert first.name == second.name
