@@ -288,34 +288,6 @@ class DashboardConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """``python -m geexp.benchmark``."""
-
-    what: str = "feed"
-    device: str | None = None
-    rounds: int | None = None
-    batch_size: int | None = None
-    variants: list[str] | None = None
-    extents: list[int | str] | None = None
-    layouts: list[str] | None = None
-    implementations: list[str] | None = None
-    shapes: list[str] | None = None
-    dtypes: list[str] | None = None
-    model: ModelConfig | None = None
-    precision: str | None = None
-    compile: bool | None = None
-    root: str | None = None
-    images: int | None = None
-    workers: int | None = None
-    out: str = MISSING
-    format: str = "text"
-
-    def __post_init__(self) -> None:
-        if self.extents is not None:
-            self.extents = [int(e) if isinstance(e, str) and e.isdigit() else e for e in self.extents]
-
-
-@dataclass
 class PackConfig:
     """``python -m geexp.pack``."""
 

@@ -16,12 +16,10 @@ from omegaconf.errors import (
 )
 
 from geexp.config.analyses import check_analyze
-from geexp.config.benchmark import check_benchmark
 from geexp.config.errors import ConfigError, unknown_key
 from geexp.config.rules import check_train
 from geexp.config.schema import (
     AnalyzeConfig,
-    BenchmarkConfig,
     CheckDataConfig,
     ComplexityConfig,
     DashboardConfig,
@@ -51,7 +49,6 @@ _RULES = {
     ComplexityConfig: check_complexity,
     ReportConfig: check_report,
     DashboardConfig: check_dashboard,
-    BenchmarkConfig: check_benchmark,
     PackConfig: check_pack,
     CheckDataConfig: check_data_check,
 }
