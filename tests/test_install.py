@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 OPERATOR = (
     "import geexp, torch; "
     "x = torch.rand(2, 16, 8, 8); "
-    "print([tuple(geexp.GatherExcite(16, variant=v, extent=4)(x).shape) for v in ('theta_minus', 'theta', 'theta_plus')])"
+    "print([tuple(geexp.GatherExcite(16, variant=v, extent=4)(x).shape) for v in ('theta_minus', 'theta', 'se')])"
 )
 
 
