@@ -10,7 +10,7 @@ from PIL import Image
 
 from geexp.report.page import write_page
 from geexp.report.report import make_report
-from tests.training.wandb_files import logged
+from tests.support.wandb_files import logged
 
 TRAINED = ["schedule.epochs=1", "trainer.limit_train_batches=12", "logger=wandb"]
 

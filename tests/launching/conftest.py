@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.launching.commands import SMALL, Command, Strings
-from tests.training.forked import Forked
+from tests.support.forked import Forked
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from geexp.runs.status import read_status
 from geexp.training import loggers
 from geexp.training.run import train
 from tests.support.configuration import train_config
-from tests.training.fake_wandb import fake_wandb
-from tests.training.forked import Ended
+from tests.support.fake_wandb import fake_wandb
+from tests.support.forked import Ended
 from tests.training.test_run import history, same_weights
 
 # Two epochs of six steps, a checkpoint after each epoch and after every fourth step.
@@ -38,7 +38,7 @@ SETTINGS += ["trainer.limit_train_batches=6", "trainer.limit_val_batches=2", "tr
 def trouble(kind: str, /, **settings: Any) -> str:
     """A callback of ``trouble.py``, under a name that is no part of a run's identity."""
     inside = "".join(f", {key}: {value}" for key, value in settings.items())
-    return f"+callbacks.device_stats={{_target_: tests.training.trouble.{kind}{inside}}}"
+    return f"+callbacks.device_stats={{_target_: tests.support.trouble.{kind}{inside}}}"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -98,7 +98,7 @@ def test_2_processes_train(forked, data, tmp_path):
 
 def test_a_step_is_the_same_however_it_is_divided(forked, data, tmp_path):
     """Among ranks and among batches, with nothing in the network that sees a batch as a whole."""
-    callback = "+callbacks.device_stats={_target_: tests.training.trouble.WithoutNormalisation}"
+    callback = "+callbacks.device_stats={_target_: tests.support.trouble.WithoutNormalisation}"
     arguments = [*SETTINGS, data, callback, "optim.lr=0.01", "trainer.max_epochs=1", "trainer.limit_val_batches=1"]
     whole, in_halves, in_quarters = (tmp_path / name for name in ("whole", "halves", "quarters"))
     train(train_config(*arguments), whole)

@@ -23,7 +23,7 @@ from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
 from tests.conftest import environment
 from tests.support.configuration import train_config
 from tests.training.test_failures import SETTINGS, trouble
-from tests.training.wandb_files import Logged, logged, table
+from tests.support.wandb_files import Logged, logged, table
 
 VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
 TYPED = ["launcher=inline", "ge=none,se,theta", "debug=one_batch", "logger=wandb", "logger.group=mine", "seed=3"]

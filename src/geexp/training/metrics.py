@@ -1,18 +1,24 @@
-"""Top-1 and top-5 errors as integer counts: exact, whatever the batches, and without a host sync per step."""
+"""What is computed from the batches: exact error counts, and whether loss and weights are finite.
+
+Both stay on the device of the network, so that no step waits for a transfer to the host.
+"""
+
+import math
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 
 class ErrorCount:
-    """Adds up images, top-1 errors, top-5 errors and the loss of the batches it is shown.
+    """Top-1 and top-5 errors as integer counts, and the summed loss: exact for any division into batches.
 
-    With fewer than five classes, top-5 counts the classes there are. The sums live on the device of the logits, in
-    types of their own: they are no part of the network, whose precision may be low.
+    With fewer than five classes, top-5 means all of them. Counts are int64 and the loss float64 (float32 on mps),
+    whatever the precision of the network.
 
     Args:
-        confusion: also count which class was taken for which, in ``confusion``.
+        confusion: also count predicted against true classes, for ``confusion``.
     """
 
     def __init__(self, *, confusion: bool = False) -> None:
@@ -27,7 +33,7 @@ class ErrorCount:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """``logits`` [N, classes], ``labels`` [N], ``loss`` the batch's mean."""
+        """``logits`` [N, classes], ``labels`` [N], ``loss`` the mean of the batch."""
         classes = logits.shape[1]
         top = logits.topk(min(5, classes), dim=1).indices
         hit = top == labels[:, None]
@@ -41,7 +47,7 @@ class ErrorCount:
         self._loss = total if self._loss is None else self._loss + total
 
     def totals(self, device: torch.device) -> list[float]:
-        """Images, top-1 and top-5 errors and the summed loss over all ranks; every rank must ask, on its ``device``."""
+        """Images, top-1 errors, top-5 errors and summed loss over all ranks, which must all call it."""
         sums = torch.tensor(self._before, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         if self._counts is not None and self._loss is not None:
             sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
@@ -51,11 +57,14 @@ class ErrorCount:
         return sums.tolist()
 
     def restore(self, totals: list[float]) -> None:
-        """Go on from what ``totals`` gave; on one rank only, and before it is known on which device."""
+        """Continue from a result of ``totals``; on one rank only."""
         self._before = list(totals)
 
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """``loss``, ``top1_error`` and ``top5_error`` (percent), and the counts they were computed from; see totals."""
+        """``loss``, ``top1_error`` and ``top5_error`` (percent) with the counts behind them, over all ranks.
+
+        Empty if no images were counted. Every rank must call it.
+        """
         *counts, loss = self.totals(device)
         images, top1, top5 = map(int, counts)
         if not images:
@@ -70,8 +79,8 @@ class ErrorCount:
         }
 
     def confusion(self, device: torch.device, classes: int) -> Tensor | None:
-        """Images by class (rows) and by the class they were taken for, int64 on the CPU, of all ranks, which must all
-        ask; None if no images were counted. Its sums off the diagonal are the top-1 errors."""
+        """The confusion matrix ``[classes, classes]``, int64 on the CPU: rows true, columns predicted; over all ranks,
+        which must all call it. None if no images were counted."""
         pairs = torch.cat(self._pairs) if self._pairs else torch.empty(0, dtype=torch.int64)
         counts = torch.bincount(pairs.cpu(), minlength=classes * classes)
         if dist.is_available() and dist.is_initialized():
@@ -79,3 +88,26 @@ class ErrorCount:
             dist.all_reduce(counts)
             counts = counts.cpu()
         return counts.view(classes, classes) if counts.any() else None
+
+
+class NonFiniteWatch:
+    """Remembers, on the device of the loss, the first step whose loss became NaN or infinite."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def add(self, loss: Tensor, step: int) -> None:
+        if self._first is None:
+            self._first = torch.zeros((), dtype=torch.int64, device=loss.device)
+        broken = ~torch.isfinite(loss) & (self._first == 0)
+        self._first = torch.where(broken, step, self._first)
+
+    def first(self) -> int:
+        """Counted from 1; 0 if there is none."""
+        return 0 if self._first is None else int(self._first)
+
+
+def is_finite(network: nn.Module) -> bool:
+    """Whether all weights and buffers are finite. A step with a finite loss can still overflow them."""
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    return math.isfinite(get_total_norm(values, math.inf))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import environment
+from tests.support.processes import default_sigint
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,7 @@ class Forked:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=default_sigint,
         )
         self._count = 0
 
@@ -80,7 +82,7 @@ class Forked:
         """``python -m geexp.<entry>`` in ``folder``, started ``ranks`` times by torchrun; None: once, by hand.
 
         Args:
-            first: a function of ``tests.training.trouble``, and its arguments, for each process to begin with; what it
+            first: a function of ``tests.support.trouble``, and its arguments, for each process to begin with; what it
                 returns is called at the end.
         """
         self._count += 1
@@ -158,7 +160,7 @@ def _be(
     try:
         if first:
             function, *its = first
-            last = getattr(importlib.import_module("tests.training.trouble"), function)(*its)
+            last = getattr(importlib.import_module("tests.support.trouble"), function)(*its)
         importlib.import_module(f"geexp.{entry}").main()
     except SystemExit as end:
         code = end.code or 0
