@@ -20,8 +20,10 @@ from geexp.config.schema import AnalyzeConfig, TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.order import FixedOrder
-from geexp.training.evaluation import checkpoint_of, data_of, restore
-from geexp.training.trainer import lightnings_refusals
+from geexp.runs.run import CheckpointInfo
+from geexp.training.classification import Classification
+from geexp.training.evaluation import checkpoint_of, data_of, restore_network
+from geexp.training.trainer import translate_lightning_errors
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Subject:
     checkpoint: Path
     model: nn.Module
     config: TrainConfig
-    about: dict[str, Any]
+    about: CheckpointInfo
     settings: AnalyzeConfig
     fabric: Fabric
     beside: bool = False
@@ -94,9 +96,10 @@ def subject_of(run: str, settings: AnalyzeConfig, *, beside: bool = False) -> Su
         ConfigError: for a device that is not there.
     """
     checkpoint = checkpoint_of(run, settings.which)
-    classifier, config, about = restore(checkpoint)
+    network, loaded = restore_network(Classification(), checkpoint)
+    config, about = loaded.config, loaded.info
     several = settings.devices > 1
-    with lightnings_refusals():
+    with translate_lightning_errors():
         fabric = Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -105,7 +108,7 @@ def subject_of(run: str, settings: AnalyzeConfig, *, beside: bool = False) -> Su
             precision=config.trainer.precision,  # type: ignore[arg-type]
         )
     fabric.launch()
-    model = classifier.model.to(fabric.device)
+    model = network.to(fabric.device)
     return Subject(checkpoint.parents[1], checkpoint, model.eval(), config, about, settings, fabric, beside)
 
 

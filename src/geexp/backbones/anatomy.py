@@ -127,12 +127,13 @@ def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     Parameters and buffers are replaced by stand-ins on the meta device for the call; the model is left as it was.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
     stand_ins = {name: tensor.to("meta") for name, tensor in tensors.items()}
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad(), _eager():
-            torch.func.functional_call(model, stand_ins, torch.empty(1, *image_shape, device="meta"))
+            torch.func.functional_call(model, stand_ins, torch.empty(1, *image_shape, dtype=dtype, device="meta"))
     finally:
         for module, training in modes.items():  # one by one: some may have been frozen
             module.training = training

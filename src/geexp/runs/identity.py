@@ -15,7 +15,9 @@ _NOT_OF_THE_DATA = {"root", "download", "default_feed", *FACTS["data"]}
 _NOT_OF_THE_MODEL = {*FACTS["model"]}
 # Callbacks that only watch, by class; any other may change the result.
 _WATCHING = {
-    "geexp.training.progress.progress",
+    "geexp.training.callbacks.progress",
+    "geexp.training.callbacks.BestCheckpoint",
+    "geexp.training.progress.progress",  # in the configurations of earlier runs
     "geexp.training.checkpoints.BestCheckpoint",
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 }

@@ -137,7 +137,7 @@ class Classification:
     """See ``Task``."""
 
     detects = False
-    summary_metrics = ("val/top1_error", "val/top5_error", "val/loss")
+    summary_metrics: tuple[str, ...] = ("val/top1_error", "val/top5_error", "val/loss")
 
     def data(self, config: TrainConfig) -> ImageData:
         data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
@@ -163,9 +163,7 @@ class Classification:
         shape = (config.data.channels, config.data.image_size, config.data.image_size)
         return {"complexity": count_complexity(module.model, shape).as_dict()}
 
-    def final_charts(
-        self, trainer: pl.Trainer, module: Classifier, data: ImageData, folder: Path
-    ) -> Confusion | None:
+    def final_charts(self, trainer: pl.Trainer, module: Classifier, data: ImageData, folder: Path) -> Confusion | None:
         classes = data.evaluation_images.classes
         counts = module.validation_errors.confusion(trainer.strategy.root_device, len(classes))
         return None if counts is None else Confusion(counts, classes)

@@ -28,23 +28,22 @@ def wandb_run_of(folder: Path) -> WandbRun:
         ConfigError: for a run that was trained with another logger.
         DataError: for one without a checkpoint.
     """
-    from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
+    from geexp.training.checkpoints import load_checkpoint
 
-    path = checkpoint_folder(folder) / LAST
-    about = load_checkpoint(path)[FORMAT]
-    logger = configuration_of(path, about).logger
+    checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
+    logger = checkpoint.config.logger
     if logger.name != "wandb":
         raise ConfigError(
             f"wandb=true: {folder} was trained with logger={logger.name}, so it has no run at W&B. Leave wandb out."
         )
-    return WandbRun(folder, about["run_id"], logger)
+    return WandbRun(folder, checkpoint.info.run_id, logger)
 
 
 def show_at_wandb(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
     """Log the PNG among ``pictures`` as ``key``; offline where nobody is logged in."""
     import wandb
 
-    from geexp.training.wandb_login import usual_mode
+    from geexp.training.wandb_content import usual_mode
 
     mode: Any = run.logger.mode if run.logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
     experiment = wandb.init(

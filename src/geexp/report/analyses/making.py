@@ -86,7 +86,7 @@ def _measured(kind: ModuleType, settings: AnalyzeConfig) -> Analysis:
                 run=str(subject.folder),
                 seed=seed,
                 checkpoint=str(subject.checkpoint),
-                epoch=int(subject.about["epoch"]),
+                epoch=subject.about.epoch,
                 split=settings.split,
                 images=subject.image_count,
                 identity=leaves,
