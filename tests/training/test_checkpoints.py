@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -179,3 +180,26 @@ def test_a_disk_that_is_full_takes_nothing_away(run, last):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert goes_on_from(run) == ("last.ckpt", 2)
     assert len(list(last.parent.iterdir())) == 2
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_checkpoints_that_are_not_ours(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(DataError, match="no such file"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="damaged"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}, "x": Evil()}, path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(DataError, match="not written by a run of this geexp"):
+        load_checkpoint(path)
