@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching.commands import SMALL, Command, Strings
+from tests.support.launched import SMALL, Command, Strings
 from tests.training.forked import Forked
 
 

@@ -161,7 +161,7 @@ def test_ctrl_c_ends_the_waiting_only(monkeypatch, tmp_path, capsys):
 
 SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "optim.batch_size=32", "schedule.epochs=2"]
 SETTINGS += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2"]
-EVENT = "+callbacks.device_stats={_target_: tests.launching.cluster_events."  # a name that is in no run's identity
+EVENT = "+callbacks.puppet={_target_: tests.support.cluster_events."  # a name that is in no run's identity
 
 
 @pytest.fixture

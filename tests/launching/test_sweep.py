@@ -17,7 +17,7 @@ from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.runs.run_files import read_result
 from geexp.runs.status import read_status
-from tests.launching.commands import SMALL, Command, finished, runs, send, until
+from tests.support.launched import SMALL, Command, finished, runs, send, until
 from tests.support.configuration import train_config
 from tests.training.forked import torchrun_environments
 from tests.training.test_run import history, same_weights
@@ -100,7 +100,7 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
     seen.mkdir()
     data = ["data=fashion_mnist_mini", "data.keep_classes=2", "data.num_classes=2", "data/augmentation=none"]
     settings = ["model=resnet8", "trainer.accelerator=cpu", "optim.batch_size=50", "schedule.epochs=2", "logger=none"]
-    record = f"+callbacks.device_stats={{_target_: tests.launching.probes.Record, folder: '{seen}'}}"
+    record = f"+callbacks.puppet={{_target_: tests.support.probes.Record, folder: '{seen}'}}"
     sweep = start("-m", "ge=none,theta,se", "trainer.devices=2,1", "launcher.devices=2", *data, *settings, record)
     at_once = []
     while sweep.process.poll() is None:

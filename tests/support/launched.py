@@ -120,7 +120,7 @@ class Strings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.argument = f"+callbacks.device_stats={{_target_: tests.launching.probes.Puppet, folder: '{folder}'}}"
+        self.argument = f"+callbacks.puppet={{_target_: tests.support.probes.Puppet, folder: '{folder}'}}"
 
     def tell(self, rank: str, what: str = "wait") -> None:
         (self.folder / f"{rank}.do").write_text(what)
