@@ -21,10 +21,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from geexp.registry import config_directory
+from geexp.config.compose import validated
 from geexp.config.protocol import base_rate, planned_epochs
 from geexp.config.schema import TrainConfig
-from geexp.config.compose import validated
+from geexp.registry import config_directory
 from geexp.report.style import VARIANT_STYLE
 from geexp.training.schedules import LearningRate
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 from geexp.config.command import command
+from geexp.config.extras import require_extras
 from geexp.config.schema import DetectConfig
 
 # What the paper's detection experiment chooses, where the command line does not.
@@ -39,6 +40,7 @@ def training_arguments(arguments: list[str]) -> list[str]:
 
 @command("detect", DetectConfig)
 def predict(config: DetectConfig) -> None:
+    require_extras("geexp.detect", "detection")
     from geexp.detection.predicting import draw_predictions
 
     found, picture = draw_predictions(config)

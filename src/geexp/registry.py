@@ -4,7 +4,9 @@ Such a file has the import path of what it stands for (``_target_``), the facts 
 imported, and the defaults of its settings.
 """
 
-from functools import cache
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,28 @@ def locate(target: str) -> Any:
     if not hasattr(found, name):
         raise ValueError(f"{target}: module {module} has no {name!r}")
     return getattr(found, name)
+
+
+def bound(
+    target: str, arguments: dict[str, Any], *, called_with: tuple[str, ...] = (), after: int = 0
+) -> Callable[..., Any]:
+    """What a ``_target_`` stands for, with these arguments of its YAML file, to be called with the rest.
+
+    Args:
+        called_with: the names of the keywords that the caller adds.
+        after: the number of positional arguments that the caller puts in front.
+
+    Raises:
+        ValueError: if there is no such thing, or it does not take these arguments, naming the one that is wrong.
+    """
+    found = locate(target)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of something built in, whose first call shows it
+        return partial(found, **arguments)
+    try:
+        signature.bind(*[None] * after, **dict.fromkeys(called_with), **arguments)
+    except TypeError as error:
+        given = ", ".join(arguments) or "none"
+        raise ValueError(f"{target}: {error}; its arguments are {signature}, given are {given}") from error
+    return partial(found, **arguments)

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 
 from geexp.config.command import command
 from geexp.config.errors import ConfigError
+from geexp.config.extras import require_extras
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
@@ -32,7 +33,9 @@ def main(config: TrainConfig) -> float | None:
         metrics = finished.metrics
     else:
         require_data(config.data, config.feed)
-        require_backbone(config)
+        if config.detects:
+            require_extras("a detector", "detection")
+            require_backbone(config)
         if needs_ranks(config):
             start_ranks(job)
             return None  # the first of them has printed the result

@@ -1,66 +1,62 @@
 """Every option of every group composes to a valid configuration; the ways to say the same thing agree."""
 
-from pathlib import Path
-
-import pytest
-from geexp.config.catalog import BACKBONES, DETECTION_SETS, IMPLEMENTATIONS, VARIANTS
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+import re
 
 from geexp.backbones import build_model, stages
-from geexp.config.compose import validated
-from geexp.config.schema import TrainConfig
-from geexp.operators import gather_excite, implementation
-from geexp.registry import config_directory
-from geexp.runs.identity import effective_ge, ge_slug, identity, run_folder
+from geexp.config.compose import composed_training as config
+from geexp.config.errors import ConfigError
+from geexp.operators import gather_excite
+from geexp.registry import config_directory, locate, options
+from geexp.runs.identity import effective_ge, ge_slug
+from geexp.runs.job import make_job
 
-CONF = Path(config_directory())
+CONF = config_directory()
 ELSEWHERE = ("hydra", "sweep", "experiment", "hardware")  # test_experiments.py, test_sweeps.py, test_budget.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
 DETECTORS = {("detector", "c4"), ("detector", "fpn"), ("detector", "c4_small"), ("feed", "coco")} | {
-    ("data", name) for name in DETECTION_SETS
+    ("data", name) for name, entry in options("data").items() if entry["kind"] == "boxes"
 }
-OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
-def config(*overrides: str) -> TrainConfig:
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return validated(TrainConfig, compose("train", overrides=list(overrides)))
+def run_folder(*overrides: str) -> str:
+    return make_job(config(*overrides)).slug
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
-def test_every_option_is_valid(group, option):
+def test_every_option_is_valid():
     needs = {
         "model": [],
-        "placement": ["model=resnet50" if option == "stage5" else "model=resnet20"],
+        "model=timm": ["model.arch=resnet18"],
+        "data=image_folder": ["data.root=."],
         "recipe": ["data=imagenet", "feed=pack"],
-        "feed": ["data=imagenet"] if option in ("folder", "pack") else [],
-        "scale": ["data=cifar10" if option.startswith("cifar") else "data=imagenet"],
+        "feed=folder": ["data=imagenet"],
+        "feed=pack": ["data=imagenet"],
+        "placement=stage5": ["model=resnet50"],
+        "scale": ["data=imagenet"],
+        "scale=cifar_short": ["data=cifar10"],
     }
     detector = {"model": "resnet10_slim", "detector": "c4", "data": "coco2014"}
-    if (group, option) in DETECTORS:
-        needs[group] = [f"{key}={choice}" for key, choice in detector.items() if key != group] + ["ge=none"]
-    overrides = [f"{group}={option}" if group != "extent" else f"extent='{option}'"]
-    config(*needs.get(group, ["model=resnet20"]), *overrides)
+    for group in GROUPS:
+        for option in sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+            choice = f"{group}={option}" if group != "extent" else f"extent='{option}'"
+            others = needs.get(choice, needs.get(group, ["model=resnet20"]))
+            if (group, option) in DETECTORS:
+                others = [f"{key}={needed}" for key, needed in detector.items() if key != group] + ["ge=none"]
+            try:
+                config(*others, choice)
+            except ConfigError as error:
+                raise AssertionError(f"{choice}, with {others}: {error}") from error
+    for path in CONF.glob("data/augmentation/*.yaml"):
+        config("data=imagenet", "feed=reference", f"data/augmentation={path.stem}")
 
 
-@pytest.mark.parametrize("augmentation", sorted(path.stem for path in CONF.glob("data/augmentation/*.yaml")))
-def test_every_augmentation_is_valid(augmentation):
-    config("data=imagenet", "feed=reference", f"data/augmentation={augmentation}")
-
-
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
-def test_every_file_says_what_it_is(path):
-    if "hydra_logging" not in path.parts and "help" not in path.parts and "job_logging" not in path.parts:
-        assert any(line.startswith("# ") for line in path.read_text().splitlines()[:3])
-
-
-@pytest.mark.parametrize("path", sorted([*CONF.glob("experiment/*"), *CONF.glob("sweep/*")]), ids=lambda p: p.stem)
-def test_experiments_and_sweeps_name_command_hardware_and_number(path):
-    header = path.read_text()
-    for word in ("# What:", "# Command:", "# Hardware:", "# Number:"):
-        assert word in header
+def test_every_file_says_what_it_is():
+    """In a comment at its top; presets and sweeps by four headings."""
+    for path in CONF.rglob("*.yaml"):
+        if path.parent.name not in ("hydra_logging", "job_logging", "help"):
+            assert any(line.startswith("# ") for line in path.read_text().splitlines()[:3]), path
+    for path in (*CONF.glob("experiment/*"), *CONF.glob("sweep/*")):
+        headings = re.findall(r"^# (\w+): ", path.read_text(), re.MULTILINE)
+        assert headings == ["What", "Command", "Hardware", "Number"], path
 
 
 def test_the_user_command():
@@ -77,20 +73,19 @@ def test_group_and_key_say_the_same():
     assert config("ge.extent=32").ge.extent == 32
 
 
-def test_the_catalog_is_what_there_is():
-    assert gather_excite.VARIANTS == VARIANTS
-    assert implementation.IMPLEMENTATIONS == IMPLEMENTATIONS
-    assert {path.stem for path in CONF.glob("model/*.yaml")} == set(BACKBONES)
-    assert {path.stem for path in CONF.glob("ge/*.yaml")} == {"none", *VARIANTS}
-    for name, facts in BACKBONES.items():
-        assert tuple(stages(build_model(name))) == facts.stages
+def test_the_files_describe_what_there_is():
+    assert {*gather_excite.VARIANTS, "none"} == set(options("ge"))
+    for name, entry in options("model").items():
+        if name != "timm":
+            assert locate(entry["_target_"]).__name__ == name
+            assert list(stages(build_model(name))) == entry["stages"]
 
 
 def test_a_run_is_named_by_what_determines_its_result():
-    base = run_folder(config())
+    base = run_folder()
     assert base.startswith("fashion_mnist_mini/resnet8/theta-global/demo/seed0-")
     for change in ("seed=1", "optim.lr=0.2", "ge.stages=[2]", "data.augmentation.flip=false", "trainer.max_epochs=2"):
-        assert run_folder(config(change)) != base
+        assert run_folder(change) != base
     for same in (
         "outputs=elsewhere",
         "logger=none",
@@ -101,15 +96,15 @@ def test_a_run_is_named_by_what_determines_its_result():
         "ge.implementation=fused",
         "resume=false",
     ):
-        assert run_folder(config(same)) == base
+        assert run_folder(same) == base
     photos, pack = config("data=imagenet"), ("data=imagenet", "feed=pack")
-    assert run_folder(config(*pack)) == run_folder(photos)  # the same bytes
-    assert run_folder(config(*pack, "recipe=jpeg")).startswith("imagenet-jpeg-max500-q90/")  # another data set
-    assert run_folder(config("+callbacks.swa={_target_: a.B}")) != base
-    assert run_folder(config("callbacks=device_stats")) == base
+    assert run_folder(*pack) == make_job(photos).slug  # the same bytes
+    assert run_folder(*pack, "recipe=jpeg").startswith("imagenet-jpeg-max500-q90/")  # another data set
+    assert run_folder("+callbacks.swa={_target_: a.B}") != base
+    assert run_folder("callbacks=device_stats") == base
     resnet = ("model=resnet50", "ge=none")
-    assert run_folder(config(*resnet, "model.stride_in=null")) == run_folder(config(*resnet))
-    assert run_folder(config("ge=none", "ge.extent=8")) == run_folder(config("ge=none"))
+    assert run_folder(*resnet, "model.stride_in=null") == run_folder(*resnet)
+    assert run_folder("ge=none", "ge.extent=8") == run_folder("ge=none")
     assert "stage45-" not in base
 
 
@@ -130,4 +125,4 @@ def test_slugs_are_readable():
 def test_identity_keeps_only_what_has_an_effect():
     c = config("ge=theta", "ge.reduction=4")
     assert effective_ge(c.ge, c.model) == {"variant": "theta", "extent": "global", "stages": [2, 3, 4]}
-    assert "root" not in identity(c)["data"]
+    assert "root" not in make_job(c).identity["data"]

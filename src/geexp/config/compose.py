@@ -42,7 +42,7 @@ _OURS_ONLY = {
     "model": ("stride_in",),
     "ge": ("pool", "reduction", "implementation"),
     "data": (),
-    "schedule": ("milestones", "factor", "patience", "threshold", "reductions"),
+    "schedule": ("milestones", "factor", "monitor", "patience", "threshold", "reductions"),
     "optim": ("momentum", "nesterov"),
 }
 
@@ -55,6 +55,7 @@ def store_schema(name: str, schema: type) -> None:
     for group in OPEN_GROUPS:
         if isinstance(defaults.get(group), dict):
             del defaults[group]["arguments"]
+            defaults[group] |= dict.fromkeys(_OURS_ONLY[group])  # None until a file or the command line gives a value
     ConfigStore.instance().store(name=name, node=defaults)
 
 
@@ -110,8 +111,7 @@ def _described(group: str, schema: type, values: dict[str, Any]) -> dict[str, An
     if not is_ours(target):
         if name_key is not None and values.get(name_key) in (None, MISSING):
             values[name_key] = str(target).rpartition(".")[2]
-        ours = {key: values.pop(key) for key in _OURS_ONLY[group] if key in values}
-        arguments |= {key: value for key, value in ours.items() if value is not None}
+        arguments |= {key: values.pop(key) for key in _OURS_ONLY[group] if values.get(key) is not None}
         arguments |= {key: values.pop(key) for key in list(values) if key not in known}
     else:
         entry = _our_option(group, name_key, values)
@@ -119,6 +119,9 @@ def _described(group: str, schema: type, values: dict[str, Any]) -> dict[str, An
         for key in ("_target_", *FACTS[group]):
             if key in entry and values.get(key) in (None, MISSING, [], {}):
                 values[key] = entry[key]
+    for key in _OURS_ONLY[group]:
+        if values.get(key, ...) is None:
+            del values[key]
     return values | ({"arguments": arguments} if arguments else {})
 
 

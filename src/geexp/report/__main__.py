@@ -7,6 +7,7 @@ from pathlib import Path
 
 from geexp.config.command import command
 from geexp.config.errors import ConfigError
+from geexp.config.extras import require_extras
 from geexp.config.schema import ReportConfig
 
 TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
@@ -14,6 +15,7 @@ TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> None:
+    require_extras("geexp.report", "report")
     at_wandb = config.runs.startswith("wandb:")
     folder = Path(config.runs).expanduser()
     if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # which a fresh installation does not have

@@ -1,6 +1,5 @@
 """From a configuration to its network."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from geexp.backbones.complexity import Complexity, count_complexity
 from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, GatherExciteConfig, ModelConfig, TrainConfig
-from geexp.registry import locate
+from geexp.registry import bound
 
 
 def build_network(
@@ -24,7 +23,7 @@ def build_network(
     """
     try:
         return assemble(
-            partial(locate(str(model._target_)), **_given(model, "stride_in"), **model.arguments),
+            _constructor(model),
             _operator(ge),
             stages=ge.stages,
             num_classes=num_classes,
@@ -59,13 +58,18 @@ def _images(data: DataConfig) -> dict[str, int]:
     return {"num_classes": data.num_classes, "image_size": data.image_size, "in_channels": data.channels}
 
 
+def _constructor(model: ModelConfig) -> Any:
+    arguments = _given(model, "stride_in") | model.arguments
+    return bound(str(model._target_), arguments, called_with=("num_classes", "in_channels"))
+
+
 def _operator(ge: GatherExciteConfig) -> Any:
     if ge.variant == "none":
         return None
     settings = _given(ge, "pool", "reduction", "implementation") | ge.arguments
     if is_ours(ge._target_):
         settings["variant"] = ge.variant
-    return partial(locate(str(ge._target_)), extent=ge.extent, **settings)
+    return bound(str(ge._target_), {"extent": ge.extent, **settings}, called_with=("size",), after=1)
 
 
 def _given(group: Any, *keys: str) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""The optional dependencies: which commands need them, and what to say if they are not installed."""
+
+from importlib.util import find_spec
+
+from geexp.config.errors import ConfigError
+
+# By the extra's name in pyproject.toml the modules that it brings.
+EXTRAS = {
+    "report": ("matplotlib", "pandas", "tabulate", "jinja2", "plotly", "scipy"),
+    "detection": ("pycocotools", "matplotlib"),
+    "slurm": ("submitit",),
+    "dashboard": ("wandb_workspaces",),
+    "decoders": ("torchcodec",),
+}
+
+
+def missing(*extras: str) -> list[str]:
+    """The modules of these extras that are not installed. Nothing is imported."""
+    return [module for extra in extras for module in EXTRAS[extra] if find_spec(module) is None]
+
+
+def require_extras(purpose: str, *extras: str) -> None:
+    """Raise ``ConfigError`` with the command that installs what is missing for ``purpose``."""
+    lacking = missing(*extras)
+    if lacking:
+        raise ConfigError(
+            f"{purpose} needs {', '.join(lacking)}, not installed here. "
+            f"Install with: pip install 'geexp[{','.join(extras)}]'"
+        )
