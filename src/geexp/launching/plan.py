@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import UserError
+from geexp.config.extras import require_extras
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
@@ -150,7 +151,9 @@ def require_all_data(rows: Sequence[Row]) -> None:
         if row.to_train:
             try:
                 require_data(row.job.config.data, row.job.config.feed)
-                require_backbone(row.job.config)
+                if row.job.config.detects:
+                    require_extras("a detector", "detection")
+                    require_backbone(row.job.config)
             except UserError as error:
                 raise type(error)(f"{row.label}: {error}") from error
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from geexp.config.errors import PREEMPTED, ConfigError
+from geexp.config.extras import require_extras
 from geexp.launching.jobs import SweepJob
 from geexp.launching.slurm_task import NOTE, train_rank
 from geexp.runs.run import Run
@@ -123,6 +124,7 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
             "hydra/launcher=geexp_slurm: there is no sbatch on this machine. Start the sweep on a login node of the "
             "cluster, or leave the launcher out to train here."
         )
+    require_extras("hydra/launcher=geexp_slurm", "slurm")
     if settings.minutes is not None and 60 * settings.minutes < 2 * settings.warning:
         raise ConfigError(
             f"hydra.launcher.warning={settings.warning}: with hydra.launcher.minutes={settings.minutes} a job would be "

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from geexp.config.errors import ConfigError, TrainingError
+from geexp.config.extras import missing
 from geexp.launching import slurm
 from geexp.launching.jobs import SweepJob
 from geexp.launching.live_table import LiveTable, table_of
@@ -110,6 +111,8 @@ def on_slurm(settings: slurm.SlurmSettings, folder: Path) -> Train:
 
 def _compare(rows: Sequence[Row]) -> None:
     folders = [row.job.folder for row in rows if row.same_as is None]
+    if missing("report"):
+        return
     if any(progress_now(row.job).state == DONE for row in rows):
         from geexp.report.comparison import compare_runs
 
