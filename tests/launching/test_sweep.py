@@ -16,8 +16,8 @@ import pytest
 from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.runs.run import Run
-from tests.support.launched import SMALL, Command, finished, runs, send, until
 from tests.support.configuration import train_config
+from tests.support.launched import SMALL, Command, finished, runs, send, until
 from tests.training.forked import torchrun_environments
 from tests.training.test_run import history, same_weights
 from tests.training.wandb_files import records
@@ -136,7 +136,9 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
                 mine = [Counter(one["seen"][f"{split} {epoch}"]) for one in ranks if one["folder"] == folder]
                 assert sum(mine, Counter()) == images
                 assert len({part.total() for part in mine}) == 1
-    assert {Run(Path(folder)).read_result().metrics["last"]["val/images"] for folder in folders} == {there["val"].total()}
+    assert {Run(Path(folder)).read_result().metrics["last"]["val/images"] for folder in folders} == {
+        there["val"].total()
+    }
 
 
 def _images(config: TrainConfig, *, train: bool) -> Counter[str]:
