@@ -1,4 +1,4 @@
-"""Jobs of a sweep on SLURM: what is asked of it, and, on a real one (make test-slurm), what comes of it."""
+"""Jobs of a sweep on SLURM: the batch script, and jobs on a real cluster (make test-slurm)."""
 
 import json
 import os
@@ -154,7 +154,7 @@ def test_a_job_is_watched_to_its_end(monkeypatch, tmp_path):
     assert first[:3] == [
         (PENDING, "job 1_0, Priority"),
         (RUNNING, "job 1_0 on n1"),
-        (PENDING, "preempted, goes on in its next turn"),
+        (PENDING, "preempted, resumes in its next turn"),
     ]
     assert first[3] == (FAILED, f"no room (job 1_0: failed, log: {tmp_path / '0.out'})")
     assert second[2] == (FAILED, f"geexp.train: no images (job 1_1: completed, log: {tmp_path / '1.out'})")
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_the_waiting_only(monkeypatch, tmp_path, capsys):
     entries = [Submitted(make_job(tmp_path, "trainer=cpu"), slurm_id, tmp_path) for slurm_id in ("7_0", "7_1", "12")]
     with pytest.raises(KeyboardInterrupt):
         list(watch(entries))
-    assert "this ends them: scancel 7 12" in capsys.readouterr().err
+    assert "scancel 7 12" in capsys.readouterr().err
 
 
 # From here on with a real one.

@@ -142,7 +142,7 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
 
 
 def explain(error: BaseException, schema: type) -> UserError | None:
-    """What the user did wrong, if that is what the exception came from; None for anything else."""
+    """The user error behind an exception; None for anything else, such as a bug of ours."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -183,7 +183,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
 
 
 def _is_a_bug(error: BaseException) -> bool:
-    """Whether code of ours raised it, and it is no error that a user makes."""
+    """Whether code of ours raised it, and it is not the type of a user error."""
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)):
         return False
     trace: TracebackType | None = error.__traceback__
@@ -196,12 +196,12 @@ def _is_a_bug(error: BaseException) -> bool:
 
 _PACKAGE = Path(__file__).parents[1]
 
-# What conf/train.yaml says already; on the command line Hydra refuses it.
+# The defaults of conf/train.yaml; on the command line Hydra refuses them.
 _NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
 
 
-# The first rank speaks, logs and writes; the others speak of what it has not spoken of some seconds later.
-_FIRST_SPEAKS = 10
+# Rank 0 prints, logs and writes; the others print an error only if rank 0 has not ended these seconds later.
+_RANK_0_FIRST = 10.0
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
 
 
@@ -245,8 +245,8 @@ def _refuse(name: str, error: UserError) -> NoReturn:
     if rank() == 0:
         print(f"geexp.{name}: {error}", file=sys.stderr)
     else:
-        # torchrun ends us as soon as the first rank has ended, which will have said the same. If not, it does not know.
-        time.sleep(_FIRST_SPEAKS)
+        # Usually rank 0 fails for the same reason, prints it and ends, and torchrun then ends us.
+        time.sleep(_RANK_0_FIRST)
         print(f"geexp.{name} (rank {rank()}): {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 

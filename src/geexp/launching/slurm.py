@@ -1,8 +1,8 @@
 """The jobs of a sweep as SLURM job arrays: one task per device, requeued as often as they are preempted.
 
-submitit writes the batch script, submits the array and finds each job its arguments. What it would do at a signal, and
-that it asks an accounting database how jobs are, is not used: here the ranks save, and the batch script, which outlives
-all of them, requeues the job once.
+submitit writes the batch script, submits the array and hands each job its arguments. Its signal handling and its
+queries of an accounting database are not used: here the ranks save, and the batch script, which outlives all of them,
+requeues the job once.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Change:
-    """A job is now ``pending``, ``running``, ``complete`` or ``failed``: why, or where."""
+    """A job is now ``pending``, ``running``, ``complete`` or ``failed``; ``detail``: why, or where."""
 
     submitted: Submitted
     state: str
@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True)
 class InQueue:
-    """SLURM's words for the state of a job, what it waits for or ended of, and its nodes."""
+    """SLURM's state of a job, the reason for it, and the job's nodes."""
 
     state: str
     reason: str = ""
@@ -77,14 +77,14 @@ _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_F
 
 @dataclass
 class SlurmSettings:
-    """What a job asks of the cluster. Nodes, tasks and GPUs follow from ``trainer.nodes`` and ``trainer.devices``.
+    """The resources of a job. Nodes, tasks and GPUs follow from ``trainer.nodes`` and ``trainer.devices``.
 
     Attributes:
         name: of the array.
-        partition, account, qos, constraint, mem, cpus_per_task: as sbatch calls them; null is the cluster's own choice.
-        minutes: until a job has to make room for others; it goes on in its next turn. null: the partition's limit.
-        warning: seconds before that, when it is told to save; longer than a step and a checkpoint take, by far.
-        gpu: kind of GPU, where the cluster has several. Asked for unless ``trainer.accelerator=cpu``.
+        partition, account, qos, constraint, mem, cpus_per_task: sbatch's options; null is the cluster's default.
+        minutes: time limit, after which the job is requeued and resumes. null: the partition's limit.
+        warning: seconds before the limit at which the job is signalled; far more than a step and a checkpoint take.
+        gpu: kind of GPU, where the cluster has several. GPUs are requested unless ``trainer.accelerator=cpu``.
         parallel: how many jobs of an array may run at once.
         setup: lines of shell before the training, such as ``module load``.
         sbatch: any other option by its long name: ``{reservation: friday}``.
@@ -108,16 +108,15 @@ class SlurmSettings:
 def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> list[Submitted]:
     """Submit the jobs as arrays, one for those that share nodes and devices, the longest array first.
 
-    What an earlier call with the same ``folder`` has submitted and is still in the queue is not submitted again.
+    Jobs that an earlier call with the same ``folder`` has submitted and that are still queued are not submitted again.
 
     Args:
         jobs: all to be trained, each with a run folder of its own.
-        settings: of all jobs.
-        folder: for batch scripts, logs and the list of what was submitted. On a disk that all nodes share.
+        folder: for batch scripts, logs and the list of submitted jobs, on a disk that all nodes share.
 
     Raises:
         ConfigError: without SLURM on this machine, if it does not answer, for a warning that leaves no time to train,
-            and for what sbatch refuses, in its own words.
+            and with sbatch's message for a refused option.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -128,7 +127,7 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
     if settings.minutes is not None and 60 * settings.minutes < 2 * settings.warning:
         raise ConfigError(
             f"hydra.launcher.warning={settings.warning}: with hydra.launcher.minutes={settings.minutes} a job would be "
-            f"told to stop before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
+            f"signalled before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
         )
     record = folder / "submitted.json"
     known = _still_queued(record)
@@ -148,7 +147,7 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
 
 
 def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
-    """What submitit is told to write into the batch script of an array."""
+    """submitit's parameters for the batch script of an array."""
     trainer = jobs[0].config.trainer
     gpus = f"{settings.gpu}:{trainer.devices}" if settings.gpu else trainer.devices
     more = {"requeue": True, "signal": f"USR1@{settings.warning}", **settings.sbatch}
@@ -193,8 +192,8 @@ def _before(folder: Path) -> list[str]:
     ]
 
 
-# After srun. A job that was cancelled saves and ends like a preempted one, and requeued it would come back: it runs no
-# more. Nor does one that SLURM requeues by itself.
+# After srun. A cancelled job saves and ends like a preempted one, but must not come back; neither it nor a job that
+# SLURM requeues by itself is still RUNNING.
 _AFTER = [
     "code=$?",
     f"if [[ $code -eq 0 && -e ${NOTE} ]]; then code={PREEMPTED}; fi",
@@ -215,9 +214,9 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
     executor.update_parameters(**parameters(jobs, settings, folder))
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
-    said = io.StringIO()  # sbatch's words, which submitit prints before it raises them
+    printed = io.StringIO()  # sbatch's message, which submitit prints before it raises it
     try:
-        with _outside_of_a_job(), contextlib.redirect_stderr(said):
+        with _outside_of_a_job(), contextlib.redirect_stderr(printed):
             submitted = executor.submit_array([partial(train_rank, job.arguments()) for job in jobs])
     except FailedJobError as error:
         for left in set(folder.iterdir()) - before:
@@ -229,7 +228,7 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
 
 @contextlib.contextmanager
 def _outside_of_a_job() -> Iterator[None]:
-    """Without what a job says of itself, if the sweep is started in one: sbatch would take it for options."""
+    """Hide the variables of a SLURM job in which the sweep runs: sbatch would take them for options."""
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
         hidden = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
@@ -275,10 +274,10 @@ def queue() -> dict[str, InQueue]:
 def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Change | None]:
     """Yield each change of a job's state, from its first one, until all are complete or failed.
 
-    After each look at the queue there is a None, for who wants to look at the runs as well.
+    After each query of the queue it yields None, so that callers can read the runs at the same pace.
 
     A job is complete if SLURM knows of no failure and its run has a result: exit codes alone are no proof.
-    Ctrl-C ends the waiting, not the jobs, and says how they are ended.
+    Ctrl-C ends the waiting, not the jobs, and prints the command that cancels them.
     """
     left = {entry.slurm_id: entry for entry in submitted}
     before = {entry.slurm_id: read_status(entry.job.folder) for entry in submitted}
@@ -298,7 +297,7 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
                 if states.get(slurm_id) != change.state:
                     again = slurm_id in states and change.state == PENDING
                     states[slurm_id] = change.state
-                    yield Change(entry, change.state, "preempted, goes on in its next turn") if again else change
+                    yield Change(entry, change.state, "preempted, resumes in its next turn") if again else change
             yield None
             if left:
                 time.sleep(every)
@@ -306,7 +305,7 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
         arrays = sorted({slurm_id.partition("_")[0] for slurm_id in left}, key=int)
         if arrays:
             print(
-                f"\nThe jobs go on in SLURM. The same command waits for them again; this ends them: "
+                f"\nThe jobs stay in SLURM. The same command waits for them again; this cancels them: "
                 f"scancel {' '.join(arrays)}",
                 file=sys.stderr,
             )
@@ -320,17 +319,17 @@ def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Cha
         return Change(entry, PENDING, f"job {entry.slurm_id}" + (f", {now.reason}" if now.reason != "None" else ""))
     folder = entry.job.folder
     if folder.is_dir():
-        list(folder.iterdir())  # a network file system would else say what it knew of the folder some time ago
+        list(folder.iterdir())  # else a network file system may answer from its cache
     if now.state in ("COMPLETED", "GONE") and Run(folder).result is not None:
         return Change(entry, COMPLETE, str(folder))
     status = read_status(folder)
-    told = status.reason if status and status != status_before and status.state != "preempted" else None
-    reason = _of_another_rank(entry.log) or told or _last_words(entry.log) or "no output"
+    recorded = status.reason if status and status != status_before and status.state != "preempted" else None
+    reason = _of_another_rank(entry.log) or recorded or _last_words(entry.log) or "no output"
     return Change(entry, FAILED, f"{reason} (job {entry.slurm_id}: {now.state.lower()}, log: {entry.log})")
 
 
 def _of_another_rank(path: Path) -> str:
-    """Why another rank failed, and took the first one down; srun names it in the output of the first one."""
+    """The reason why another rank failed first; srun names that rank in the output of rank 0."""
     ended = re.search(r"^srun: error: \S+: tasks? (\d+)\S*: (.*)", _text(path), re.MULTILINE)
     if ended is None or ended[1] == "0":
         return ""
@@ -340,7 +339,7 @@ def _of_another_rank(path: Path) -> str:
 
 
 def _last_words(path: Path) -> str:
-    """The last line that a training printed, in between those that SLURM and submitit print."""
+    """The last line of a training's own output, without the lines of SLURM and submitit."""
     others = ("srun:", "slurmstepd", "scontrol:", "submitit ")
     own = [line for line in _text(path).splitlines() if not line.startswith(others)]
     return next((line.strip() for line in reversed(own) if line.strip()), "")
