@@ -158,6 +158,16 @@ def test_a_dry_run_in_a_folder_of_its_own(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_printed_command_can_be_asked_about(run, tmp_path):
+    """The command of one row of a sweep, in a folder of its own."""
+    row = ["+sweep=figure4", "experiment=figure4_theta", "data.root=/nowhere", "hydra.run.dir=here", "hydra.mode=RUN"]
+    for entry, more, fact in (("train", ["dry_run=true"], "1 training: 1 to train"), ("status", [], "0 of 1 done")):
+        done = run(entry, *row, *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert fact in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_several_values_need_a_sweep(run):
     done = run("train", "dry_run=true", "seed=1,2")
     assert done.returncode == 2

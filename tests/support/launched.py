@@ -54,7 +54,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=default_sigint,
+                preexec_fn=_default_signals,
             )
 
     @property
@@ -110,6 +110,11 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def _default_signals() -> None:
+    default_sigint()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 class Strings:

@@ -215,17 +215,19 @@ def _without_cfg(arguments: list[str]) -> list[str] | None:
 
 
 def _is_a_sweep(arguments: list[str]) -> bool:
-    return any(a in ("-m", "--multirun") or a.startswith(("+sweep=", "hydra.mode=MULTIRUN")) for a in arguments)
+    sweeps = any(a in ("-m", "--multirun") or a.startswith(("+sweep=", "hydra.mode=MULTIRUN")) for a in arguments)
+    return sweeps and "hydra.mode=RUN" not in arguments  # as in the command of one of its jobs
 
 
 def _as_a_sweep(arguments: list[str]) -> list[str]:
     """The command line that hands the jobs of a sweep, or a single run as its only job, to our sweeper.
 
-    A single run keeps its folder, and is still one: Hydra would make that folder before the task could ask for less.
+    As a run of its own it would have a folder before the task could ask for none.
     """
-    if _is_a_sweep(arguments) or {"--help", "-h", "--hydra-help"} & set(arguments):
+    if {"--help", "-h", "--hydra-help"} & set(arguments):
         return arguments
-    return _with(arguments, "hydra.mode=MULTIRUN", "hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=.")
+    folder = [] if _is_a_sweep(arguments) else ["hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."]
+    return _with(arguments, "hydra.mode=MULTIRUN", *folder)
 
 
 def _is_true(arguments: list[str], key: str) -> bool:
