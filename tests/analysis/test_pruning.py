@@ -14,7 +14,7 @@ from geexp import add_gather_excite, build_model
 from geexp.analysis.pruning import ORDERS, RATIOS, branch_removal, importance_pruning
 from geexp.backbones import blocks
 from geexp.backbones.anatomy import slot
-from geexp.backbones.residual import blocks_with_sum, cut_at
+from geexp.backbones.network_surgery import blocks_with_sum, cut_at
 from geexp.operators import VARIANTS
 
 CLASSES = 5

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from geexp.analysis import over_ranks
 from geexp.analysis.observing import Batches, in_eval_mode
 from geexp.backbones.anatomy import named_blocks, slot
-from geexp.backbones.residual import blocks_with_sum, cut_at
+from geexp.backbones.network_surgery import blocks_with_sum, cut_at
 from geexp.operators import GatherExcite
 
 ORDERS = ("ascending", "descending")
