@@ -22,7 +22,8 @@ BRANCHES: tuple[type[nn.Module], ...] = (timm.models.resnet.BasicBlock, timm.mod
 
 def branch(block: Any, x: Tensor) -> Tensor:
     """The input of the last BN, for the blocks in ``BRANCHES``."""
-    if type(block) is timm.models.resnet.BasicBlock:
+    is_basic = type(block) is timm.models.resnet.BasicBlock
+    if is_basic:
         return block.conv2(block.aa(block.act1(block.drop_block(block.bn1(block.conv1(x))))))
     x = block.act1(block.bn1(block.conv1(x)))
     return block.conv3(block.aa(block.act2(block.drop_block(block.bn2(block.conv2(x))))))
