@@ -302,7 +302,7 @@ def test_refusals():
             analysis(shufflenet("theta_minus"), batches, blocks=["conv3_1"])
         with pytest.raises(ValueError, match=r"a SelectiveKernelBasic, .*another network"):
             analysis(timm.create_model("skresnet18"), batches, blocks=["conv3_1"])
-        with pytest.raises(ValueError, match="only our backbones and timm's ResNet"):
+        with pytest.raises(ValueError, match="FeatureListNet has no forward_head"):
             analysis(timm.create_model("resnetrs50", features_only=True), batches, blocks=["conv3_1"])
 
 

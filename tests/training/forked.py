@@ -117,11 +117,11 @@ def serve() -> None:
         "detect",
         "training.run",
         "training.evaluation",
-        "analysis.subject",
+        "analysis.loaded_run",
         "detection.task",
     ):
         importlib.import_module(f"geexp.{name}")
-    importlib.import_module("geexp.report.analyses.making")
+    importlib.import_module("geexp.analysis.analyse")
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(_end(**request) if "pids" in request else _start(**request)), flush=True)
