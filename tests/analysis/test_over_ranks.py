@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from geexp import build_model
-from geexp.analysis import over_ranks
 from geexp.analysis.gates import gate_distribution
+from geexp.analysis.observing import largest, smallest, total
 from geexp.analysis.receptive_field import effective_receptive_field
 from geexp.analysis.selectivity import class_selectivity
 
@@ -36,7 +36,7 @@ def as_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     pair = torch.tensor([rank, -rank])
-    reduced = [f(pair).tolist() for f in (over_ranks.total, over_ranks.smallest, over_ranks.largest)]
+    reduced = [f(pair).tolist() for f in (total, smallest, largest)]
     assert reduced == [[1, -1], [0, -1], [1, 0]]
     assert pair.tolist() == [rank, -rank]
     shared = batches()
@@ -65,7 +65,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 def test_one_process_gets_its_own_tensor():
     tensor = torch.ones(2)
-    assert over_ranks.total(tensor) is over_ranks.smallest(tensor) is over_ranks.largest(tensor) is tensor
+    assert total(tensor) is smallest(tensor) is largest(tensor) is tensor
     assert np.array_equal(tensor, [1, 1])
     with pytest.raises(ValueError, match="no images"):
         analyses([])

@@ -14,7 +14,7 @@ from geexp import add_gather_excite, build_model
 from geexp.analysis.pruning import ORDERS, RATIOS, branch_removal, importance_pruning
 from geexp.backbones import blocks
 from geexp.backbones.anatomy import slot
-from geexp.backbones.residual import blocks_with_sum, cut_at
+from geexp.backbones.network_surgery import blocks_with_sum, cut_at
 from geexp.operators import VARIANTS
 
 CLASSES = 5
@@ -302,7 +302,7 @@ def test_refusals():
             analysis(shufflenet("theta_minus"), batches, blocks=["conv3_1"])
         with pytest.raises(ValueError, match=r"a SelectiveKernelBasic, .*another network"):
             analysis(timm.create_model("skresnet18"), batches, blocks=["conv3_1"])
-        with pytest.raises(ValueError, match="only our backbones and timm's ResNet"):
+        with pytest.raises(ValueError, match="FeatureListNet has no forward_head"):
             analysis(timm.create_model("resnetrs50", features_only=True), batches, blocks=["conv3_1"])
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from geexp import build_model
-from geexp.analysis.receptive_field import area_holding, effective_receptive_field, side_holding
+from geexp.analysis.receptive_field import area_holding, effective_receptive_field
 from geexp.operators import GatherExcite
 
 
@@ -112,7 +112,6 @@ def test_areas_of_maps_made_by_hand():
     assert [area_holding(uniform, share) for share in (0.001, 0.01, 0.07, 0.5, 0.95, 1)] == [1, 1, 7, 50, 95, 100]
     assert area_holding(point) == area_holding(point, 1) == 1
     assert area_holding(np.array([[0.1, 0.6], [0.0, 0.3]]), 0.7) == 2
-    assert side_holding(uniform, 0.25) == 5
     for share in (0, -0.5, 1.1, 95):
         with pytest.raises(ValueError, match=f"share={share}"):
             area_holding(uniform, share)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geexp.backbones import add_gather_excite
-from geexp.backbones.small_resnet import resnet10_slim
+from geexp.backbones.resnet import resnet10_slim
 from geexp.data.order import FixedOrder, TrainingOrder, mix
 from geexp.detection.coco import CocoImages
 from geexp.detection.data import DetectionFeed, DetectionReader

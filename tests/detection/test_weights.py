@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from geexp.backbones import build_model
-from geexp.backbones.small_resnet import resnet10_slim
+from geexp.backbones.resnet import resnet10_slim
 from geexp.config.compose import composed_training
 from geexp.config.errors import DataError
 from geexp.detection.weights import load_backbone

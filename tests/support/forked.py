@@ -119,11 +119,11 @@ def serve() -> None:
         "detect",
         "training.run",
         "training.evaluation",
-        "analysis.subject",
+        "analysis.loaded_run",
         "detection.task",
     ):
         importlib.import_module(f"geexp.{name}")
-    importlib.import_module("geexp.report.analyses.making")
+    importlib.import_module("geexp.analysis.analyse")
     importlib.import_module("tests.support.trouble")
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""What an analysis looks at: the network of a run, rebuilt from a checkpoint, and images as it was evaluated with."""
+"""The network of a run, rebuilt from a checkpoint, with the images of the run's evaluation."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,28 +20,26 @@ from geexp.config.schema import AnalyzeConfig, TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.order import FixedOrder
-from geexp.runs.run import CheckpointInfo
 from geexp.training.classification import Classification
 from geexp.training.evaluation import checkpoint_of, data_of, restore_network
 from geexp.training.trainer import translate_lightning_errors
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A trained network on its device, and the run it is of.
+class LoadedRun:
+    """A trained network on its device, with its run.
 
-    ``about`` is what the checkpoint says of itself, ``beside`` whether the network is only what another is compared
-    with.
+    ``epoch`` is that of the checkpoint; ``is_reference`` is true for the run that another one is compared with.
     """
 
     folder: Path
     checkpoint: Path
     model: nn.Module
     config: TrainConfig
-    about: CheckpointInfo
+    epoch: int
     settings: AnalyzeConfig
     fabric: Fabric
-    beside: bool = False
+    is_reference: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -49,27 +47,28 @@ class Subject:
 
     @cached_property
     def image_count(self) -> int:
-        """How many images one pass shows, over all ranks."""
+        """Images in one pass, over all ranks."""
         everything = self._feed.sampler.n
         return everything if self.settings.images is None else min(everything, self.settings.images)
 
-    def batches(self, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, activity: str) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass: (images ``[N, C, H, W]`` normalised, labels ``[N]``) on the device, with a progress bar.
 
-        Of several ranks each gets its share; together every image comes once.
+        With several ranks each gets its share; together they get every image once.
         """
         data, trainer = self.config.data, self.config.trainer
         layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         dtype = next(self.model.parameters()).dtype
         console = Console(stderr=True, quiet=self.fabric.global_rank != 0)
-        for batch in track(self._feed, f"{doing}, {self.image_count:,} images", total=len(self._feed), console=console):
+        title = f"{activity}, {self.image_count:,} images"
+        for batch in track(self._feed, title, total=len(self._feed), console=console):
             images, labels = (tensor.to(self.fabric.device, non_blocking=True) for tensor in batch)
             if images.dtype == torch.uint8:
                 images = normalised(images, data.mean, data.std)
             yield images.to(dtype).contiguous(memory_format=layout), labels
 
     def precision(self) -> AbstractContextManager[None]:
-        """As in the run's own evaluation: autocast where it was trained with it."""
+        """The precision of the run's own evaluation: autocast if it was trained with autocast."""
         return self.fabric.autocast()
 
     @cached_property
@@ -88,12 +87,12 @@ class Subject:
         return make_feed(images, data, feed, train=False, order=order, seed=self.config.seed, **where)
 
 
-def subject_of(run: str, settings: AnalyzeConfig, *, beside: bool = False) -> Subject:
+def load_run(run: str, settings: AnalyzeConfig, *, is_reference: bool = False) -> LoadedRun:
     """The network of a run's folder.
 
     Raises:
-        DataError: for a run without the checkpoint that is asked for, or with a damaged one.
-        ConfigError: for a device that is not there.
+        DataError: if the chosen checkpoint is missing or damaged.
+        ConfigError: if the device is not available.
     """
     checkpoint = checkpoint_of(run, settings.which)
     network, loaded = restore_network(Classification(), checkpoint)
@@ -109,11 +108,12 @@ def subject_of(run: str, settings: AnalyzeConfig, *, beside: bool = False) -> Su
         )
     fabric.launch()
     model = network.to(fabric.device)
-    return Subject(checkpoint.parents[1], checkpoint, model.eval(), config, about, settings, fabric, beside)
+    folder = checkpoint.parents[1]
+    return LoadedRun(folder, checkpoint, model.eval(), config, about.epoch, settings, fabric, is_reference)
 
 
-def require_same_images(one: Subject, other: Subject) -> None:
-    """Two networks that stand beside each other must have been shown the same.
+def require_same_images(one: LoadedRun, other: LoadedRun) -> None:
+    """Networks that are compared must have been trained on the same data.
 
     Raises:
         ConfigError: naming what differs.
@@ -123,5 +123,5 @@ def require_same_images(one: Subject, other: Subject) -> None:
         if ours != theirs:
             raise ConfigError(
                 f"against={other.folder}: was trained with data.{key}={theirs}, and run={one.folder} with {ours}; "
-                "only networks of the same data can stand beside each other."
+                "only networks of the same data can be compared."
             )

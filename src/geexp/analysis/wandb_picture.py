@@ -1,4 +1,4 @@
-"""The picture of an analysis in the run that the training has at W&B."""
+"""The picture of an analysis, logged to the W&B run of the training."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from geexp.runs.run_files import LAST, checkpoint_folder
 
 @dataclass(frozen=True)
 class WandbRun:
-    """Which run at W&B belongs to a run's folder."""
+    """The W&B run of a run's folder."""
 
     folder: Path
     run_id: str
@@ -22,11 +22,11 @@ class WandbRun:
 
 
 def wandb_run_of(folder: Path) -> WandbRun:
-    """As the checkpoint says.
+    """The run that the folder's last checkpoint names.
 
     Raises:
-        ConfigError: for a run that was trained with another logger.
-        DataError: for one without a checkpoint.
+        ConfigError: if the run was trained with another logger.
+        DataError: if it has no checkpoint.
     """
     from geexp.training.checkpoints import load_checkpoint
 
@@ -39,8 +39,8 @@ def wandb_run_of(folder: Path) -> WandbRun:
     return WandbRun(folder, checkpoint.info.run_id, logger)
 
 
-def show_at_wandb(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
-    """Log the PNG among ``pictures`` as ``key``; offline where nobody is logged in."""
+def log_picture(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
+    """Log the PNGs among ``pictures`` as ``key``; offline if no API key is configured."""
     import wandb
 
     from geexp.training.wandb_content import usual_mode
