@@ -116,9 +116,8 @@ def test_predictions_are_drawn_and_printed(trained, detect, tmp_path):
 
 def test_defaults_are_the_papers_experiment():
     arguments = training_arguments(["ge=theta", "ge.extent=8", "mode=train"])
-    assert {"model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"} < set(
-        arguments
-    )
+    chosen = {"model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"}
+    assert chosen < set(arguments)
     assert arguments[-2:] == ["ge=theta", "ge.extent=8"]
     assert "ge=none" not in arguments
     assert training_arguments(["experiment=demo_detection"]) == ["experiment=demo_detection"]
@@ -213,10 +212,9 @@ def test_evaluation_measures_the_same_numbers(trained, forked, tmp_path):
 
 @pytest.mark.parametrize("limit", ["debug=one_batch", "trainer.limit_val_batches=2"])
 def test_a_limited_validation_is_measured_again_as_limited(trained, forked, detect, tmp_path, limit):
-    done = detect(*SHORT[:3], "feed.workers=0", "schedule.epochs=1", "optim.batch_size=4", limit, **at(trained))
+    done = detect(*SHORT, limit, "trainer.max_epochs=1", "optim.batch_size=4", **at(trained))
     assert done.returncode == 0, done.stderr
     run = run_in(tmp_path)
-    assert len(rows(run)) == 1
     (done,) = forked.run(tmp_path, "evaluate", f"run={run}", "accelerator=cpu", "workers=0", "format=json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["identical"] is True
