@@ -58,21 +58,20 @@ format: $(STAMP)  ## Let ruff format and mend what it can
 	@$(BIN)/ruff format src tests scripts
 
 bench: $(STAMP)  ## Measure operators, training steps, start-up and feeds (10 minutes on two cores)
-	@for what in operator step trainer startup "feed images=192 rounds=3"; do \
-		$(BIN)/python -m geexp.benchmark what=$$what || exit; \
-	done
-	@echo "all of it is in $$(pwd)/outputs/benchmarks"
+	@$(BIN)/python scripts/benchmarks/operators.py
+	@$(BIN)/python scripts/benchmarks/steps.py
+	@$(BIN)/python scripts/benchmarks/trainer.py
+	@$(BIN)/python scripts/benchmarks/startup.py
+	@$(BIN)/python scripts/benchmarks/feeds.py --images 192 --rounds 3
 
-# With DEVICE=cpu the same on the processor.
+# DEVICE=cpu: the same on the processor. OPTIONS="--rounds 3": for both benchmarks.
 bench-gpu: DEVICE ?= cuda
 bench-gpu: $(STAMP)  ## Measure operators and training steps on a GPU
-	@for what in operator step; do \
-		$(BIN)/python -m geexp.benchmark what=$$what device=$(DEVICE) out=outputs/benchmarks/$$what-$(DEVICE).json $(OPTIONS) || exit; \
-	done
-	@echo "all of it is in $$(pwd)/outputs/benchmarks"
+	@$(BIN)/python scripts/benchmarks/operators.py --device $(DEVICE) --out outputs/benchmarks/operators-$(DEVICE).json $(OPTIONS)
+	@$(BIN)/python scripts/benchmarks/steps.py --device $(DEVICE) --out outputs/benchmarks/steps-$(DEVICE).json $(OPTIONS)
 
 bench-feed: $(STAMP)  ## Compare all feeds with the reference, on realistic images made for it
-	@$(BIN)/python -m geexp.benchmark what=feed
+	@$(BIN)/python scripts/benchmarks/feeds.py
 
 schedules: $(STAMP)  ## Draw the learning rate of every schedule
 	@$(BIN)/python scripts/plot_schedules.py

@@ -10,7 +10,6 @@ headers of the demos are written by hand.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +30,9 @@ from geexp.registry import config_directory
 from geexp.report.numbers import paper
 from geexp.runs.identity import effective_ge
 from geexp.runs.job import make_job
-from geexp.training.network import count_network
+from geexp.training.network import count_run
 
-CONF = Path(config_directory())
+CONF = config_directory()
 HARDWARE = HardwareConfig()
 TABLES = tuple(f"table{number}" for number in range(1, 7))
 FIGURES = ("figure2", "figure4", "figure6")
@@ -86,29 +85,17 @@ def presets() -> dict[str, Preset]:
 
 def _preset(name: str, place: str, row: dict[str, Any] | None) -> Preset:
     config = composed_training(f"experiment={name}")
-    ge = effective_ge(config.ge, config.model)
     if row is None:
-        label, value = ge_label(ge), None
+        label, value = ge_label(effective_ge(config.ge, config.model)), None
     elif place == "table5":
         label, value = row["label"], f"{row[config.model.name][config.data.name]:.2f}"
     else:
         label, value = row["label"], f"{row['map']}" if place == "coco" else f"{row['top1']:.2f} / {row['top5']:.2f}"
-    gmacs = gmacs_of_an_image(config) if place == "coco" else _gmacs(config.model.name, json.dumps(ge), config)
+    gmacs = gmacs_of_an_image(config) if config.detects else count_run(config).total.macs / 1e9
     images = images_to_see(config)
     computing = images * gmacs * FLOPS_PER_MAC / (HARDWARE.tflops * 1e3) / 3600
     feeding = images / HARDWARE.images_per_second / 3600
     return Preset(name, place, label, value, config, make_job(config).slug, gmacs, computing, feeding)
-
-
-_COUNTED: dict[tuple[str, str], float] = {}
-
-
-def _gmacs(model: str, ge: str, config: TrainConfig) -> float:
-    """In the network's home setting: the classes of CIFAR-100 do not show in two decimals."""
-    if (model, ge) not in _COUNTED:
-        home = {"num_classes": config.model.home_classes, "image_size": config.model.home_size, "in_channels": 3}
-        _COUNTED[model, ge] = count_network(config.model, config.ge, **home).total.macs / 1e9
-    return _COUNTED[model, ge]
 
 
 @cache

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from geexp import GatherExcite, build_model
-from geexp.benchmarks.photographs import make_photo_folder
 from geexp.config.schema import AugmentationConfig
 from geexp.data.images import ArrayImages
 from geexp.data.resident_feed import ResidentImages
 from geexp.operators import VARIANTS
+from photographs import make_photo_folder
 from tests.conftest import environment
 
 pytestmark = pytest.mark.gpu

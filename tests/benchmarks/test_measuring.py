@@ -1,91 +1,95 @@
-"""What the figures are made of: the rounds, ratios and demands, bytes, and contenders that compute the same."""
+"""The arithmetic of the benchmarks - rounds, ratios, targets, bytes - and contenders that compute the same."""
 
 import gc
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from geexp.benchmarks.contenders import BayesWatchStyle, RepairedTimm, others
-from geexp.benchmarks.interleaved import interleaved
-from geexp.benchmarks.memory import peak_bytes, saved_bytes
-from geexp.benchmarks.rows import Row, Spread, Target, ratio, verdicts
-from geexp.benchmarks.tails import tails
+import operators
+import steps
+from contenders import BayesWatchStyle, RepairedTimm, others, tails
 from geexp.operators import VARIANTS, GatherExcite
+from measuring import MEMORY_FORMATS, Row, Target, against_targets, interleaved, saved_bytes
 
 
-def test_rounds_are_interleaved_and_warm_up_does_not_count():
-    order, advanced = [], []
+def test_rounds_are_interleaved_in_shuffled_order_and_warm_up_does_not_count():
+    order = []
     works = {name: lambda name=name: order.append(name) for name in "abc"}
 
     def clock(work):
         work()
-        return float(len(order))
+        return len(order)
 
-    seconds = interleaved(works, rounds=20, warm_up=1, clock=clock, advance=lambda: advanced.append(1))
+    measured = interleaved(works, clock, rounds=20, warm_up=1)
     rounds = ["".join(order[i : i + 3]) for i in range(0, 63, 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert len({*rounds}) > 3
-    assert seconds == {name: [i + 1.0 for i in range(3, 63) if order[i] == name] for name in "abc"}
-    assert len(advanced) == 21
+    assert measured == {name: [i + 1 for i in range(3, 63) if order[i] == name] for name in "abc"}
 
 
-def test_ratios_are_medians_of_the_rounds():
-    a, b = (
-        Row("case", "a", {"step": [2.0, 9.0, 4.0]}, {"saved": 6.0}),
-        Row("case", "b", {"step": [1.0, 3.0, 4.0]}, {"saved": 4.0}),
-    )
-    assert ratio(a, b, "step") == Spread(2.0, 1.0, 3.0)
-    assert ratio(a, b, "saved") == Spread(1.5, 1.5, 1.5)
-    assert ratio(a, b, "peak") is None
-    assert ratio(a, Row("case", "c", {}, {"saved": None}), "saved") is None
+def test_a_ratio_is_the_median_of_the_rounds_ratios():
+    a = Row("case", "a", {"step": [2.0, 9.0, 4.0]}, {"saved": 6.0})
+    b = Row("case", "b", {"step": [1.0, 3.0, 4.0]}, {"saved": 4.0})
+    assert a.spread("step") == (4.0, 2.0, 9.0)
+    assert a.spread("step", b) == (2.0, 1.0, 3.0)
+    assert a.spread("saved", b) == (1.5, 1.5, 1.5)
+    assert a.spread("peak", b) is None
+    assert a.spread("saved", Row("case", "c")) is None
 
 
-def test_demands_are_met_or_missed_by_the_median():
+def test_targets_are_met_or_missed_by_the_median():
     rows = [
         Row("case", "ours", {"step": [1.0, 1.0]}, {"saved": 4.0}),
         Row("case", "theirs", {"step": [2.0, 4.0]}, {"saved": 4.0}),
     ]
     targets = [
-        Target("faster", "case", "ours", "step", "theirs", at_least=3.0),
-        Target("faster", "case", "ours", "step", "theirs", at_least=3.1),
-        Target("kept", "case", "ours", "saved", "theirs", at_most=1.0),
-        Target("kept", "case", "ours", "saved", at_most=3.9),
-        Target("elsewhere", "other case", "ours", "step", "theirs", at_least=3.0),
-        Target("nobody's", "case", "ours", "step", "nobody", at_least=3.0),
-        Target("unknown", "case", "ours", "peak", "theirs", at_most=3.0),
+        Target("case", "ours", "step", "≥", 3.0, "theirs"),
+        Target("case", "ours", "step", "≥", 3.1, "theirs"),
+        Target("case", "ours", "saved", "≤", 1.0, "theirs"),
+        Target("case", "ours", "saved", "≤", 3.9),
+        Target("other case", "ours", "step", "≥", 3.0, "theirs"),
+        Target("case", "ours", "step", "≥", 3.0, "not measured"),
+        Target("case", "ours", "peak", "≤", 3.0, "theirs"),
     ]
-    found = verdicts(targets, rows)
-    assert [row.met for row in found] == [True, False, True, False]
-    assert (found[0].value, found[0].low, found[0].high, found[0].sign) == (3.0, 2.0, 4.0, "≥")
-    assert (found[3].value, found[3].bound, found[3].sign) == (4.0, 3.9, "≤")
+    found = against_targets(targets, rows)
+    assert [one["met"] for one in found] == [True, False, True, False]
+    about = {"name": "step, theirs / ours", "case": "case", "contender": "ours", "sign": "≥", "bound": 3.0}
+    assert found[0] == about | {"value": 3.0, "low": 2.0, "high": 4.0, "met": True}
+    assert (found[3]["name"], found[3]["value"]) == ("saved", 4.0)
 
 
-def test_bytes_that_are_saved_and_held():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_target_is_measured(device):
+    dtype, precision = ("float32", "32-true") if device == "cpu" else ("bfloat16", "bf16-mixed")
+    options = SimpleNamespace(
+        variants=None, extents=None, shapes=operators.RESNET50, dtypes=[dtype], layouts=[*MEMORY_FORMATS]
+    )
+    assert {one.case for one in operators.targets_of(device)} <= {str(case) for case in operators.cases_of(options)}
+    measured = {
+        steps.case_of("resnet50", variant, "global", layout, precision)
+        for variant in VARIANTS
+        for layout in MEMORY_FORMATS
+    }
+    assert {one.case for one in steps.targets_of(device)} <= measured
+
+
+def test_every_saved_storage_counts_once_without_parameters():
     weight = torch.ones(1000, requires_grad=True)
     x = torch.ones(1000, requires_grad=True)
     assert saved_bytes(lambda: (x * weight).sigmoid(), [weight]) == 4000 + 4000  # x and the result, once each
     assert saved_bytes(lambda: x.square() + x.square(), []) == 4000
 
 
-def test_what_was_measured_is_freed():
+def test_measuring_saved_bytes_leaks_nothing():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())
     saved_bytes(partial(module, torch.ones(2, 2)), module.parameters())
     weight = weakref.ref(module[0].weight)
     del module
     gc.collect()
     assert weight() is None
-
-
-def test_bytes_at_the_highest():
-    def work():
-        a = torch.empty(1000)
-        b = torch.empty(500)
-        del a, b
-        torch.empty(1000)
-
-    assert 6000 <= peak_bytes(work, "cpu") < 7000
 
 
 @pytest.mark.parametrize("extent", [2, 8, "global"])
@@ -105,7 +109,7 @@ def test_contenders_keep_shapes_and_train(variant, extent):
 @pytest.mark.parametrize("extent", [2, "global"])
 @pytest.mark.parametrize("variant", ["theta_minus", "theta"])
 def test_timm_repaired_computes_what_ours_does(variant, extent):
-    """With the same parameters; GE-θ⁺ and SE differ by what timm leaves out and by their sub-network's names."""
+    """With the same parameters; GE-θ⁺ and SE differ by what timm omits and in their parameters' names."""
     options = {"variant": variant, "extent": extent, "size": (8, 8)}
     ours, theirs = GatherExcite(16, **options).double(), RepairedTimm(16, **options).double()
     for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):

@@ -48,7 +48,6 @@ def probe(*arguments: str, cwd=None) -> str:
         "dashboard",
         "pack",
         "check_data",
-        "benchmark",
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])

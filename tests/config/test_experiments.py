@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from geexp.report.numbers import network_of, paper, table_rows
 from geexp.runs.identity import flat
 from geexp.runs.job import make_job
 
-CONF = Path(config_directory())
+CONF = config_directory()
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith("demo"))
 
 IMAGENET = ("data=imagenet", "schedule=plateau", "optim=paper")

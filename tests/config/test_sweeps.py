@@ -26,7 +26,7 @@ from geexp.launching.plan import plan, show_plan
 from geexp.registry import config_directory
 from geexp.runs.job import register_resolvers
 
-CONF = Path(config_directory())
+CONF = config_directory()
 NOWHERE = ("data.root=/nowhere", "outputs=/nowhere/outputs")
 
 

@@ -18,7 +18,7 @@ from geexp.launching.slurm_task import exit_code, rank_environment
 from geexp.runs.run_files import read_result, write_json
 from tests.conftest import environment
 from tests.support.configuration import train_config
-from tests.training.test_run import history, same_weights
+from tests.support.runs import history, same_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from geexp.runs.status import read_status
 from tests.launching.commands import SMALL, Command, finished, runs, send, until
 from tests.support.configuration import train_config
 from tests.support.forked import torchrun_environments
-from tests.training.test_run import history, same_weights
+from tests.support.runs import history, same_weights
 from tests.support.wandb_files import records
 
 # Seconds in which everything ends that was told to; others work on this machine, too.

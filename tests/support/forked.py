@@ -124,6 +124,7 @@ def serve() -> None:
     ):
         importlib.import_module(f"geexp.{name}")
     importlib.import_module("geexp.report.analyses.making")
+    importlib.import_module("tests.support.trouble")
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(_end(**request) if "pids" in request else _start(**request)), flush=True)

@@ -1,4 +1,7 @@
-"""What can go wrong while a network is trained, made to go wrong: callbacks, and ways to begin a process."""
+"""Faults, made to happen in trainings: callbacks, and functions for a process to begin with.
+
+Importing this keeps the callbacks out of the identity of runs, which can so be resumed without them.
+"""
 
 import ctypes
 import os
@@ -14,6 +17,8 @@ import psutil
 import pytorch_lightning as pl
 import torch
 from torch import nn
+
+from geexp.runs import identity
 
 
 class Poison(pl.Callback):
@@ -114,6 +119,35 @@ class KillHelper(pl.Callback):
             (child,) = [child for child in psutil.Process().children() if child.name() == self.name]
             child.kill()
             time.sleep(0.5)
+
+
+class Sender(pl.Callback):
+    """Sends ``signals`` to its own process, before the set-up or before a batch of training or of validation.
+
+    On the last rank, if there are several.
+    """
+
+    def __init__(self, signals: list[int], before: str, epoch: int = 0, batch: int = 0) -> None:
+        self.signals, self.point = signals, (before, epoch, batch)
+
+    def reached(self, trainer: pl.Trainer, *point: object) -> None:
+        if point == self.point and trainer.global_rank == trainer.world_size - 1:
+            for signum in self.signals:
+                os.kill(os.getpid(), signum)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.reached(trainer, "setup", 0, 0)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        self.reached(trainer, "training", trainer.current_epoch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.reached(trainer, "validation", trainer.current_epoch, batch_idx)
+
+
+identity._WATCHING |= {f"{__name__}.{kind.__name__}" for kind in pl.Callback.__subclasses__()}
 
 
 def small_files(limit: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -12,7 +13,8 @@ import torch
 
 from geexp.config.errors import DataError
 from geexp.runs.atomic_write import remove_unfinished
-from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_folder, checkpoint_to_resume, load_checkpoint
+from geexp.runs.run_files import checkpoint_folder
+from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume, load_checkpoint
 from geexp.training.run import _prepare
 
 
@@ -51,14 +53,13 @@ def last(run) -> Path:
 def goes_on_from(run: Path) -> tuple[str, int]:
     found = checkpoint_to_resume(run)
     assert found is not None
-    path, about = found
-    assert same(load_checkpoint(path), content(about["epoch"]))
-    return path.name, about["epoch"]
+    assert same(found.content, content(found.info.epoch))
+    return found.path.name, found.info.epoch
 
 
 def test_the_one_before_is_kept(run):
     assert goes_on_from(run) == ("last.ckpt", 2)
-    assert same(load_checkpoint(checkpoint_folder(run) / "previous.ckpt"), content(1))
+    assert same(load_checkpoint(checkpoint_folder(run) / "previous.ckpt").content, content(1))
     assert sorted(path.name for path in checkpoint_folder(run).iterdir()) == ["last.ckpt", "previous.ckpt"]
     AtomicCheckpointIO().save_checkpoint(content(3), checkpoint_folder(run) / "best.ckpt")
     assert goes_on_from(run) == ("last.ckpt", 2)  # of other checkpoints there is one
@@ -94,7 +95,7 @@ def test_killed_at_any_moment_of_the_writing_there_is_one_to_go_on_from(run, tmp
         save(moment, 4)
         assert goes_on_from(moment) == ("last.ckpt", 4)
         before = load_checkpoint(checkpoint_folder(moment) / "previous.ckpt")
-        assert before["geexp"]["epoch"] in (2, 3)
+        assert before.info.epoch in (2, 3)
         assert len(list(checkpoint_folder(moment).iterdir())) == 2
 
 
@@ -109,7 +110,7 @@ def test_killed_while_it_starts_over_no_checkpoint_is_without_its_history(run, l
         left.append({file.name for file in run.rglob("*.*")})
 
     monkeypatch.setattr(Path, "unlink", watched)
-    _prepare(run, resume_from=None)
+    _prepare(run, checkpoint=None)
     assert len(left) == 5
     assert left[-1] == set()
     assert all("history.jsonl" in files for files in left[:-1])
@@ -179,3 +180,26 @@ def test_a_disk_that_is_full_takes_nothing_away(run, last):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert goes_on_from(run) == ("last.ckpt", 2)
     assert len(list(last.parent.iterdir())) == 2
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_checkpoints_that_are_not_ours(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(DataError, match="no such file"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="damaged"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}, "x": Evil()}, path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(DataError, match="not written by a run of this geexp"):
+        load_checkpoint(path)

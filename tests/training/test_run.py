@@ -2,35 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.runs import history, only_run, weights
+
 # Three short epochs that learn something.
 SHORT = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=5", "schedule.epochs=3", "logger=none"]
-
-
-def only_run(folder: Path) -> Path:
-    (run,) = (path.parent for path in folder.glob("outputs/**/config_tree.txt"))
-    return run
-
-
-def history(run: Path) -> list[dict]:
-    """The rows without what differs from start to start."""
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in rows]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-
-
-def same_weights(run: Path, reference: Path) -> None:
-    ours, theirs = weights(run), weights(reference)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_a_run_from_start_to_evaluation(run, tmp_path):
@@ -153,7 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, tmp_path
     done = run("train", *one_batch)
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {last}" in done.stderr
-    assert "Going on from the one before it" in done.stderr
+    assert "Resuming from the one before it" in done.stderr
     assert last.with_name("damaged.ckpt").stat().st_size == 2000
     assert history(folder) == rows
     assert all(torch.equal(weights(folder)[name], value) for name, value in trained.items())

@@ -17,12 +17,12 @@ from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
 from geexp.runs.identity import flat
-from geexp.training.errors_count import ErrorCount
+from geexp.training.classification import CONFUSED_PAIRS, Confusion
 from geexp.training.run import train
-from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
+from geexp.training.wandb_content import charts, usual_mode
 from tests.conftest import environment
-from tests.support.configuration import train_config
-from tests.training.test_failures import SETTINGS, trouble
+from tests.support.configuration import job
+from tests.support.runs import SETTINGS, trouble
 from tests.support.wandb_files import Logged, logged, table
 
 VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
@@ -236,8 +236,8 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings = [*SETTINGS, "logger=wandb"]
     with pytest.raises(DivergedError):
-        train(train_config(*settings, "logger.group=table2", trouble("Poison", step=11)), tmp_path)
-    assert train(train_config(*settings), tmp_path) is not None  # by hand, without its sweep
+        train(job(tmp_path, *settings, "logger.group=table2", trouble("Poison", step=11)))
+    assert train(job(tmp_path, *settings)) is not None  # by hand, without its sweep
     first, second = logged(tmp_path)
     assert first.id == second.id
     assert first.name == second.name
@@ -262,19 +262,6 @@ def test_of_two_ranks_one_talks_to_wandb(forked, tmp_path):
     assert sum(n for actual, predicted, n in matrix if actual != predicted) == start.epochs[-1]["val/top1_wrong"]
 
 
-def test_confusion_counts_what_the_errors_count():
-    errors = ErrorCount(confusion=True)
-    labels = torch.randint(7, (50,))
-    for some in labels.split(20):
-        errors.add(torch.randn(len(some), 7), some, torch.tensor(1.0))
-    counts = errors.confusion(torch.device("cpu"), 7)
-    assert counts is not None
-    assert counts.sum(dim=1).tolist() == labels.bincount(minlength=7).tolist()
-    assert counts.sum() - counts.diagonal().sum() == errors.metrics(torch.device("cpu"))["top1_wrong"]
-    errors.reset()
-    assert errors.confusion(torch.device("cpu"), 7) is None
-
-
 def test_of_1000_classes_only_the_most_confused_are_logged():
     counts = torch.eye(1000, dtype=torch.int64) * 30
     counts[3, 5], counts[5, 3], counts[7, 8] = 20, 10, 15
@@ -289,3 +276,16 @@ def test_of_1000_classes_only_the_most_confused_are_logged():
         ["n00000005", "n00000003", 10, 25.0],
     ]
     assert len(pairs) == CONFUSED_PAIRS
+
+
+def test_wandb_is_online_only_with_an_api_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert usual_mode() == "offline"
+    (tmp_path / "netrc").write_text(f"machine wandb.example login user password {'0' * 40}\n")
+    assert usual_mode() == "online"
+    (tmp_path / "netrc").write_text("machine elsewhere.example login user password secret\n")
+    assert usual_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert usual_mode() == "online"

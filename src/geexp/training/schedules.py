@@ -14,8 +14,9 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
     """The factor of the base learning rate at ``position``.
 
     The position is in the schedule's own unit: iterations, or epochs (1.5 is the middle of the second). During warm-up
-    the factor is ``warmup_factor`` if that is given, else it rises linearly from zero. After it, ``schedule.kind`` or
-    the user's ``schedule._target_`` decides.
+    the factor is ``warmup_factor`` if that is given, else it rises linearly from zero. After it, ``schedule.kind``
+    decides, or the user's ``schedule._target_``: a pure function, called as ``target(progress, **arguments)`` with the
+    share of the schedule's length that is done, 0 to 1.
 
     Args:
         reductions: plateaus so far, for ``kind=plateau``.
@@ -27,7 +28,7 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
     if position < schedule.warmup:
         return position / schedule.warmup if schedule.warmup_factor is None else schedule.warmup_factor
     if schedule._target_ is not None:
-        return _user_factor(schedule, _progress(schedule, position))
+        return _user_factor(schedule, min(position / _length(schedule), 1.0))
     match schedule.kind:
         case "steps":
             return steps_factor(schedule, position)
@@ -45,7 +46,8 @@ def steps_factor(schedule: ScheduleConfig, position: float) -> float:
 
 def cosine_factor(schedule: ScheduleConfig, position: float) -> float:
     """Half a cosine wave from one after the warm-up to zero at the end."""
-    return 0.5 * (1 + math.cos(math.pi * _progress(schedule, position)))
+    done = (position - schedule.warmup) / (_length(schedule) - schedule.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def plateau_factor(schedule: ScheduleConfig, reductions: int) -> float:
@@ -64,15 +66,15 @@ def require_schedule(schedule: ScheduleConfig) -> None:
             _user_factor(schedule, progress)
 
 
-def _progress(schedule: ScheduleConfig, position: float) -> float:
-    """The share of the schedule after its warm-up that is done, 0 to 1."""
+def _length(schedule: ScheduleConfig) -> int:
     length = schedule.epochs if schedule.iterations is None else schedule.iterations
     assert length is not None  # one of the two is given
-    return min((position - schedule.warmup) / (length - schedule.warmup), 1.0)
+    return length
 
 
 def _user_factor(schedule: ScheduleConfig, progress: float) -> float:
-    """``target(progress, **arguments)``. The function must depend on nothing else, or resumed runs would differ."""
+    """``target(progress, **arguments)``: the share of the schedule's length that is done, 0 to 1, to the factor of the
+    base rate. A warm-up is applied before. The function must be pure, or a resumed run would differ."""
     try:
         function = bound(str(schedule._target_), schedule.arguments, after=1)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Gather-Excite as others write it, for comparison with ours.
+"""Gather-Excite as others write it, and the end of a residual block with each of them.
 
-Every module takes ``[N, C, H, W]`` and returns the same shape. Where an operator of theirs is not ours, its docstring
-says so; what is measured against it is then the price of a like thing, not of the same.
+Operators map ``[N, C, H, W]`` to the same shape. Where one of theirs computes something else than ours, its docstring
+says so.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from timm.layers.gather_excite import GatherExcite as TimmGatherExcite
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
+from geexp.operators import GatherExcite, average_excite_tail
 from geexp.operators.gather import Extent
 
 CONVOLVING = ("theta", "theta_plus")
@@ -20,14 +21,13 @@ _REDUCTION = 16
 
 
 class RepairedTimm(TimmGatherExcite):
-    """timm's module, put together as its constructor means to.
+    """timm's module with gather and MLP as its constructor means to build them; the forward pass is timm's own.
 
-    timm 1.0.31 builds GE-θ⁻ without MLP only: for the rest its constructor raises TypeError (``*dd`` for ``**dd``), so
-    gather and MLP are put in here, as in its source. The forward pass is timm's own.
+    In timm 1.0.31 the constructor raises TypeError (``*dd`` for ``**dd``) for all but GE-θ⁻ without MLP.
 
-    One thing differs: timm pads the global convolution on all sides, so that its result is as large as the map and not
-    1x1, another operator and tens of times slower. Here it goes without padding, as in the paper. What timm leaves
-    out, a ReLU before the MLP of GE-θ⁺, is left out.
+    One difference: timm pads the global convolution on all sides, so that its result is as large as the map instead of
+    1x1 - another operator, and tens of times slower. Here it has no padding, as in the paper. The ReLU before the MLP
+    of GE-θ⁺, which timm omits, is omitted.
     """
 
     def __init__(self, channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> None:
@@ -50,9 +50,9 @@ class RepairedTimm(TimmGatherExcite):
 
 class BayesWatchStyle(nn.Module):
     """As in BayesWatch's public reproduction: adaptive pooling or strided depth-wise convolutions, the gate resized to
-    full resolution, global or not, and only then the sigmoid.
+    full resolution in any case, the sigmoid last.
 
-    Its pooling is another operator: disjoint windows on a grid of ⌊H/e⌋, where the paper's overlap on one of ⌈H/e⌉.
+    Its pooling is another operator: disjoint windows on a ⌊H/e⌋ grid, where the paper's overlap on a ⌈H/e⌉ grid.
     """
 
     def __init__(self, channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> None:
@@ -78,11 +78,49 @@ class BayesWatchStyle(nn.Module):
 
 
 def others(channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> dict[str, nn.Module]:
-    """Those that have such an operator. Without its padding timm's global GE-θ is the plain depth-wise convolution,
-    and called so."""
-    as_convolution = variant in CONVOLVING and extent == "global"
+    """Those that can be built. timm's global GE-θ, without its padding, is the plain depth-wise convolution and is
+    called ``convolution``."""
     options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
-    found: dict[str, nn.Module] = {"convolution" if as_convolution else "timm": RepairedTimm(channels, **options)}
+    name = "convolution" if variant in CONVOLVING and extent == "global" else "timm"
+    found: dict[str, nn.Module] = {name: RepairedTimm(channels, **options)}
     if variant in CONVOLVING or extent == "global" or min(size) >= extent:
         found["bayeswatch"] = BayesWatchStyle(channels, **options)
     return found
+
+
+class EagerTail(nn.Module):
+    """BN, operator, sum, ReLU one after the other, the last two in place: z, shortcut ``[N, C, H, W]`` → same."""
+
+    def __init__(self, channels: int, operator: nn.Module | None) -> None:
+        super().__init__()
+        self.bn, self.operator = nn.BatchNorm2d(channels), operator
+
+    def forward(self, z: Tensor, shortcut: Tensor) -> Tensor:
+        x = self.bn(z)
+        if self.operator is not None:
+            x = self.operator(x)
+        x += shortcut
+        return F.relu(x, inplace=True)
+
+
+class FusedTail(nn.Module):
+    """The same as one operator, for GE-θ⁻ of global extent."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, z: Tensor, shortcut: Tensor) -> Tensor:
+        return average_excite_tail(self.bn, z, shortcut)
+
+
+def tails(channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> dict[str, nn.Module]:
+    """The tail fused (where possible), without operator, with timm's, and with ours unfused."""
+    options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
+    fused = {"fused": FusedTail(channels)} if (variant, extent) == ("theta_minus", "global") else {}
+    return {
+        **fused,
+        "plain": EagerTail(channels, None),
+        "timm": EagerTail(channels, RepairedTimm(channels, **options)),
+        "unfused": EagerTail(channels, GatherExcite(channels, **options)),
+    }

@@ -1,11 +1,12 @@
-"""A folder like ImageNet's, made of real photographs: for measuring feeds, and for trying them out without ImageNet.
+"""An ImageNet-shaped folder made of real photographs, for measuring and trying out feeds without ImageNet.
 
-Every image is a window of one of the photographs below, at a size that ImageNet's images have, mirrored or not, its
-contrast and colours changed a little, with a sensor's noise: as large a file, and as slow to decode, as a photograph.
-The classes mean nothing; their names look like WordNet's (``n01234567``), but are made up.
+    python scripts/benchmarks/photographs.py <folder> [--classes 1000] [--train 3000] [--val 1000] [--seed 0]
 
-The photographs lie in installed packages; all are in the public domain or under CC0 (skimage/data/_fetchers.py says so
-of each; of Grace Hopper's, that it is the U.S. Navy's):
+Every image is a window of one of the photographs below at a size common in ImageNet, possibly mirrored, with slightly
+changed contrast and colours and with sensor noise: as large a file, and as slow to decode, as a photograph. The classes
+mean nothing, so nothing can be learnt from them; their names look like WordNet's (``n01234567``), but are made up.
+
+The photographs come with installed packages; all are in the public domain or under CC0 (see skimage/data/_fetchers.py):
 
     scikit-image  astronaut.png          NASA, public domain
                   brick.png              CC0Textures, CC0
@@ -20,10 +21,10 @@ of each; of Grace Hopper's, that it is the U.S. Navy's):
     matplotlib    grace_hopper.jpg       James S. Davis, U.S. Navy, public domain
 """
 
+import argparse
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from geexp.config.errors import ConfigError
+from geexp.config.errors import ConfigError, UserError
 from geexp.data.meter import meter
 
 _PHOTOGRAPHS = {
@@ -50,7 +51,7 @@ _PHOTOGRAPHS = {
     ("matplotlib", "mpl-data/sample_data"): ("grace_hopper.jpg",),
 }
 
-# (width, height): how many of 100 images, about as in ImageNet.
+# (width, height): percentage of the images, about as in ImageNet.
 _SIZES = {
     (500, 375): 42,
     (375, 500): 15,
@@ -70,20 +71,9 @@ _SIZES = {
 _EXIF_ORIENTATION, _TURN_RIGHT = 0x0112, 6
 
 
-@dataclass(frozen=True)
-class PhotoFolder:
-    """What was made."""
-
-    folder: Path
-    classes: int
-    train: int
-    val: int
-    bytes: int
-
-
 def make_photo_folder(
     folder: Path, *, classes: int = 1000, train: int = 3000, val: int = 1000, seed: int = 0, workers: int | None = None
-) -> PhotoFolder:
+) -> int:
     """Write ``train`` images to ``<folder>/train/<wnid>/<wnid>_<n>.JPEG`` and ``val`` to ``<folder>/val/<wnid>/``.
 
     The files depend on the seed and on the numbers only (and on the versions of Pillow and NumPy).
@@ -91,13 +81,16 @@ def make_photo_folder(
     Args:
         workers: threads; None: one per processor.
 
+    Returns:
+        The bytes of all files.
+
     Raises:
         ConfigError: if the folder is not empty, a class would get no image, or scikit-image is not installed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there and not empty; name a new folder, or delete it.")
+        raise ConfigError(f"{folder}: exists and is not empty; choose a new folder, or delete it.")
     if not 1 <= classes <= min(train, val):
-        raise ConfigError(f"classes={classes}: each needs an image of the {train} for training and the {val} others.")
+        raise ConfigError(f"classes={classes}: must be between 1 and the smaller of train={train} and val={val}.")
     photographs = read_photographs()
     names = _class_names(classes, seed)
     paths = {}
@@ -112,14 +105,14 @@ def make_photo_folder(
         rng = np.random.default_rng([seed, number, split == "val"])
         return paths[split, number].write_bytes(encoded(photograph(photographs, rng), _kind(number), rng))
 
-    # Threads will do: Pillow and NumPy work without the interpreter's lock.
+    # Threads suffice: Pillow and NumPy release the interpreter's lock.
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, meter(f"making {folder}", len(paths)) as advance:
         sizes = pool.map(make, *zip(*paths, strict=True))
         total = 0
         for size in sizes:
             advance(1, size)
             total += size
-    return PhotoFolder(folder, classes, train, val, total)
+    return total
 
 
 def read_photographs() -> list[Image.Image]:
@@ -133,8 +126,7 @@ def read_photographs() -> list[Image.Image]:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise ConfigError(
-                f"the photographs that images are made of come with the package {package}, which is not installed: "
-                "pip install 'geexp[benchmark]'"
+                f"{package} is not installed, and the photographs come with it: pip install scikit-image matplotlib"
             )
         for file in files:
             with Image.open(Path(spec.origin).parent / folder / file) as image:
@@ -143,7 +135,7 @@ def read_photographs() -> list[Image.Image]:
 
 
 def photograph(photographs: list[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """A new one: a window of one of them at a random scale and one of ImageNet's sizes, changed and with noise."""
+    """A window of one of them at a random scale and one of ImageNet's sizes, changed and with noise."""
     source = photographs[rng.integers(len(photographs))]
     shares = np.array([*_SIZES.values()])
     width, height = [*_SIZES][rng.choice(len(shares), p=shares / shares.sum())]
@@ -156,13 +148,13 @@ def photograph(photographs: list[Image.Image], rng: np.random.Generator) -> Imag
     pixels = np.asarray(image, dtype=np.float32)
     gain = rng.uniform(0.8, 1.2) * rng.uniform(0.9, 1.1, 3)
     pixels = (pixels - 128) * gain.astype(np.float32) + np.float32(128 + rng.uniform(-15, 15))
-    # Without it, windows that were scaled up would be smooth, and cheap to decode.
+    # Without noise, windows that were scaled up would be smooth, and cheap to decode.
     pixels += np.float32(rng.uniform(3, 9)) * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
-    """The content of the file: a JPEG of one of ImageNet's qualities, or one of its odd kinds."""
+    """A JPEG file of one of ImageNet's qualities, or one of its odd kinds."""
     quality = int(rng.choice([75, 85, 90, 95, 96], p=[0.1, 0.15, 0.2, 0.35, 0.2]))
     options = {"quality": quality, "subsampling": "4:2:0" if rng.random() < 0.7 else "4:4:4"}
     content = io.BytesIO()
@@ -182,7 +174,7 @@ def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
 
 
 def _kind(number: int) -> str:
-    """A PNG named .JPEG and a CMYK file in every split, and now and then a grey, a turned or a progressive one."""
+    """A PNG named .JPEG and a CMYK file in every split, and now and then a grey, rotated or progressive one."""
     once, often = {2: "png", 5: "cmyk"}, {8: "grey", 11: "turned", 14: "progressive", 46: "progressive"}
     return once.get(number) or often.get(number % 64) or "plain"
 
@@ -190,3 +182,24 @@ def _kind(number: int) -> str:
 def _class_names(classes: int, seed: int) -> list[str]:
     ids = np.random.default_rng(seed).choice(13_900_000, classes, replace=False) + 1_400_000
     return [f"n{id_:08d}" for id_ in sorted(ids.tolist())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--train", type=int, default=3000, help="images of all classes together")
+    parser.add_argument("--val", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        size = make_photo_folder(**vars(options))
+    except UserError as error:
+        parser.error(str(error))
+    print(f"{options.folder}: {options.train} + {options.val} images, {size / 1e6:,.0f} MB")
+    data = f"data=imagenet data.root={options.folder} data.num_classes={options.classes}"
+    print(f"train on it: python -m geexp.train {data}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Put the results of outputs/published/benchmarks into outputs/published/README.md, between its two marks.
+
+    python scripts/benchmarks/quote.py
+
+Results are published as ``python scripts/benchmarks/operators.py --out outputs/published/benchmarks/operators.json``.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from measuring import ROOT, describe_outcome
+
+BEGIN, END = "<!-- benchmarks, by scripts/benchmarks/quote.py -->", "<!-- end of benchmarks -->"
+
+
+def quoted_in(text: str, folder: Path) -> str:
+    """The text with a table of targets per result file of the folder between its marks.
+
+    Raises:
+        ValueError: if it has no such marks.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the text lacks the lines {BEGIN} and {END}")
+    lines = [line for file in sorted(folder.glob("*.json")) for line in _table(json.loads(file.read_bytes()))]
+    return "\n".join([before + BEGIN, *lines, END + after])
+
+
+def _table(document: dict[str, Any]) -> Iterator[str]:
+    where = document["environment"]
+    device = where["gpu"] if document["config"].get("device") == "cuda" else where["processor"]
+    date, torch = document["date"][:10], where["versions"]["torch"]
+    yield f"{document['title']}; `{document['command']}`, {date}, {device}, torch {torch}:"
+    yield ""
+    yield from ("| case | contender | figure | target | measured (range) | |", "|---|---|---|---|---|---|")
+    yield from (f"| {' | '.join(describe_outcome(one))} |" for one in document["targets"])
+    yield ""
+
+
+def main() -> None:
+    readme = ROOT / "outputs/published/README.md"
+    text = quoted_in(readme.read_text(encoding="utf-8"), readme.parent / "benchmarks")
+    readme.write_text(text, encoding="utf-8")
+    print(f"written: {readme}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Measurements of speed, and the realistic data that they are made on."""
