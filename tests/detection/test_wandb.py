@@ -1,4 +1,4 @@
-"""What W&B gets of a detector's run, and whether the dashboard of the two detectors asks for just that."""
+"""A detector's run at W&B, and the dashboard that shows it."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from geexp.report.dashboard import make_dashboard, write_specification
 from geexp.report.measured import Runs
-from tests.detection.made_coco import content, write
+from tests.support.coco import annotations, write_coco
 from tests.support.wandb_files import Logged, logged
 from tests.training.test_wandb import metrics
 
@@ -17,8 +17,7 @@ SMALL = ["model=resnet10_slim", "detector=c4_small", "data.num_classes=3", "feed
 @pytest.fixture(scope="module")
 def run(forked, tmp_path_factory) -> tuple[Path, Logged]:
     folder = tmp_path_factory.mktemp("detector")
-    for split in ("train2014", "val2014"):
-        write(folder / "coco", content(), split)
+    write_coco(folder / "coco", annotations(), "train2014", "val2014")
     arguments = [*SMALL, "optim.batch_size=2", "debug=one_batch", "logger=wandb", "logger.group=coco"]
     (done,) = forked.run(folder, "detect", *arguments, GEEXP_DATA=str(folder), WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
@@ -27,7 +26,7 @@ def run(forked, tmp_path_factory) -> tuple[Path, Logged]:
     return path.parent, start
 
 
-def test_the_picture_and_the_numbers_are_there(run):
+def test_picture_and_numbers_are_logged(run):
     folder, start = run
     assert {"precision_recall", "curves/history"} <= start.history[-1].keys()
     assert list(folder.glob("wandb/offline-run-*/files/media/images/precision_recall*.png"))
@@ -36,7 +35,7 @@ def test_the_picture_and_the_numbers_are_there(run):
     assert start.name.startswith("ResNet-10 slim baseline, coco2014, coco_faster_rcnn, ")
 
 
-def test_the_dashboard_asks_for_what_it_logs(run, tmp_path):
+def test_the_dashboard_shows_logged_metrics(run, tmp_path):
     path = tmp_path / "specification.json"
     write_specification(make_dashboard("coco", entity="", project="geexp", runs=Runs([])), path)
     text = path.read_text()

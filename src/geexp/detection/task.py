@@ -62,7 +62,9 @@ class Detector(TrainingModule):
         super().__init__(model, optim, schedule, seed=seed)
         self.evaluator, self.loaded = evaluator, loaded
         self.scores: DetectionScores | None = None
-        self._reset_sums()
+        self._sums: Tensor | None = None  # of the four losses, since the epoch or the process began
+        self._images = 0
+        self._before = [0.0] * (1 + len(LOSSES))  # images and losses of the epoch before the run was resumed
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         with fixed_draws(mix(self.seed, "draws", self.current_epoch, batch_idx, self.global_rank), self.device):
@@ -79,7 +81,7 @@ class Detector(TrainingModule):
         self.evaluator.add(batch.image_ids, self.model(batch.inputs()))
 
     def on_train_epoch_start(self) -> None:  # not called when an epoch is resumed in the middle
-        self._reset_sums()
+        self._sums, self._images, self._before = None, 0, [0.0] * (1 + len(LOSSES))
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()
@@ -106,11 +108,6 @@ class Detector(TrainingModule):
         super().on_load_checkpoint(checkpoint)
         if self.global_rank == 0 and _SUMS in checkpoint:  # the sums are over all ranks
             self._before = list(checkpoint[_SUMS])
-
-    def _reset_sums(self) -> None:
-        self._sums: Tensor | None = None
-        self._images = 0
-        self._before = [0.0] * (1 + len(LOSSES))
 
     def _totals(self) -> list[float]:
         """The epoch's images and summed losses over all ranks. Every rank must call it."""
@@ -139,7 +136,7 @@ class Detection:
     """See ``geexp.training.task.Task``."""
 
     detects = True
-    summary_metrics = ("val/AP", "val/AP50")
+    summary_metrics: tuple[str, ...] = ("val/AP", "val/AP50")
 
     def data(self, config: TrainConfig) -> DetectionData:
         return DetectionData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)

@@ -122,11 +122,12 @@ def _weights_of_file(path: Path) -> dict[str, Tensor]:
 def _operators(network: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """For each block with Gather-Excite: the prefix of the operator's parameters, and the operator."""
     names = {module: name for name, module in network.named_modules()}
-    slots = {name: getattr(block, slot(block)) for name, block in blocks(network).items()}
+    operators = {name: getattr(block, slot(block)) for name, block in blocks(network).items()}
     return {
         name: (names[operator], operator)
-        for name, operator in slots.items()
-        if operator is not None and not type(operator).__module__.startswith("timm.")  # as in timm's own SE networks
+        for name, operator in operators.items()
+        if not isinstance(operator, nn.Identity | None)
+        and not type(operator).__module__.startswith("timm.")  # the SE of timm's own networks
     }
 
 
