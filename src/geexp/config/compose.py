@@ -20,8 +20,9 @@ from omegaconf.errors import (
 )
 
 from geexp.config.checks import check
+from geexp.config.class_folders import register_resolvers
 from geexp.config.constraints import check_values
-from geexp.config.errors import ConfigError, bad_value, unknown_key
+from geexp.config.errors import ConfigError, UserError, bad_value, unknown_key
 from geexp.config.schema import TrainConfig
 from geexp.registry import config_directory, options
 
@@ -50,6 +51,7 @@ _OURS_ONLY = {
 def store_schema(name: str, schema: type) -> None:
     """Let the configuration's files name a schema, for its defaults. Types are checked in ``validated``, since options
     from outside bring keys of their own."""
+    register_resolvers()
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)
     for group in OPEN_GROUPS:
@@ -93,6 +95,8 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
     except OmegaConfBaseException as error:
+        if isinstance(error.__context__, UserError):  # raised in a resolver
+            raise error.__context__ from None
         raise wrong_type(schema, error) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -142,7 +146,8 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
     by_name = [entry for entry in ours.values() if entry.get(name_key) == name]
     # A name that is made of an argument, such as timm's, is told by what makes it.
     by_target = [entry for entry in ours.values() if "${" in str(entry.get(name_key)) and entry["_target_"] == target]
-    found = next(iter(by_name or by_target), {})
+    same = [entry for entry in by_name if entry.get("_target_") == target]  # a folder may be called imagenet
+    found = next(iter(same or by_target or by_name), {})
     if group in ("model", "ge") and name not in (None, MISSING):
         if not found:
             raise bad_value(f"{group}.{name_key}", name, ours)

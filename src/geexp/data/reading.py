@@ -49,7 +49,7 @@ class Reader(Protocol):
 
 
 class RowReader(Reader, Protocol):
-    """A reader whose batches can be made by many hands, a few rows each."""
+    """A reader whose batches can be made by several threads, a few rows each."""
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch: ...
 
@@ -62,11 +62,11 @@ class Order(Iterable[list[Key]], Sized, Protocol):
     start: int
 
 
-# So many rows are one task of a thread: few enough to share a batch out evenly, enough not to feel the hand-over.
+# Rows of one task of a thread: few enough to share a batch out evenly, many enough for the overhead not to matter.
 _ROWS = 8
-# So many batches are made ahead of the one that is being used.
+# Batches that are made ahead of the one in use.
 _AHEAD = 2
-# Seconds after which a batch of worker processes comes no more.
+# Seconds after which a batch of worker processes is given up.
 _TIMEOUT = 900
 
 
@@ -127,7 +127,7 @@ class Workers:
 
 @contextmanager
 def explained_workers() -> Iterator[None]:
-    """Make a ``DataError`` of what torch raises when a worker process has died: in the feed, or anywhere else.
+    """Turn what torch raises when a worker process has died, in the feed or anywhere else, into a ``DataError``.
 
     (torch notices by a signal, which interrupts whatever the main thread is doing.)
     """
@@ -153,8 +153,3 @@ class _WholeBatches(Dataset):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

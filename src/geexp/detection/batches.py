@@ -12,7 +12,7 @@ from geexp.config.errors import DataError
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 from geexp.data.reading import explained_workers
-from geexp.data.resumable import ResumableFeed
+from geexp.data.feeds import ResumableFeed
 from geexp.detection.coco import CocoImages
 
 

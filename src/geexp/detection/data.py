@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.module import share_of_ranks
 from geexp.data.order import FixedOrder, TrainingOrder
-from geexp.data.reading import processors
+from geexp.data.parallel import processors
 from geexp.detection.batches import DetectionDataset, DetectionFeed
 from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.detection.fashion_coco import make_fashion_coco
