@@ -95,9 +95,7 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
     except OmegaConfBaseException as error:
-        if isinstance(error.__context__, UserError):  # raised in a resolver
-            raise error.__context__ from None
-        raise wrong_type(schema, error) from error
+        raise _raised_in_a_resolver(error) or wrong_type(schema, error) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"{missing[0]}: no value is given. Choose an option of the group or set the key.")
@@ -105,6 +103,13 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     check_values(config)
     check(config)
     return config
+
+
+def _raised_in_a_resolver(error: BaseException | None) -> UserError | None:
+    """The user's mistake that OmegaConf wraps into an error of an interpolation."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def is_ours(target: object) -> bool:

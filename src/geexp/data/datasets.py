@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import inspect
 import pickle
 import tarfile
 import zlib
@@ -20,7 +19,7 @@ from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages, Images, MapStyleImages
 from geexp.data.pack import EncodedPack, RawPack, open_pack
 from geexp.data.presence import pack_folder
-from geexp.registry import locate
+from geexp.registry import bound, locate
 
 SPLITS = {"train": "training", "val": "evaluation"}
 
@@ -84,23 +83,13 @@ def require_same_classes(train: list[str], val: list[str]) -> None:
 
 
 def _users_own(data: DataConfig, train: bool) -> MapStyleImages:
-    """What the user's ``_target_`` returns; an exception of that code keeps its traceback."""
-    arguments = {"train": train, **data.arguments}
-    arguments |= {key: value for key, value in (("root", data.root), ("download", data.download)) if value}
+    """The data set that the user's ``_target_`` makes; an exception of that code keeps its traceback."""
+    where = {key: value for key, value in (("root", data.root), ("download", data.download)) if value}
     try:
-        target = locate(str(data._target_))
+        make = bound(str(data._target_), where | data.arguments, called_with=("train",))
     except ValueError as error:
         raise ConfigError(f"data._target_={error}.") from error
-    try:
-        inspect.signature(target).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"data._target_={data._target_}: cannot be called with {', '.join(arguments)}: {error}. The keys of the "
-            "data set's YAML file, beside those of every data set, are its arguments."
-        ) from error
-    except ValueError:  # some built-in functions have no signature
-        pass
-    return MapStyleImages(target(**arguments), str(data._target_), data.num_classes)
+    return MapStyleImages(make(train=train), str(data._target_), data.num_classes)
 
 
 def fashion_mnist_mini(*, train: bool) -> ArrayImages:

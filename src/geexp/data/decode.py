@@ -1,8 +1,8 @@
 """Encoded bytes to pixels by the fastest decoder available; Pillow decides about everything odd.
 
 All of these decoders rest on libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them
-refuses, or is known to decode differently, go to Pillow: so PNGs named .JPEG, CMYK files and EXIF orientation (ignored, as
-torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
+refuses, or is known to decode differently, go to Pillow: so PNGs named .JPEG, CMYK files and EXIF orientation (ignored,
+as torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
 """
 
 import importlib

@@ -110,9 +110,8 @@ class MapStyleImages(Images):
 
     def __init__(self, dataset: Any, target: str, classes: int) -> None:
         self.dataset, self.target = dataset, target
-        labels = next(
-            (found for key in ("targets", "labels") if (found := getattr(dataset, key, None)) is not None), None
-        )
+        labels = getattr(dataset, "targets", None)
+        labels = getattr(dataset, "labels", None) if labels is None else labels
         if labels is None or len(labels) != len(dataset):
             labels = [dataset[index][1] for index in range(len(dataset))]
         self.labels = np.array([int(label) for label in labels], dtype=np.int64)
@@ -145,9 +144,9 @@ class MapStyleImages(Images):
             pixels = pixels[:, :, 0]
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,), (4,)):
             raise ConfigError(
-                f"data._target_={self.target}: {self.name(index)} is {type(image).__name__} of {pixels.dtype} and shape "
-                f"{tuple(np.shape(image))}. Return a PIL image, or uint8 [H, W], [H, W, C], or [C, H, W] as a tensor: "
-                "without ToTensor and normalisation, which the feeds do."
+                f"data._target_={self.target}: {self.name(index)} is {type(image).__name__} of {pixels.dtype} and "
+                f"shape {tuple(np.shape(image))}. Return a PIL image, or uint8 [H, W], [H, W, C], or [C, H, W] as a "
+                "tensor: without ToTensor and normalisation, which the feeds do."
             )
         return Image.fromarray(np.ascontiguousarray(pixels))
 

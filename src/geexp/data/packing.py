@@ -1,9 +1,9 @@
 """Making packs: images through a recipe into a file, by many threads, in the order of the source.
 
-Packing can be killed at any moment and goes on, and a pack never looks whole before it is. ``<split>.bin.partial`` grows
-record by record; ``<split>.journal.partial`` has a header, which states what is packed how, and a row for every record,
-written after the record itself. On the disk they may still arrive in another order, so every row is compared with its
-data before going on.
+Packing can be killed at any moment and goes on, and a pack never looks whole before it is. ``<split>.bin.partial``
+grows record by record; ``<split>.journal.partial`` has a header, which states what is packed how, and a row for every
+record, written after the record itself. On the disk they may still arrive in another order, so every row is compared
+with its data before going on.
 """
 
 import errno

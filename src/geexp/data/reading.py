@@ -26,14 +26,14 @@ class Unreadable:
 
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
-        reason = getattr(error, "strerror", None) or str(error)  # which would name the file once more
+        reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
         name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
         return cls(index, name, reason)
 
 
 @dataclass
 class Batch:
-    """Images, labels ``[N]`` int64, which images are missing from it, and how many the chosen decoder refused."""
+    """Images, labels ``[N]`` int64, the images missing from it, and how many fell back to Pillow."""
 
     images: Tensor
     labels: Tensor

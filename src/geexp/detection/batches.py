@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from geexp.config.errors import DataError
 from geexp.data.decode import DAMAGED, Decoder
+from geexp.data.feeds import ResumableFeed
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 from geexp.data.reading import explained_workers
-from geexp.data.feeds import ResumableFeed
 from geexp.detection.coco import CocoImages
 
 
