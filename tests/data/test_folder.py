@@ -15,8 +15,8 @@ from geexp.config.schema import FeedConfig
 from geexp.data import folder as folder_module
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages, read_folder
-from tests.data.conftest import photo
 from tests.support.configuration import data_config
+from tests.support.photos import photo
 
 LONG_AGO = time.time() - 3600
 
@@ -197,7 +197,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, cap
     monkeypatch.setenv("GEEXP_CACHE", str(tmp_path / "a file" / "cache"))
     with caplog.at_level(logging.INFO):
         assert len(FolderImages(tmp_path / "data")) == 1
-    assert "not remembered" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def test_each_folder_has_its_own_memory(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
-from geexp.data.checking import check_images
+from geexp.data.check import check_images
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages

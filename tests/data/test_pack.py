@@ -29,8 +29,7 @@ from geexp.data.folder import FolderImages
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.module import ImageData
 from geexp.data.pack import PackIndex, open_pack, read_index
-from geexp.data.packing import open_sources, pack_split, shrunk_size
-from geexp.data.partial_pack import PartialPack
+from geexp.data.packing import PartialPack, open_sources, pack_split, shrunk_size
 from geexp.registry import config_directory
 from tests.conftest import environment
 
@@ -287,7 +286,7 @@ def die(*_, **__):
 def test_a_partial_pack_cut_anywhere_goes_on(root, tmp_path, monkeypatch):
     pack(root, ORIGINAL, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    monkeypatch.setattr("geexp.data.partial_pack.PartialPack.finish", die)
+    monkeypatch.setattr("geexp.data.packing.PartialPack.finish", die)
     with pytest.raises(Killed):
         pack(root, ORIGINAL, tmp_path / "cut")
     monkeypatch.undo()
@@ -312,7 +311,7 @@ def test_killed_between_the_last_steps(root, tmp_path, monkeypatch):
     pack(root, JPEG, folder)
     pack(root, ORIGINAL, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("geexp.data.partial_pack.atomic_write", die)
+        patch.setattr("geexp.data.packing.atomic_write", die)
         with pytest.raises(Killed):
             pack(root, ORIGINAL, folder, force=True)
     with pytest.raises(DataError, match=r"train\.npz is not there"):
@@ -381,7 +380,7 @@ def test_training_on_a_pack_says_what_is_not_in_it(root, tmp_path):
 def test_what_was_left_out_stops_who_goes_on_without_skipping(root, tmp_path, monkeypatch):
     (root / "train/n01443537/n01443537_1.JPEG").write_bytes(b"no image")
     with monkeypatch.context() as patch:
-        patch.setattr("geexp.data.partial_pack.PartialPack.finish", die)
+        patch.setattr("geexp.data.packing.PartialPack.finish", die)
         with pytest.raises(Killed):
             pack(root, RAW, tmp_path / "pack", on_error="skip")
     with pytest.raises(DataError, match=r"n01443537_1\.JPEG \(image 6\)"):

@@ -135,7 +135,9 @@ def explained_workers() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         about = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in about and "DataLoader timed out" not in about:
+        # Not "Caught RuntimeError in DataLoader worker process 0", which is an error of the code that it runs.
+        died = "DataLoader worker (pid" in about or "DataLoader timed out" in about
+        if isinstance(error, RuntimeError) and not died:
             raise
         raise DataError(
             f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
