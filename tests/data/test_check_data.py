@@ -13,7 +13,7 @@ import pytest
 
 from geexp.config.errors import DataError
 from geexp.config.schema import FeedConfig, RecipeConfig
-from geexp.data.check import ClassSize, check_images
+from geexp.data.check import check_images
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from geexp.data.pack import open_pack
@@ -53,14 +53,6 @@ def test_all_is_well(run, three_classes):
     assert [cell.strip() for cell in lines["largest image"] if cell] == ["400x260", "400x260"]
     assert [cell.strip() for cell in lines["read by Pillow"] if cell] == ["1 PNG RGB", "0"]
     assert [cell.strip() for cell in lines["cannot be read"] if cell] == ["0", "0"]
-
-
-def test_images_in_memory():
-    images = open_dataset(data_config("data=fashion_mnist_mini"), FeedConfig("resident"), train=False)
-    report = check_images(images, "auto", workers=2)
-    assert (report.images, report.classes, report.unreadable) == (2_000, 10, [])
-    assert report.largest_class == ClassSize("0", 200)
-    assert report.smallest == report.largest == (28, 28)
 
 
 def test_every_damaged_file_is_named(run, three_classes, damaged):

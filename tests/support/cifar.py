@@ -97,10 +97,11 @@ def small_cifar100(root: Path, classes: int = 100) -> SmallArchive:
 
 def checksums(*archives: SmallArchive) -> str:
     """The first argument of ``TRAIN``."""
-    keys = ("train_list", "test_list", "meta")
-    return json.dumps(
-        {a.official.__mro__[1].__name__: {key: getattr(a.official, key) for key in keys} for a in archives}
-    )
+
+    def lists(official: type[tv.CIFAR10]) -> dict:
+        return {key: getattr(official, key) for key in ("train_list", "test_list", "meta")}
+
+    return json.dumps({small.official.__mro__[1].__name__: lists(small.official) for small in archives})
 
 
 def _batch(name: str, seed: int, **labels: int) -> dict:
