@@ -26,14 +26,14 @@ class Unreadable:
 
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
-        reason = getattr(error, "strerror", None) or str(error)  # which would name the file once more
+        reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
         name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
         return cls(index, name, reason)
 
 
 @dataclass
 class Batch:
-    """Images, labels ``[N]`` int64, which images are missing from it, and how many the chosen decoder refused."""
+    """Images, labels ``[N]`` int64, the images missing from it, and how many fell back to Pillow."""
 
     images: Tensor
     labels: Tensor
@@ -49,7 +49,7 @@ class Reader(Protocol):
 
 
 class RowReader(Reader, Protocol):
-    """A reader whose batches can be made by many hands, a few rows each."""
+    """A reader whose batches can be made by several threads, a few rows each."""
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch: ...
 
@@ -62,11 +62,11 @@ class Order(Iterable[list[Key]], Sized, Protocol):
     start: int
 
 
-# So many rows are one task of a thread: few enough to share a batch out evenly, enough not to feel the hand-over.
+# Rows of one task of a thread: few enough to share a batch out evenly, many enough for the overhead not to matter.
 _ROWS = 8
-# So many batches are made ahead of the one that is being used.
+# Batches that are made ahead of the one in use.
 _AHEAD = 2
-# Seconds after which a batch of worker processes comes no more.
+# Seconds after which a batch of worker processes is given up.
 _TIMEOUT = 900
 
 
@@ -127,7 +127,7 @@ class Workers:
 
 @contextmanager
 def explained_workers() -> Iterator[None]:
-    """Make a ``DataError`` of what torch raises when a worker process has died: in the feed, or anywhere else.
+    """Turn what torch raises when a worker process has died, in the feed or anywhere else, into a ``DataError``.
 
     (torch notices by a signal, which interrupts whatever the main thread is doing.)
     """
@@ -135,7 +135,9 @@ def explained_workers() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         about = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in about and "DataLoader timed out" not in about:
+        # Not "Caught RuntimeError in DataLoader worker process 0", which is an error of the code that it runs.
+        died = "DataLoader worker (pid" in about or "DataLoader timed out" in about
+        if isinstance(error, RuntimeError) and not died:
             raise
         raise DataError(
             f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
@@ -153,8 +155,3 @@ class _WholeBatches(Dataset):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,10 +13,11 @@ from torch import Tensor
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.decode import DAMAGED, Decoder
+from geexp.data.feeds import ResumableFeed
 from geexp.data.module import share_of_ranks
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
-from geexp.data.reading import Workers, processors
-from geexp.data.resumable import ResumableFeed
+from geexp.data.parallel import processors
+from geexp.data.reading import Workers
 from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.registry import locate
 
