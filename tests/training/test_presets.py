@@ -9,7 +9,7 @@ import pytest
 
 from geexp.data.cifar import CIFAR10, CIFAR100
 from geexp.registry import config_directory
-from geexp.runs.identity import run_folder
+from geexp.runs.job import make_job
 from tests.conftest import environment
 from tests.data.conftest import photo
 from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, official, pickled
@@ -67,7 +67,7 @@ def results(archives: list[Official], *overrides: str, seconds: int) -> dict[str
 
 
 def folder_of(preset: str, *overrides: str) -> str:
-    return run_folder(train_config(f"experiment={preset}", *overrides))
+    return make_job(train_config(f"experiment={preset}", *overrides)).slug
 
 
 @pytest.mark.slow
