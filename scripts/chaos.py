@@ -81,7 +81,8 @@ class Training:
         settings = COMMON + CONFIGURATIONS[self.configuration]
         settings = settings.format(every=every, workers=workers, ranks=self.ranks, folder=self.folder)
         command = [sys.executable, "-m", *f"{launcher}geexp.train {settings}".split()]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.folder.mkdir(exist_ok=True)
         self.starts += 1
         with (self.folder / "output.txt").open("ab") as said:
