@@ -24,8 +24,7 @@ import yaml
 from geexp.config.compose import composed_training
 from geexp.config.labels import ge_label, model_label, variant_label
 from geexp.config.schema import HardwareConfig, TrainConfig
-from geexp.launching.budget import FLOPS_PER_MAC
-from geexp.launching.cost import gmacs_of_an_image, images_of_an_epoch, images_to_see
+from geexp.launching.budget import FLOPS_PER_MAC, gmacs_per_image, images_per_epoch, images_to_see
 from geexp.registry import config_directory
 from geexp.report.numbers import paper
 from geexp.runs.identity import effective_ge
@@ -91,7 +90,7 @@ def _preset(name: str, place: str, row: dict[str, Any] | None) -> Preset:
         label, value = row["label"], f"{row[config.model.name][config.data.name]:.2f}"
     else:
         label, value = row["label"], f"{row['map']}" if place == "coco" else f"{row['top1']:.2f} / {row['top5']:.2f}"
-    gmacs = gmacs_of_an_image(config) if config.detects else count_run(config).total.macs / 1e9
+    gmacs = gmacs_per_image(config) if config.detects else count_run(config).total.macs / 1e9
     images = images_to_see(config)
     computing = images * gmacs * FLOPS_PER_MAC / (HARDWARE.tflops * 1e3) / 3600
     feeding = images / HARDWARE.images_per_second / 3600
@@ -177,7 +176,7 @@ def _steps(config: TrainConfig) -> str:
 
 def _work(preset: Preset) -> str:
     config, decimals = preset.config, 1 if preset.gmacs > 100 else 2
-    images = config.optim.batch_size if config.schedule.iterations else images_of_an_epoch(config)
+    images = config.optim.batch_size if config.schedule.iterations else images_per_epoch(config)
     flops = f"{preset.gmacs:.{decimals}f} GMACs x {FLOPS_PER_MAC} FLOPs at {HARDWARE.tflops:g} TFLOP/s"
     speed = f", each {flops}"
     if preset.computing < preset.feeding:

@@ -1,12 +1,29 @@
-"""``python -m geexp.plan``: trainings, GPU-hours, disk and date of a sweep, before anyone starts it."""
+"""``python -m geexp.plan``: the trainings, GPU-hours, disk and end of a sweep, before it is started."""
 
-from geexp.config.command import command
-from geexp.config.schema import PlanConfig
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from geexp.config.command import sweep_command
+from geexp.config.compose import validated
+from geexp.config.schema import HardwareConfig, PlanConfig
+from geexp.launching.budget import budget, show_budget
+from geexp.launching.jobs import SweepJob
+from geexp.launching.plan import plan
+from geexp.runs.job import register_resolvers
 
 
-@command("plan", PlanConfig, sweeps=True, schema_name="train_schema")
-def main(config: PlanConfig) -> None:
-    raise AssertionError("geexp.launching.hydra_side.ShowBudget ends the process before there is a job")
+@dataclass
+class _Stated:
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+@sweep_command("plan", PlanConfig, schema_name="train_schema", prepare=register_resolvers)
+def main(jobs: list[SweepJob], composed: DictConfig) -> None:
+    hardware = validated(_Stated, {"hardware": composed.hardware}).hardware
+    rows = plan(jobs)
+    show_budget(rows, budget(rows, hardware), hardware, Console())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """``python -m geexp.status``: how far the runs of a sweep, or one run, have come."""
 
-from geexp.config.command import command
+from omegaconf import DictConfig
+from rich.console import Console
+
+from geexp.config.command import sweep_command
 from geexp.config.schema import TrainConfig
+from geexp.launching.jobs import SweepJob
+from geexp.launching.live_table import status
+from geexp.runs.job import register_resolvers
 
 
-@command("status", TrainConfig, sweeps=True, schema_name="train_schema")
-def main(config: TrainConfig) -> None:
-    raise AssertionError("geexp.launching.hydra_side.ShowStatus ends the process before there is a job")
+@sweep_command("status", TrainConfig, schema_name="train_schema", prepare=register_resolvers)
+def main(jobs: list[SweepJob], composed: DictConfig) -> None:
+    status(jobs, Console())
 
 
 if __name__ == "__main__":

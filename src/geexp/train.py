@@ -8,11 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from geexp.config.command import command
+from geexp.config.errors import ConfigError
 from geexp.config.extras import require_extras
 from geexp.config.ranks import require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
-from geexp.launching.process_tree import in_a_tree, stop_with_parent
+from geexp.launching.supervisor import in_a_tree, stop_with_parent
 from geexp.runs.job import Job, make_job, register_resolvers
 from geexp.runs.metrics import coco_numbers
 from geexp.runs.run import Run
@@ -22,6 +23,8 @@ from geexp.runs.weights_file import require_backbone
 @command("train", TrainConfig, sweeps=True, prepare=register_resolvers)
 def main(config: TrainConfig) -> float | None:
     job = make_job(config, Path(HydraConfig.get().runtime.output_dir))
+    if config.dry_run:  # in a file; on the command line it makes a sweep, which leaves no folder
+        raise ConfigError("dry_run=true: say it on the command line; from a file it comes too late.")
     start_over = (config.force or config.resume is False) and not restarted()
     result = None if start_over else Run(job.folder).result
     if result is not None:
@@ -33,7 +36,7 @@ def main(config: TrainConfig) -> float | None:
             require_extras("a detector", "detection")
             require_backbone(config)
         if needs_ranks(config):
-            train_in_ranks(job)
+            start_ranks(job)
             return None  # the first of them has printed the result
         if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
             stop_with_parent()
@@ -70,13 +73,15 @@ def needs_ranks(config: TrainConfig) -> bool:
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
 
 
-def train_in_ranks(job: Job) -> None:
+def start_ranks(job: Job) -> None:
     """Train in one process per device, and end as these end."""
-    from geexp.launching import own_ranks
-    from geexp.launching.jobs import in_folder
+    from geexp.launching.jobs import folder_argument
+    from geexp.launching.processes import thread_limit
+    from geexp.launching.supervisor import train_in_ranks
 
-    arguments = [*sys.argv[1:], *in_folder(job)]
-    own_ranks.train_in_ranks(arguments, devices=job.config.trainer.devices, settings=job.config.launcher)
+    devices, grace = job.config.trainer.devices, job.config.launcher.grace
+    arguments = [*sys.argv[1:], *folder_argument(job)]
+    train_in_ranks(arguments, devices=devices, grace=grace, environment=thread_limit(devices))
 
 
 if __name__ == "__main__":

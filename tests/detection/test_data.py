@@ -170,7 +170,7 @@ def test_an_epoch_resumes_where_it_stopped(tmp_path):
     assert all(equal(a, b) for a, b in zip(islice(stopped, 4), whole, strict=False))
     resumed.load_state_dict(stopped.state_dict())
     assert all(equal(a, b) for a, b in zip(resumed, whole[4:], strict=True))
-    with pytest.raises(DataError, match="12 images.* 11"):
+    with pytest.raises(DataError, match=r"12 images.* 11"):
         resumed.load_state_dict(stopped.state_dict() | {"images": 11})
 
 

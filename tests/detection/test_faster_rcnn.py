@@ -9,8 +9,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from geexp.backbones import add_gather_excite, build_model
 from geexp.backbones.anatomy import block_outputs
 from geexp.backbones.small_resnet import resnet10_slim
-from geexp.detection.task import fixed_draws
 from geexp.detection.faster_rcnn import build_detector
+from geexp.detection.task import fixed_draws
 from geexp.operators import GatherExcite
 
 SMALL = {

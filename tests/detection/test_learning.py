@@ -6,12 +6,12 @@ import torch
 from geexp.backbones import add_gather_excite
 from geexp.backbones.small_resnet import resnet10_slim
 from geexp.data.order import FixedOrder, TrainingOrder, mix
-from geexp.detection.data import DetectionFeed, DetectionReader
 from geexp.detection.coco import CocoImages
-from geexp.detection.task import fixed_draws
+from geexp.detection.data import DetectionFeed, DetectionReader
 from geexp.detection.evaluation import CocoEvaluator
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
 from geexp.detection.faster_rcnn import build_detector
+from geexp.detection.task import fixed_draws
 
 CPU = torch.device("cpu")
 

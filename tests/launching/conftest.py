@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching.commands import SMALL, Command, Strings
 from tests.support.forked import Forked
+from tests.support.launched import SMALL, Command, Strings
 
 
 @pytest.fixture

@@ -1,30 +1,44 @@
-"""Jobs of a sweep on SLURM: what is asked of it, and, on a real one (make test-slurm), what comes of it."""
+"""Jobs of a sweep on SLURM: the batch script, and jobs on a real cluster (make test-slurm)."""
 
 import json
 import os
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from geexp.config.errors import PREEMPTED, ConfigError
-from geexp.launching import slurm, slurm_queue
-from geexp.launching.jobs import Job
-from geexp.launching.slurm import SlurmSettings, parameters, submit
-from geexp.launching.slurm_queue import COMPLETE, FAILED, PENDING, RUNNING, InQueue, Submitted, queue, watch
+from geexp.launching import slurm
+from geexp.launching.jobs import SweepJob
+from geexp.launching.slurm import (
+    COMPLETE,
+    FAILED,
+    PENDING,
+    RUNNING,
+    InQueue,
+    SlurmSettings,
+    Submitted,
+    parameters,
+    queue,
+    submit,
+    watch,
+)
 from geexp.launching.slurm_task import exit_code, rank_environment
-from geexp.runs.run_files import read_result, write_json
+from geexp.runs.run import Run
+from geexp.runs.run_files import write_json
 from tests.conftest import environment
-from tests.support.configuration import train_config
 from tests.support.runs import history, same_weights
+from tests.support.sweep_jobs import sweep_job
 
 ROOT = Path(__file__).parents[2]
 
 
-def make_job(folder: Path, *overrides: str, number: int = 0) -> Job:
-    return Job(number, (*overrides, f"hydra.run.dir={folder}"), (), train_config(*overrides), folder)
+def make_job(folder: Path, *overrides: str, number: int = 0) -> SweepJob:
+    made = sweep_job(folder, *overrides, number=number, run=folder)
+    return replace(made, overrides=(*overrides, f"hydra.run.dir={folder}"))
 
 
 def test_a_task_is_the_rank_that_torchrun_would_make_it():
@@ -133,14 +147,14 @@ def test_a_job_is_watched_to_its_end(monkeypatch, tmp_path):
             (tmp_path / "1.out").write_text("geexp.train: no images\nsrun: error: task 0: Exited with exit code 102\n")
         return {f"1_{place}": InQueue(state, "Priority", "n1") for place, state in enumerate(states)}
 
-    monkeypatch.setattr(slurm_queue, "queue", asked)
+    monkeypatch.setattr(slurm, "queue", asked)
     (tmp_path / "0").mkdir()
     changes = list(filter(None, watch(entries, every=0)))
     first, second = ([(c.state, c.detail) for c in changes if c.submitted is entry] for entry in entries)
     assert first[:3] == [
         (PENDING, "job 1_0, Priority"),
         (RUNNING, "job 1_0 on n1"),
-        (PENDING, "preempted, goes on in its next turn"),
+        (PENDING, "preempted, resumes in its next turn"),
     ]
     assert first[3] == (FAILED, f"no room (job 1_0: failed, log: {tmp_path / '0.out'})")
     assert second[2] == (FAILED, f"geexp.train: no images (job 1_1: completed, log: {tmp_path / '1.out'})")
@@ -150,18 +164,18 @@ def test_ctrl_c_ends_the_waiting_only(monkeypatch, tmp_path, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm_queue, "queue", interrupted)
+    monkeypatch.setattr(slurm, "queue", interrupted)
     entries = [Submitted(make_job(tmp_path, "trainer=cpu"), slurm_id, tmp_path) for slurm_id in ("7_0", "7_1", "12")]
     with pytest.raises(KeyboardInterrupt):
         list(watch(entries))
-    assert "this ends them: scancel 7 12" in capsys.readouterr().err
+    assert "scancel 7 12" in capsys.readouterr().err
 
 
 # From here on with a real one.
 
 SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "optim.batch_size=32", "schedule.epochs=2"]
 SETTINGS += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2"]
-EVENT = "+callbacks.device_stats={_target_: tests.launching.cluster_events."  # a name that is in no run's identity
+EVENT = "+callbacks.puppet={_target_: tests.support.cluster_events."
 
 
 @pytest.fixture
@@ -177,7 +191,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def trained(jobs: list[Job], folder: Path, **settings) -> dict[int, list[tuple[str, str]]]:
+def trained(jobs: list[SweepJob], folder: Path, **settings) -> dict[int, list[tuple[str, str]]]:
     """Every job's states, by its number."""
     entries = submit(jobs, SlurmSettings(**settings), folder / "slurm")
     seen: dict[int, list[tuple[str, str]]] = {job.number: [] for job in jobs}
@@ -204,7 +218,7 @@ def test_a_preempted_job_goes_on_and_a_failing_one_harms_no_other(cluster):
     assert [state for state, _ in seen[0]][-2:] == [RUNNING, COMPLETE], logs
     assert [state for state, _ in seen[2]][-4:] == [RUNNING, PENDING, RUNNING, COMPLETE], logs
     assert seen[1][-1][0] == FAILED
-    assert read_result(failing) is None
+    assert Run(failing).result is None
     assert seen[1][-1][1].startswith("rank 1: [rank1]: RuntimeError: made to fail (")
     # Requeued once, and by one only: it went on at the step at which it had stopped, the others did not start again.
     starts = [json.loads(line) for line in (preempted / "starts.jsonl").read_text().splitlines()]
@@ -215,13 +229,13 @@ def test_a_preempted_job_goes_on_and_a_failing_one_harms_no_other(cluster):
     assert f"stopped in epoch 1 after step {starts[1][1]}" in log
     assert (undisturbed / "train.log").read_text().count("training into") == 1
     # It makes no difference.
-    result, reference = read_result(preempted), read_result(undisturbed)
+    result, reference = Run(preempted).result, Run(undisturbed).result
     assert result is not None
     assert reference is not None
-    assert result["devices"]["count"] == 2
+    assert result.devices["count"] == 2
     for of in ("last", "best"):
         for key in ("val/top1_error", "val/loss", "train/loss"):
-            assert result["metrics"][of][key] == reference["metrics"][of][key]
+            assert result.metrics[of][key] == reference.metrics[of][key]
     assert history(preempted) == history(undisturbed)
     same_weights(preempted, undisturbed)
 

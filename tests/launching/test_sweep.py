@@ -15,11 +15,10 @@ import pytest
 
 from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
-from geexp.runs.run_files import read_result
-from geexp.runs.status import read_status
-from tests.launching.commands import SMALL, Command, finished, runs, send, until
+from geexp.runs.run import Run
 from tests.support.configuration import train_config
 from tests.support.forked import torchrun_environments
+from tests.support.launched import SMALL, Command, finished, runs, send, until
 from tests.support.runs import history, same_weights
 from tests.support.wandb_files import records
 
@@ -28,9 +27,9 @@ SOON = 45
 
 
 def same_end(run: Path, undisturbed: Path) -> None:
-    assert read_status(run)["state"] == "complete"
+    assert Run(run).status.state == "complete"
     assert history(run) == history(undisturbed)
-    ours, theirs = (read_result(one)["metrics"] for one in (run, undisturbed))
+    ours, theirs = (Run(one).read_result().metrics for one in (run, undisturbed))
     for which in ("last", "best"):
         assert {**ours[which], "seconds": 0, "time": 0} == {**theirs[which], "seconds": 0, "time": 0}
     same_weights(run, undisturbed)
@@ -100,7 +99,7 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
     seen.mkdir()
     data = ["data=fashion_mnist_mini", "data.keep_classes=2", "data.num_classes=2", "data/augmentation=none"]
     settings = ["model=resnet8", "trainer.accelerator=cpu", "optim.batch_size=50", "schedule.epochs=2", "logger=none"]
-    record = f"+callbacks.device_stats={{_target_: tests.launching.probes.Record, folder: '{seen}'}}"
+    record = f"+callbacks.puppet={{_target_: tests.support.probes.Record, folder: '{seen}'}}"
     sweep = start("-m", "ge=none,theta,se", "trainer.devices=2,1", "launcher.devices=2", *data, *settings, record)
     at_once = []
     while sweep.process.poll() is None:
@@ -137,7 +136,9 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
                 mine = [Counter(one["seen"][f"{split} {epoch}"]) for one in ranks if one["folder"] == folder]
                 assert sum(mine, Counter()) == images
                 assert len({part.total() for part in mine}) == 1
-    assert {read_result(Path(folder))["metrics"]["last"]["val/images"] for folder in folders} == {there["val"].total()}
+    assert {Run(Path(folder)).read_result().metrics["last"]["val/images"] for folder in folders} == {
+        there["val"].total()
+    }
 
 
 def _images(config: TrainConfig, *, train: bool) -> Counter[str]:
@@ -161,7 +162,7 @@ def test_failed_jobs_leave_the_others_alone_and_go_on(start, strings, undisturbe
         same_end(runs(sweep.folder)[name], undisturbed(name))
 
     report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
-    assert report.startswith("geexp.train: 2 of 4 jobs are not done; the same command tries again, and goes on where")
+    assert report.startswith("geexp.train: 2 of 4 jobs are not done; the same command tries again, and resumes where")
     assert "  ge=theta trainer.devices=2: failed after epoch 1: made to fail (exit code 1)" in report
     killed = r"rank 1, process \d+, was killed by signal 9 \(exit code 137\)"
     assert re.search(f"  ge=none trainer.devices=2: failed after epoch 1: {killed}", report)
@@ -175,7 +176,7 @@ def test_failed_jobs_leave_the_others_alone_and_go_on(start, strings, undisturbe
     after = finished(sweep.folder)
     assert {name: after[name] for name in before} == before  # not trained again
     assert again.stderr.count(": starts on ") == 2
-    assert "goes on after epoch 1 (killed, or its machine went down)" in again.stderr
+    assert "resumes after epoch 1 (killed, or its machine went down)" in again.stderr
     assert "again after epoch 1 (made to fail)" in again.stderr
 
 
@@ -198,7 +199,7 @@ def test_a_sweep_that_is_told_to_stop_or_killed_leaves_nothing_and_goes_on(start
     assert sweep.has_left_nothing(0 if code > 0 else SOON)
     assert not finished(sweep.folder)
     for run in runs(sweep.folder).values():  # neither was killed
-        assert read_status(run)["state"] == "preempted"
+        assert Run(run).status.state == "preempted"
     ends_as(undisturbed, start(*command), "theta-1", "theta-2")
 
 
@@ -214,7 +215,7 @@ def test_a_second_ctrl_c_kills_at_once(start, strings):
     sweep.process.send_signal(SIGINT)
     assert sweep.end(SOON) == 130
     assert sweep.has_left_nothing()
-    assert [read_status(run)["state"] for run in runs(sweep.folder).values()] == ["lost", "lost"]
+    assert [Run(run).status.state for run in runs(sweep.folder).values()] == ["lost", "lost"]
 
 
 @pytest.mark.slow
@@ -306,7 +307,7 @@ def test_two_sweeps_at_once_share_a_row(start, strings, undisturbed):
         assert sweep.has_left_nothing()
     assert all("ge=theta: done" in sweep.stderr for sweep in (first, second))
     assert "theta-global: done" in third.stderr
-    assert (first.stderr + second.stderr).count("trains it already; waits for it") == 1
+    assert (first.stderr + second.stderr).count("already being trained by") == 1
     for name in ("none-1", "theta-1", "se-1"):
         same_end(runs(first.folder)[name], undisturbed(name))
         assert (runs(first.folder)[name] / "train.log").read_text().count("training into") == 1
@@ -362,7 +363,7 @@ def test_a_single_run_starts_its_ranks_and_stops_and_goes_on(start, strings, und
     strings.release()
     assert one.end(SOON) == code
     assert one.has_left_nothing()
-    assert read_status(runs(one.folder)["theta-2"])["state"] == state
+    assert Run(runs(one.folder)["theta-2"]).status.state == state
     assert "Go on with: python -m geexp.train ge=theta trainer.devices=2 " in one.stderr
     assert "Traceback" not in one.stderr
     assert not one.stdout
@@ -400,7 +401,7 @@ def test_a_single_run_whose_rank_fails_and_that_is_interrupted_twice_and_killed(
     assert killed.end() == -SIGKILL
     strings.release()
     assert killed.has_left_nothing(SOON)
-    assert read_status(runs(killed.folder)["theta-2"])["state"] == "preempted"
+    assert Run(runs(killed.folder)["theta-2"]).status.state == "preempted"
     ends_as(undisturbed, start(*command), "theta-2")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +34,7 @@ from geexp.config.errors import (
     bad_value,
     unknown_key,
 )
+from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
 
@@ -51,8 +52,8 @@ def command(
 ) -> Callable[[Callable[[T], object]], Callable[[], None]]:
     """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
 
-    Mistakes of the user end in one message on standard error and exit code 2, whoever found them: Hydra, OmegaConf, our
-    schema or our rules.
+    Mistakes of the user end in one message on standard error and exit code 2, whether Hydra, OmegaConf, our schema or
+    our checks find them.
 
     Args:
         sweeps: whether there is ``-m``; then ``--cfg`` also lists the jobs, on standard error.
@@ -67,7 +68,7 @@ def command(
             try:
                 return task(validated(schema, composed))
             except Exception as error:
-                if in_sweep:  # Hydra goes on with the other jobs
+                if in_sweep:  # the other jobs go on
                     log.error("job failed: %s", error, exc_info=not isinstance(error, UserError))
                 elif isinstance(error, UserError):
                     _refuse(name, error)
@@ -76,39 +77,72 @@ def command(
         def main() -> None:
             prepare()
             store_schema(schema_name or f"{name}_schema", schema)
-            logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is told by what fails next
-            sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
             if not sweeps and {"-m", "--multirun"} & set(sys.argv):
                 _refuse(name, ConfigError("does one thing at a time: leave -m out."))
-            if rank() != 0:
-                sys.argv += _SILENT
-            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
-            hydras = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)
-            try:
-                hydras()
-                if sweeps and (plain := _without_cfg(sys.argv)) is not None:
-                    sys.argv = [*plain, "dry_run=true"]
-                    with redirect_stdout(sys.stderr):
-                        hydras()
-            except KeyboardInterrupt:
-                sys.exit(INTERRUPTED)
-            except Exception as error:
-                mistake = None if wants_traceback else explain(error, schema)
-                if mistake is None:
-                    raise
-                _refuse(name, mistake)
-            finally:
-                if not wants_traceback:
-                    del os.environ["HYDRA_FULL_ERROR"]
+            if sweeps and _is_true(sys.argv, "dry_run"):
+                sys.argv[1:] = _as_a_sweep(sys.argv[1:])
+            _run(name, schema, job)
+            if sweeps and (plain := _without_cfg(sys.argv[1:])) is not None:
+                sys.argv[1:] = _as_a_sweep(_with(plain, "dry_run=true"))
+                with redirect_stdout(sys.stderr):
+                    _run(name, schema, job)
 
         return main
 
     return decorate
 
 
+def sweep_command(
+    name: str, schema: type, *, schema_name: str, prepare: Callable[[], None]
+) -> Callable[[Callable[[list[Any], DictConfig], object]], Callable[[], None]]:
+    """Turn ``task(jobs, composed)`` into a ``main()`` that takes the command line of a sweep or of a single run.
+
+    ``jobs`` are what ``geexp.train`` would train, composed and checked; ``composed`` is the configuration that they
+    share. For the arguments see ``command``.
+    """
+
+    def decorate(task: Callable[[list[Any], DictConfig], object]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def job(composed: DictConfig) -> object:
+            raise AssertionError("the sweeper hands the jobs to on_jobs, and runs none")
+
+        vars(job)["on_jobs"] = task  # for our sweeper
+
+        def main() -> None:
+            prepare()
+            store_schema(schema_name, schema)
+            sys.argv[1:] = _as_a_sweep(sys.argv[1:])
+            _run(name, schema, job)
+
+        return main
+
+    return decorate
+
+
+def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
+    """Let Hydra compose and run; every error of the user ends here."""
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, shows in the next thing that fails
+    sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
+    if rank() != 0:
+        sys.argv[1:] = _with(sys.argv[1:], *_SILENT)
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        mistake = None if wants_traceback else explain(error, schema)
+        if mistake is None:
+            raise
+        _refuse(name, mistake)
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
 def explain(error: BaseException, schema: type) -> UserError | None:
-    """What the user did wrong, if that is what the exception came from; None for anything else."""
+    """The user error behind an exception; None for anything else, such as a bug of ours."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -134,9 +168,9 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         return wrong_type(schema, of_ours[0])
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         return ConfigError(" ".join(str(error).split()))
-    if isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
+    if isinstance(error, ValueError) and str(error).startswith(M_WITH_CFG):
         return ConfigError("-m and --cfg do not go together: say dry_run=true to see what the jobs of a sweep are.")
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+    if isinstance(error, ValueError) and str(error).startswith(GROUP_NEEDS_A_NAME):
         return ConfigError("a group takes the name of an option, not null or a number; --help shows the options.")
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging's, of a file it cannot open
         error = error.__cause__
@@ -149,7 +183,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
 
 
 def _is_a_bug(error: BaseException) -> bool:
-    """Whether code of ours raised it, and it is no error that a user makes."""
+    """Whether code of ours raised it, and it is not the type of a user error."""
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)):
         return False
     trace: TracebackType | None = error.__traceback__
@@ -162,31 +196,59 @@ def _is_a_bug(error: BaseException) -> bool:
 
 _PACKAGE = Path(__file__).parents[1]
 
-# What conf/train.yaml says already; on the command line Hydra refuses it.
+# The defaults of conf/train.yaml; on the command line Hydra refuses them.
 _NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
 
 
-# The first rank speaks, logs and writes; the others speak of what it has not spoken of some seconds later.
-_FIRST_SPEAKS = 10
+# Rank 0 prints, logs and writes; the others print an error only if rank 0 has not ended these seconds later.
+_RANK_0_FIRST = 10.0
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
 
 
 def _without_cfg(arguments: list[str]) -> list[str] | None:
     """A sweep's command line without ``--cfg job``, which shows what its jobs have in common; None for any other."""
-    of_a_sweep = any(a.startswith("+sweep=") for a in arguments)
     shown = [i for i, a in enumerate(arguments) if a.startswith(("--cfg", "-c")) and not a.startswith("-cd")]
-    if not of_a_sweep or not shown:
+    if not _is_a_sweep(arguments) or not shown:
         return None
     (i,) = shown
     return arguments[:i] + arguments[i + (1 if "=" in arguments[i] else 2) :]
+
+
+def _is_a_sweep(arguments: list[str]) -> bool:
+    sweeps = any(a in ("-m", "--multirun") or a.startswith(("+sweep=", "hydra.mode=MULTIRUN")) for a in arguments)
+    return sweeps and "hydra.mode=RUN" not in arguments  # as in the command of one of its jobs
+
+
+def _as_a_sweep(arguments: list[str]) -> list[str]:
+    """The command line that hands the jobs of a sweep, or a single run as its only job, to our sweeper.
+
+    As a run of its own it would have a folder before the task could ask for none.
+    """
+    if {"--help", "-h", "--hydra-help"} & set(arguments):
+        return arguments
+    folder = [] if _is_a_sweep(arguments) else ["hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."]
+    return _with(arguments, "hydra.mode=MULTIRUN", *folder)
+
+
+def _is_true(arguments: list[str], key: str) -> bool:
+    values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")]
+    return bool(values) and values[-1].lower() in ("true", "1", "yes", "y", "on")
+
+
+def _with(arguments: list[str], *overrides: str) -> list[str]:
+    """With more overrides, behind those that there are: Hydra's parser takes overrides only if none of its flags stands
+    between them."""
+    places = [i + 1 for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
+    place = places[-1] if places else len(arguments)
+    return [*arguments[:place], *overrides, *arguments[place:]]
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:
     if rank() == 0:
         print(f"geexp.{name}: {error}", file=sys.stderr)
     else:
-        # torchrun ends us as soon as the first rank has ended, which will have said the same. If not, it does not know.
-        time.sleep(_FIRST_SPEAKS)
+        # Usually rank 0 fails for the same reason, prints it and ends, and torchrun then ends us.
+        time.sleep(_RANK_0_FIRST)
         print(f"geexp.{name} (rank {rank()}): {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -22,6 +21,7 @@ from omegaconf.errors import (
 from geexp.config.checks import check
 from geexp.config.constraints import check_values
 from geexp.config.errors import ConfigError, bad_value, unknown_key
+from geexp.config.hydra_private import outside_of_a_command
 from geexp.config.schema import TrainConfig
 from geexp.registry import config_directory, options
 
@@ -67,13 +67,8 @@ def composed_training(*overrides: str) -> TrainConfig:
         ConfigError: as the command would.
     """
     store_schema("train_schema", TrainConfig)
-    command = GlobalHydra.instance().hydra  # of the command that we may be in
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return validated(TrainConfig, compose("train", overrides=list(overrides)))
-    finally:
-        GlobalHydra.instance().hydra = command
+    with outside_of_a_command(), initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return validated(TrainConfig, compose("train", overrides=list(overrides)))
 
 
 def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:

@@ -1,32 +1,109 @@
-"""What a sweep costs: device-hours, the date of its end, and disk."""
+"""What trainings cost: work, from the configuration alone; device-hours, the date of the end and disk of a sweep."""
 
 import heapq
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import ConfigError
+from geexp.config.protocol import stretched
 from geexp.config.schema import HardwareConfig, TrainConfig
-from geexp.launching.cost import gmacs_of_an_image, images_of_an_epoch, images_to_see
-from geexp.launching.plan import Row, in_words, summary
-from geexp.launching.progress import DONE
-from geexp.runs.run_files import read_result
+from geexp.launching.plan import DONE, Row, in_words, summary
+from geexp.runs.run import Run
 
 FLOPS_PER_MAC = 6  # a forward pass, and a backward pass twice as long
 # Weights and momentum in 32 bits; best.ckpt, last.ckpt and previous.ckpt.
 _BYTES_PER_PARAMETER = 2 * 4 * 3
+# The pyramid's box head: 7x7x256 → 1024 → 1024.
+_TWO_LAYERS = (7 * 7 * 256 + 1024) * 1024 / 1e9
+
+
+# Work
+
+
+def cost(config: TrainConfig) -> float | None:
+    """GMACs of all forward passes on each of the job's devices; None if the number of images is not known."""
+    images = images_to_see(config)
+    if images is None:
+        return None
+    return images * gmacs_per_image(config) / (config.trainer.devices * config.trainer.nodes)
+
+
+def images_to_see(config: TrainConfig) -> int | None:
+    """Training images of all epochs together, at most: a plateau may end a schedule earlier."""
+    schedule = stretched(config.schedule)
+    if schedule.iterations is not None:
+        return schedule.iterations * config.optim.batch_size
+    images = images_per_epoch(config)
+    return images and (config.trainer.max_epochs or schedule.epochs or 1) * images
+
+
+def images_per_epoch(config: TrainConfig) -> int | None:
+    """Training images of the data set, or of the classes that are kept of it. Class folders are counted; None if the
+    data set states no number and has no folders."""
+    data = config.data
+    images = data.training_images
+    if images is None and data.kind == "files" and data.root is not None:
+        images = _files_below(Path(data.root).expanduser() / "train") or None
+    if images is None or data.keep_classes is None or data.total_classes is None:
+        return images
+    return images * data.keep_classes // data.total_classes
+
+
+@cache
+def _files_below(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder, followlinks=True))
+
+
+def gmacs_per_image(config: TrainConfig) -> float:
+    """GMACs of the network's forward pass. GE itself, which adds less than one per cent, is left out where the
+    backbone's own count is known."""
+    model = config.model
+    if model.gmacs is None:
+        return _complexity(config).macs / 1e9
+    if config.detects:
+        return _gmacs_of_a_detector(config, model.gmacs)
+    return model.gmacs * (config.data.image_size / model.home_size) ** 2
+
+
+def _gmacs_of_a_detector(config: TrainConfig, gmacs: float) -> float:
+    """The backbone on an image of 4:3, as most of COCO's are, and the box head on the regions of training.
+
+    The region proposals and a pyramid's own convolutions are left out.
+    """
+    model, detector = config.model, config.detector
+    pixels = detector.min_size * min(detector.max_size, detector.min_size * 4 / 3)
+    scale = pixels / model.home_size**2
+    if detector.layout == "fpn":
+        return gmacs * scale + detector.regions * _TWO_LAYERS
+    head = model.last_gmacs or 0.0  # at home on maps of a sixteenth of the image
+    per_region = head * (16 * detector.roi_size / model.home_size) ** 2
+    return (gmacs - head) * scale + detector.regions * per_region
+
+
+def _complexity(config: TrainConfig) -> Any:
+    from geexp.training.network import count_run
+
+    return count_run(config).total
+
+
+# Hours
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one job that is to be trained: hours on its devices, and whether a finished run has measured its speed."""
+    """One job to be trained: hours on its devices (None: not known), from a measured speed or from a stated one, and
+    bytes of checkpoints."""
 
     row: Row
-    hours: float
+    hours: float | None
     measured: bool
     disk: int
 
@@ -37,64 +114,93 @@ class Estimate:
 
 @dataclass
 class Budget:
-    """Of all jobs that are to be trained; ``hours`` until the last of them ends."""
+    """All jobs to be trained; ``hours`` until the last of them ends. Jobs of unknown cost count for nothing."""
 
     estimates: list[Estimate] = field(default_factory=list)
     hours: float = 0.0
 
     @property
     def device_hours(self) -> float:
-        return sum(estimate.hours * estimate.devices for estimate in self.estimates)
+        return sum((estimate.hours or 0.0) * estimate.devices for estimate in self.estimates)
 
     @property
     def disk(self) -> int:
         return sum(estimate.disk for estimate in self.estimates)
 
+    @property
+    def unknown(self) -> int:
+        return sum(estimate.hours is None for estimate in self.estimates)
+
 
 def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
-    """Estimate every job that the plan has to train, and share the devices out as the launcher does.
+    """Estimate every job that is to be trained, and distribute the devices as the launcher does.
 
     Raises:
-        ConfigError: for hardware that a job does not fit on.
+        ConfigError: for hardware with fewer devices than a job needs.
     """
     speeds = measured_speeds(rows)
     estimates = [estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
     for one in estimates:
         if one.devices > hardware.devices:
             raise ConfigError(
-                f"hardware.devices={hardware.devices}: {one.row.label} wants {one.devices} devices "
+                f"hardware.devices={hardware.devices}: {one.row.label} needs {one.devices} devices "
                 "(trainer.devices x trainer.nodes)."
             )
     return Budget(estimates, _makespan(estimates, hardware.devices))
 
 
 def estimate(row: Row, hardware: HardwareConfig, measured: float | None = None) -> Estimate:
-    """``measured``: images a second on one device that a finished run of this network has seen."""
+    """``measured``: images per second and device of a finished run of this network."""
     config, progress = row.job.config, row.progress
-    devices = config.trainer.devices * config.trainer.nodes
-    stated = hardware.tflops * 1e12 / (FLOPS_PER_MAC * gmacs_of_an_image(config) * 1e9)
-    speed = measured or min(stated, hardware.images_per_second)
+    disk = _complexity(config).params * _BYTES_PER_PARAMETER
     left = images_to_see(config)
+    if left is None:
+        return Estimate(row, None, measured is not None, disk)
     if progress.epoch and not config.force:
-        left = max(0, left - progress.epoch * images_of_an_epoch(config))
-    hours, disk = left / (speed * devices) / 3600, _parameters(config) * _BYTES_PER_PARAMETER
-    return Estimate(row, hours, measured is not None, disk)
+        left = max(0, left - progress.epoch * (images_per_epoch(config) or 0))
+    stated = hardware.tflops * 1e12 / (FLOPS_PER_MAC * gmacs_per_image(config) * 1e9)
+    speed = measured or min(stated, hardware.images_per_second)
+    devices = config.trainer.devices * config.trainer.nodes
+    return Estimate(row, left / (speed * devices) / 3600, measured is not None, disk)
 
 
 def measured_speeds(rows: Sequence[Row]) -> dict[Any, float]:
-    """Images a second of one device, validation included, by network and image size, from runs that are done."""
+    """Images per second of one device, validation included, by network and image size, of finished runs."""
     speeds = {}
     for row in rows:
-        result = read_result(row.job.folder) if row.progress.state == DONE else None
-        if result is not None and result["seconds"] > 0:
-            images = images_of_an_epoch(row.job.config) * result["epochs"]
-            speeds[_speed_key(row.job.config)] = images / result["seconds"] / result["devices"]["count"]
+        result = Run(row.job.folder).result if row.progress.state == DONE else None
+        images = images_per_epoch(row.job.config)
+        if result is not None and result.seconds > 0 and images is not None:
+            images_per_second = images * result.epochs / result.seconds
+            speeds[_speed_key(row.job.config)] = images_per_second / result.devices["count"]
     return speeds
 
 
-def show_budget(rows: Sequence[Row], hardware: HardwareConfig, console: Console) -> None:
-    """Print what each row costs, and the sum."""
-    total = budget(rows, hardware)
+def _speed_key(config: TrainConfig) -> Any:
+    return config.model.name, config.ge.variant, str(config.ge.extent), config.data.name, config.data.image_size
+
+
+def _makespan(estimates: Sequence[Estimate], devices: int) -> float:
+    """Hours until the last job ends: longest first, a freed device takes the next job that fits."""
+    free, now = devices, 0.0
+    waiting = sorted(estimates, key=lambda one: -(one.hours or 0.0))
+    running: list[tuple[float, int]] = []
+    while waiting or running:
+        for one in list(waiting):
+            if one.devices <= free:
+                waiting.remove(one)
+                free -= one.devices
+                heapq.heappush(running, (now + (one.hours or 0.0), one.devices))
+        now, freed = heapq.heappop(running)
+        free += freed
+    return now
+
+
+# On the terminal
+
+
+def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, console: Console) -> None:
+    """Print the cost of each row, and the sum."""
     by_row = {id(one.row): one for one in total.estimates}
     table = Table("row", "state")
     for name in ("devices", "hours", "disk"):
@@ -103,25 +209,31 @@ def show_budget(rows: Sequence[Row], hardware: HardwareConfig, console: Console)
         one = by_row.get(id(row))
         cells: tuple[str, ...] = ()
         if one is not None:
-            cells = str(one.devices), f"{'' if one.measured else '~ '}{one.hours:.1f}", size(one.disk)
+            hours = "?" if one.hours is None else f"{'' if one.measured else '~ '}{one.hours:.1f}"
+            cells = str(one.devices), hours, size(one.disk)
         table.add_row(row.label, in_words(row), *cells)
     console.print(table)
     console.print(summary(rows))
-    end = datetime.now() + timedelta(hours=total.hours)
-    console.print(
-        f"{total.device_hours:,.0f} device-hours, {total.hours:,.0f} hours on {hardware.devices} "
-        f"{'device' if hardware.devices == 1 else 'devices'}: if started now, done by {end:%Y-%m-%d %H:%M}. "
-        f"{size(total.disk)} of checkpoints.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if not all(one.measured for one in total.estimates):
-        console.print(
-            f"~ from stated speeds, not measured: {hardware.tflops:g} TFLOP/s, at most {hardware.images_per_second:g} "
-            "images/s a device (hardware.tflops, hardware.images_per_second); a plateau may come earlier.",
-            highlight=False,
-            soft_wrap=True,
+    notes = []
+    if len(total.estimates) > total.unknown or not total.estimates:
+        end = datetime.now() + timedelta(hours=total.hours)
+        notes.append(
+            f"{total.device_hours:,.0f} device-hours, {total.hours:,.0f} hours on {hardware.devices} "
+            f"{'device' if hardware.devices == 1 else 'devices'}: if started now, done by {end:%Y-%m-%d %H:%M}. "
+            f"{size(total.disk)} of checkpoints."
         )
+    if total.unknown:
+        notes.append(
+            f"? number of training images not known: {total.unknown} of {len(total.estimates)} trainings are not in "
+            "the sum of hours (data.training_images=<number> states it)."
+        )
+    if any(one.hours is not None and not one.measured for one in total.estimates):
+        notes.append(
+            f"~ from stated speeds, not measured: {hardware.tflops:g} TFLOP/s, at most {hardware.images_per_second:g} "
+            "images/s a device (hardware.tflops, hardware.images_per_second); a plateau may come earlier."
+        )
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def size(number: float) -> str:
@@ -131,29 +243,3 @@ def size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} TB"
-
-
-def _makespan(estimates: Sequence[Estimate], devices: int) -> float:
-    """Longest first, a freed device takes the next job that fits."""
-    free, now = devices, 0.0
-    waiting = sorted(estimates, key=lambda one: -one.hours)
-    running: list[tuple[float, int]] = []
-    while waiting or running:
-        for one in list(waiting):
-            if one.devices <= free:
-                waiting.remove(one)
-                free -= one.devices
-                heapq.heappush(running, (now + one.hours, one.devices))
-        now, freed = heapq.heappop(running)
-        free += freed
-    return now
-
-
-def _speed_key(config: TrainConfig) -> Any:
-    return config.model.name, config.ge.variant, str(config.ge.extent), config.data.name, config.data.image_size
-
-
-def _parameters(config: TrainConfig) -> int:
-    from geexp.training.network import count_run
-
-    return count_run(config).total.params

@@ -1,23 +1,112 @@
-"""What a sweep is going to do, before it does anything: rows, states, what is shared, devices, commands."""
+"""How far the runs of a sweep have come, and what the sweep will do: rows, states, duplicates, devices, commands."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import UserError
+from geexp.config.extras import require_extras
+from geexp.config.protocol import planned_epochs, stretched
+from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.launching.jobs import SweepJob, shell
-from geexp.launching.progress import DONE, FAILED, NEW, RUNNING, UNFINISHED, Progress, progress_of
 from geexp.runs.identity import ge_slug
+from geexp.runs.metrics import score_of
+from geexp.runs.run import Run
+from geexp.runs.status import Status
 from geexp.runs.weights_file import require_backbone
+
+NEW, RUNNING, UNFINISHED, FAILED, DONE = "new", "running", "unfinished", "failed", "done"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a run, one of the five above, with the reason, and what it has reached.
+
+    ``epoch`` counts finished epochs; ``epochs`` is None if the schedule counts iterations. ``error`` and ``best`` are
+    top-1 errors on the validation images in percent (mAP for a detector), ``eta`` the seconds left at the speed of the
+    last epochs, ``where`` the process or devices of a running job. ``seen`` changes as long as training advances.
+    """
+
+    state: str
+    reason: str = ""
+    epoch: int = 0
+    epochs: int | None = None
+    error: float | None = None
+    best: float | None = None
+    eta: float | None = None
+    where: str = ""
+    seen: tuple[Any, ...] = ()
+
+    def briefly(self) -> str:
+        """The state, in a word or two."""
+        return {NEW: "not started", UNFINISHED: "stopped"}.get(self.state, self.state)
+
+    def __str__(self) -> str:
+        """The state and the reason."""
+        at = f" after epoch {self.epoch}" if self.epoch and self.state in (UNFINISHED, FAILED) else ""
+        return f"{self.briefly()}{at}" + (f": {self.reason}" if self.reason and self.state != DONE else "")
+
+
+def progress_of(job: SweepJob) -> Progress:
+    """The progress of a job's run, read from its folder.
+
+    Raises:
+        ConfigError: if the folder holds a result of another configuration and ``force`` is not set.
+    """
+    run = Run(job.folder)
+    status, history = run.status, run.history()
+    score = score_of(history[-1] if history else {})
+    errors = [row[score.key] for row in history if row.get(score.key) is not None]
+    reached: dict[str, Any] = {
+        "epoch": len(history),
+        "epochs": planned_epochs(job.config),
+        "error": errors[-1] if errors else None,
+        "best": score.best(errors) if errors else None,
+    }
+    if run.locked:
+        where = f"process {status.pid} on {status.host}" if status is not None else "another process"
+        seen = (status and status.batches, status and status.step, len(history))
+        return Progress(RUNNING, **reached, eta=_eta(job.config, history, status), where=where, seen=seen)
+    if run.result is not None:
+        if not job.config.force:
+            job.require_same(run.result.identity)
+        experiment = re.search(r"experiment=(\w+)", run.result.command)
+        return Progress(DONE, experiment[1] if experiment else "", **reached)
+    reason = (status and status.reason) or ""
+    if status is not None and status.state in ("failed", "diverged"):
+        return Progress(FAILED, reason, **reached)
+    return Progress(UNFINISHED, reason, **reached) if run.resumable else Progress(NEW)
+
+
+def progress_now(job: SweepJob) -> Progress:
+    """``progress_of`` while a sweep runs: a result of another configuration fails only the job it concerns."""
+    try:
+        return progress_of(job)
+    except UserError as error:
+        return Progress(FAILED, str(error))
+
+
+def _eta(config: TrainConfig, history: list[dict[str, Any]], status: Status | None) -> float | None:
+    if not history:
+        return None
+    step, seconds = history[-1]["step"], [row["seconds"] for row in history[-3:]]
+    steps_per_epoch = step / len(history)
+    epochs, iterations = planned_epochs(config), stretched(config.schedule).iterations
+    ends = [epochs * steps_per_epoch] if epochs else []
+    ends += [iterations] if iterations else []
+    left = min(ends) - max(step, (status and status.step) or 0)
+    return max(0.0, left / steps_per_epoch * sum(seconds) / len(seconds))
 
 
 @dataclass
 class Row:
-    """A job of the sweep. ``same_as`` is the earlier row that is the same training, if there is one."""
+    """A job of the sweep. ``same_as`` is the earlier row with the same run, if there is one."""
 
     job: SweepJob
     label: str
@@ -45,35 +134,38 @@ def plan(jobs: Sequence[SweepJob]) -> list[Row]:
 
 
 def labels(jobs: Sequence[SweepJob]) -> list[str]:
-    """What sets each job apart from the others: its experiment by name, other settings as they are typed."""
-    said = [[word for word in job.overrides if not word.startswith(("hydra.", "hydra/"))] for job in jobs]
-    of_all = {word for word, times in Counter(word for words in said for word in words).items() if times == len(jobs)}
+    """What distinguishes each job from the others: the name of its experiment, other settings as typed."""
+    typed = [[word for word in job.overrides if not word.startswith(("hydra.", "hydra/"))] for job in jobs]
+    counts = Counter(word for words in typed for word in words)
+    shared = {word for word, count in counts.items() if count == len(jobs)}
     found = []
-    for job, words in zip(jobs, said, strict=True):
-        own = [word.removeprefix("experiment=") for word in words if word not in of_all]
+    for job, words in zip(jobs, typed, strict=True):
+        own = [word.removeprefix("experiment=") for word in words if word not in shared]
         found.append(" ".join(own) or f"{job.config.model.name} {ge_slug(job.config.ge, job.config.model)}")
     return found
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if what a job that is to be trained needs is not there: images, a detector's backbone."""
+    """Raise ``ConfigError`` if images, or the weights of a detector's backbone, are missing for a job to be trained."""
     for row in rows:
         if row.to_train:
             try:
                 require_data(row.job.config.data, row.job.config.feed)
-                require_backbone(row.job.config)
+                if row.job.config.detects:
+                    require_extras("a detector", "detection")
+                    require_backbone(row.job.config)
             except UserError as error:
                 raise type(error)(f"{row.label}: {error}") from error
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """``7 rows, 6 distinct trainings: 2 done, 4 to train (1 goes on)``."""
+    """``7 rows, 6 distinct trainings: 2 done, 4 to train (1 to resume)``."""
     own = [row for row in rows if row.same_as is None]
     states = Counter(row.progress.state for row in own)
     todo = sum(row.to_train for row in own)
     parts = [f"{len(own) - todo} done"] if todo < len(own) else []
     if todo:
-        kinds = [f"{states[state]} {word}" for state, word in _IN_WORDS.items() if state != NEW and states[state]]
+        kinds = [f"{states[state]} {word}" for state, word in _TO_TRAIN.items() if states[state]]
         parts.append(f"{todo} to train" + (f" ({', '.join(kinds)})" if kinds else ""))
     counted = f"{len(own)} {'training' if len(own) == 1 else 'trainings'}"
     if len(own) < len(rows):
@@ -81,11 +173,11 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{counted}: {', '.join(parts)}"
 
 
-_IN_WORDS = {NEW: "new", RUNNING: "running", UNFINISHED: "to go on with", FAILED: "failed before"}
+_TO_TRAIN = {RUNNING: "running", UNFINISHED: "to resume", FAILED: "failed before"}
 
 
 def show_plan(rows: Sequence[Row], console: Console, *, commands: bool = False) -> None:
-    """Print the plan as a table, and below it, if wanted, the full command of every job that is a row of its own."""
+    """Print the plan as a table and, with ``commands``, the full command of every job below it."""
     table = Table()
     for heading, justify in (("", "right"), ("row", "left"), ("state", "left"), ("devices", "right")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
@@ -115,7 +207,14 @@ def in_words(row: Row) -> str:
     return {
         NEW: "new",
         DONE: f"done, as {trained_as}" if trained_as else "done",
-        RUNNING: f"trained by {progress.where}; waits for it",
-        UNFINISHED: f"goes on{at}{why}",
+        RUNNING: f"being trained by {progress.where}; waits for it",
+        UNFINISHED: f"resumes{at}{why}",
         FAILED: f"again{at}{why}",
     }[progress.state]
+
+
+def dry_run(jobs: Sequence[SweepJob], console: Console) -> list[Row]:
+    """``dry_run=true``: print what would be trained, where, and by which commands."""
+    rows = plan(jobs)
+    show_plan(rows, console, commands=True)
+    return rows

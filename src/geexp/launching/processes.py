@@ -1,29 +1,102 @@
 """``launcher=processes``: each job a process tree of its own, as many side by side as there are devices for."""
 
-import signal
-import sys
+import os
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geexp.config.errors import PREEMPTED
+from geexp.config.errors import ConfigError
 from geexp.config.schema import LauncherConfig
-from geexp.launching.board import Board
-from geexp.launching.cost import cost
-from geexp.launching.devices import Devices
-from geexp.launching.plan import Row
-from geexp.launching.process_tree import ProcessTree, noted_signals
-from geexp.launching.progress import DONE, FAILED, RUNNING, UNFINISHED, Progress, progress_now
+from geexp.launching.budget import cost
+from geexp.launching.jobs import SweepJob
+from geexp.launching.live_table import LiveTable
+from geexp.launching.plan import DONE, FAILED, RUNNING, UNFINISHED, Progress, Row, progress_now
+from geexp.launching.supervisor import POLL_EVERY, ProcessTree, Supervisor
 from geexp.runs.run_files import RESULT
 from geexp.runs.status import STATUS, read_status
 
 CONSOLE = "console.log"
-_LOOK_EVERY = 0.2  # seconds: for processes that have ended
-_FILES_EVERY = 1.0  # for what the files of running ones say
+_READ_FILES_EVERY = 1.0  # seconds
 
 Stamp = tuple[int, int] | None
+
+
+class Devices:
+    """The devices of this machine, by CUDA's names, and which of them are free; without GPUs, places for processes.
+
+    Args:
+        jobs: all jobs that will run.
+        wanted: ``launcher.devices``: a number, a list of names, or ``auto`` for all GPUs there are. Without GPUs
+            ``auto`` is what the largest job needs, so that one runs after another.
+
+    Raises:
+        ConfigError: if a job needs more than there are, or several nodes.
+    """
+
+    def __init__(self, jobs: Sequence[SweepJob], wanted: Any) -> None:
+        largest = max((job.config.trainer.devices for job in jobs), default=1)
+        on_gpus = any(job.config.trainer.accelerator in ("auto", "gpu") for job in jobs)
+        gpus = visible_gpus() if on_gpus else []
+        self._gpus = bool(gpus)
+        if isinstance(wanted, list):
+            names = [str(name) for name in wanted]
+        elif wanted == "auto":
+            names = gpus or [str(place) for place in range(largest)]
+        else:
+            if gpus and wanted > len(gpus):
+                raise ConfigError(f"launcher.devices={wanted}: this machine has {len(gpus)} GPUs.")
+            names = (gpus or [str(place) for place in range(wanted)])[:wanted]
+        self.total = len(names)
+        self._free = names
+        for job in jobs:
+            if job.config.trainer.nodes > 1:
+                raise ConfigError(
+                    f"trainer.nodes={job.config.trainer.nodes}: this launcher starts jobs on one node. On a cluster "
+                    "say hydra/launcher=geexp_slurm; elsewhere start torchrun on every node (README, Sweeps)."
+                )
+            if job.config.trainer.devices > self.total:
+                raise ConfigError(
+                    f"trainer.devices={job.config.trainer.devices}: a job needs that many, and there are {self.total} "
+                    f"{'GPUs' if self._gpus else 'places'} to share out (launcher.devices={wanted})."
+                )
+
+    def take(self, number: int) -> list[str] | None:
+        """So many devices, or None if fewer are free."""
+        if number > len(self._free):
+            return None
+        taken, self._free = self._free[:number], self._free[number:]
+        return taken
+
+    def give_back(self, taken: list[str]) -> None:
+        self._free = sorted([*self._free, *taken], key=lambda name: (len(name), name))
+
+    def environment(self, taken: Sequence[str]) -> dict[str, str]:
+        """The variables that restrict a job's processes to these devices and to their share of the processors."""
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if self._gpus else {}
+        return gpus | thread_limit(self.total)
+
+
+def thread_limit(processes: int) -> dict[str, str]:
+    """The environment in which so many processes share this machine's processors evenly."""
+    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, processors // processes))}
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, or all that the driver lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
 @dataclass
@@ -38,55 +111,50 @@ class _Running:
     hung: bool = False
 
 
-def train_in_processes(rows: Sequence[Row], settings: LauncherConfig, board: Board) -> None:
-    """Train what the plan has to train, the longest first, and leave in every row how it ended.
+def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
+    """Train all rows that are to be trained, the longest first, and leave in every row how it ended.
 
     A job that fails, or hangs, leaves the others running. After SIGINT, SIGTERM or SIGUSR1 nothing more is started;
-    what runs is asked to stop with a checkpoint, and killed after ``settings.grace`` seconds.
+    running jobs are stopped with a checkpoint, and killed after ``launcher.grace`` seconds or a second Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, when nothing runs any more; a second one kills what still does.
+        KeyboardInterrupt: after Ctrl-C, when nothing runs any more.
         SystemExit: with the code of a preempted run, after the other signals.
     """
-    waiting = sorted((row for row in rows if row.to_train), key=lambda row: -cost(row.job.config))
+    settings = rows[0].job.config.launcher
+    waiting = [row for row in rows if row.to_train]
+    work = {id(row): cost(row.job.config) for row in waiting}
+    waiting.sort(key=lambda row: -(work[id(row)] or 0))
     devices = Devices([row.job for row in waiting], settings.devices)
     running: list[_Running] = []
-    with noted_signals() as received, board:
-        try:
-            while waiting or running:
-                if received:
-                    _stop(running, received, settings.grace, board)
-                    break
-                for row in list(waiting):
-                    job = _start(row, devices)
-                    if job is not None:
-                        running.append(job)
-                        board.note(row, f"starts on {', '.join(job.devices)}: {row.job.folder / CONSOLE}")
-                    done_by_another = job is None and row.progress.state == DONE and not row.to_train
-                    if done_by_another:
-                        board.note(row, str(row.progress))
-                    if job is not None or done_by_another:
-                        waiting.remove(row)
-                for job in list(running):
-                    if _over(job, settings):
-                        running.remove(job)
-                        devices.give_back(job.devices)
-                        if job.row.progress.state == RUNNING:
-                            waiting.append(job.row)
-                        board.note(job.row, _in_words(job.row))
-                board.update()
-                time.sleep(_LOOK_EVERY)
-        finally:
-            for job in running:
-                job.tree.kill()
-    if received:
-        if received[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(PREEMPTED)
+    with Supervisor(grace=settings.grace) as supervisor, table:
+        while (waiting or running) and supervisor.signal is None:
+            for row in list(waiting):
+                job = _start(row, devices, supervisor)
+                if job is not None:
+                    waiting.remove(row)
+                    running.append(job)
+                    table.note(row, f"starts on {', '.join(job.devices)}: {row.job.folder / CONSOLE}")
+                elif row.progress.state == DONE and not row.to_train:  # trained by another process meanwhile
+                    waiting.remove(row)
+                    table.note(row, str(row.progress))
+            for job in list(running):
+                if _has_ended(job, supervisor, settings):
+                    running.remove(job)
+                    devices.give_back(job.devices)
+                    if job.row.progress.state == RUNNING:
+                        waiting.append(job.row)
+                    table.note(job.row, _in_words(job.row))
+            table.update()
+            time.sleep(POLL_EVERY)
+        if supervisor.signal is not None and (waiting or running):
+            table.stopping(supervisor.signal, len(running), settings.grace)
+            _stop(running, supervisor, table)
+    supervisor.end_as_signalled()
 
 
-def _start(row: Row, devices: Devices) -> _Running | None:
-    """None if there are not enough free devices, or if another process trains the run or has trained it meanwhile."""
+def _start(row: Row, devices: Devices, supervisor: Supervisor) -> _Running | None:
+    """None if too few devices are free, or if another process trains the run or has trained it meanwhile."""
     taken = devices.take(row.job.config.trainer.devices)
     if taken is None:
         return None
@@ -97,44 +165,51 @@ def _start(row: Row, devices: Devices) -> _Running | None:
     folder = row.job.folder
     folder.mkdir(parents=True, exist_ok=True)
     before = {name: _stamp(folder / name) for name in (RESULT, STATUS)}
-    tree = ProcessTree(
+    tree = supervisor.start(
         row.job.arguments(), processes=len(taken), log=folder / CONSOLE, environment=devices.environment(taken)
     )
     row.progress = replace(row.progress, state=RUNNING, reason="", where=", ".join(taken))
     return _Running(row, tree, taken, before)
 
 
+def _stop(running: list[_Running], supervisor: Supervisor, table: LiveTable) -> None:
+    while running:
+        for job in list(running):
+            if supervisor.poll(job.tree) is not None:
+                running.remove(job)
+                job.row.progress = progress_now(job.row.job)
+                table.note(job.row, str(job.row.progress))
+        table.update()
+        time.sleep(POLL_EVERY)
+
+
 def _in_words(row: Row) -> str:
     if row.progress.state == RUNNING:
-        return f"{row.progress.where} trains it already; waits for it"
+        return f"already being trained by {row.progress.where}; waits for it"
     return str(row.progress)
 
 
-def _over(job: _Running, settings: LauncherConfig) -> bool:
-    """Whether the job has ended; then its row says how."""
-    code = job.tree.poll()
-    if code is None:
-        if time.monotonic() - job.looked_at > _FILES_EVERY:
-            _look(job, settings)
-        return False
-    job.row.progress = _how_it_ended(job, code, settings)
-    return True
-
-
-def _look(job: _Running, settings: LauncherConfig) -> None:
-    now = progress_now(job.row.job)
-    job.looked_at = time.monotonic()
-    job.row.progress = replace(now, state=RUNNING, where=", ".join(job.devices))
-    if now.seen != job.seen:
-        job.seen, job.seen_at = now.seen, job.looked_at
-    elif settings.hang_after is not None and job.looked_at - job.seen_at > settings.hang_after * 60:
-        job.hung = True
-        job.tree.kill()
+def _has_ended(job: _Running, supervisor: Supervisor, settings: LauncherConfig) -> bool:
+    """Whether the job has ended; then its row's progress is how."""
+    code = supervisor.poll(job.tree)
+    if code is not None:
+        job.row.progress = _how_it_ended(job, code, settings)
+        return True
+    if time.monotonic() - job.looked_at > _READ_FILES_EVERY:
+        now = progress_now(job.row.job)
+        job.looked_at = time.monotonic()
+        job.row.progress = replace(now, state=RUNNING, where=", ".join(job.devices))
+        if now.seen != job.seen:
+            job.seen, job.seen_at = now.seen, job.looked_at
+        elif settings.hang_after is not None and job.looked_at - job.seen_at > settings.hang_after * 60:
+            job.hung = True
+            job.tree.kill()
+    return False
 
 
 def _how_it_ended(job: _Running, code: int, settings: LauncherConfig) -> Progress:
-    """Done is exit code 0 and a result that was not there before: exit codes alone lie. Running, if another process
-    trains it, which was the first to begin; one of ours would not be left."""
+    """Done means exit code 0 and a new result: exit codes alone are no proof. Still running means that another process
+    began the run first and trains it; none of ours is left."""
     folder, now = job.row.job.folder, progress_now(job.row.job)
     if code != 0 and not job.hung and now.state == RUNNING:
         return now
@@ -142,24 +217,24 @@ def _how_it_ended(job: _Running, code: int, settings: LauncherConfig) -> Progres
     if code == 0 and fresh[RESULT] and now.state == DONE:
         return now
     status = read_status(folder) if fresh[STATUS] else None
-    state, told = (status.state, status.reason or "") if status is not None else ("", "")
+    state, recorded = (status.state, status.reason or "") if status is not None else ("", "")
     if job.hung:
         reason = f"no step and no batch for {settings.hang_after:g} minutes (launcher.hang_after); it was killed"
     elif code > 0 and state in ("preempted", "interrupted"):
-        return replace(now, state=UNFINISHED, reason=told)
+        return replace(now, state=UNFINISHED, reason=recorded)
     elif code == 0:
         another = now.reason if fresh[RESULT] and now.state == FAILED else ""
         reason = another or "it ended with exit code 0, but without a result"
     elif code < 0:
         reason = f"its first process was killed by signal {-code}"
     else:
-        own = code < 128 and state in ("failed", "diverged")  # the others know little of a killed one
-        reason = f"{told if own else _last_line(folder / CONSOLE) or 'it said nothing'} (exit code {code})"
+        own = code < 128 and state in ("failed", "diverged")  # the other ranks know little of a killed one
+        reason = f"{recorded if own else _last_line(folder / CONSOLE) or 'no output'} (exit code {code})"
     return replace(now, state=FAILED, reason=reason)
 
 
 def _last_line(path: Path) -> str:
-    """What our entry points said last, if they did; else the last line of all."""
+    """The last line that our entry points wrote; without any, the last line of all."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 100_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -173,21 +248,3 @@ def _stamp(path: Path) -> Stamp:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino
-
-
-def _stop(running: list[_Running], received: list[int], grace: float, board: Board) -> None:
-    """Ask all that runs to stop; kill what has not after ``grace`` seconds or a second Ctrl-C."""
-    board.stopping(received[0], len(running), grace)
-    deadline = time.monotonic() + grace
-    while running:
-        if time.monotonic() > deadline or signal.SIGINT in received[1:]:
-            for job in running:
-                job.tree.kill()
-        for job in list(running):
-            job.tree.ask(received[0])
-            if job.tree.poll() is not None:
-                running.remove(job)
-                job.row.progress = progress_now(job.row.job)
-                board.note(job.row, str(job.row.progress))
-        board.update()
-        time.sleep(_LOOK_EVERY)

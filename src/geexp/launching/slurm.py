@@ -1,8 +1,8 @@
 """The jobs of a sweep as SLURM job arrays: one task per device, requeued as often as they are preempted.
 
-submitit writes the batch script, submits the array and finds each job its arguments. What it would do at a signal, and
-that it asks an accounting database how jobs are, is not used: here the ranks save, and the batch script, which outlives
-all of them, requeues the job once.
+submitit writes the batch script, submits the array and hands each job its arguments. Its signal handling and its
+queries of an accounting database are not used: here the ranks save, and the batch script, which outlives all of them,
+requeues the job once.
 """
 
 import contextlib
@@ -10,9 +10,12 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,24 +23,68 @@ from pathlib import Path
 from typing import Any
 
 from geexp.config.errors import PREEMPTED, ConfigError
+from geexp.config.extras import require_extras
 from geexp.launching.jobs import SweepJob
-from geexp.launching.slurm_queue import Submitted, queue
 from geexp.launching.slurm_task import NOTE, train_rank
+from geexp.runs.run import Run
 from geexp.runs.run_files import write_json
+from geexp.runs.status import Status, read_status
 
 log = logging.getLogger(__name__)
 
 
+PENDING, RUNNING, COMPLETE, FAILED = "pending", "running", "complete", "failed"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in SLURM, and where its first rank's output goes."""
+
+    job: SweepJob
+    slurm_id: str
+    log: Path
+
+
+@dataclass(frozen=True)
+class Change:
+    """A job is now ``pending``, ``running``, ``complete`` or ``failed``; ``detail``: why, or where."""
+
+    submitted: Submitted
+    state: str
+    detail: str
+
+    @property
+    def over(self) -> bool:
+        return self.state in (COMPLETE, FAILED)
+
+
+@dataclass(frozen=True)
+class InQueue:
+    """SLURM's state of a job, the reason for it, and the job's nodes."""
+
+    state: str
+    reason: str = ""
+    nodes: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in _OVER
+
+
+# PREEMPTED is not among them: such a job may be requeued yet, or it disappears.
+_OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "GONE"}
+
+
 @dataclass
 class SlurmSettings:
-    """What a job asks of the cluster. Nodes, tasks and GPUs follow from ``trainer.nodes`` and ``trainer.devices``.
+    """The resources of a job. Nodes, tasks and GPUs follow from ``trainer.nodes`` and ``trainer.devices``.
 
     Attributes:
         name: of the array.
-        partition, account, qos, constraint, mem, cpus_per_task: as sbatch calls them; null is the cluster's own choice.
-        minutes: until a job has to make room for others; it goes on in its next turn. null: the partition's limit.
-        warning: seconds before that, when it is told to save; longer than a step and a checkpoint take, by far.
-        gpu: kind of GPU, where the cluster has several. Asked for unless ``trainer.accelerator=cpu``.
+        partition, account, qos, constraint, mem, cpus_per_task: sbatch's options; null is the cluster's default.
+        minutes: time limit, after which the job is requeued and resumes. null: the partition's limit.
+        warning: seconds before the limit at which the job is signalled; far more than a step and a checkpoint take.
+        gpu: kind of GPU, where the cluster has several. GPUs are requested unless ``trainer.accelerator=cpu``.
         parallel: how many jobs of an array may run at once.
         setup: lines of shell before the training, such as ``module load``.
         sbatch: any other option by its long name: ``{reservation: friday}``.
@@ -61,26 +108,26 @@ class SlurmSettings:
 def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> list[Submitted]:
     """Submit the jobs as arrays, one for those that share nodes and devices, the longest array first.
 
-    What an earlier call with the same ``folder`` has submitted and is still in the queue is not submitted again.
+    Jobs that an earlier call with the same ``folder`` has submitted and that are still queued are not submitted again.
 
     Args:
         jobs: all to be trained, each with a run folder of its own.
-        settings: of all jobs.
-        folder: for batch scripts, logs and the list of what was submitted. On a disk that all nodes share.
+        folder: for batch scripts, logs and the list of submitted jobs, on a disk that all nodes share.
 
     Raises:
         ConfigError: without SLURM on this machine, if it does not answer, for a warning that leaves no time to train,
-            and for what sbatch refuses, in its own words.
+            and with sbatch's message for a refused option.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "hydra/launcher=geexp_slurm: there is no sbatch on this machine. Start the sweep on a login node of the "
             "cluster, or leave the launcher out to train here."
         )
+    require_extras("hydra/launcher=geexp_slurm", "slurm")
     if settings.minutes is not None and 60 * settings.minutes < 2 * settings.warning:
         raise ConfigError(
             f"hydra.launcher.warning={settings.warning}: with hydra.launcher.minutes={settings.minutes} a job would be "
-            f"told to stop before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
+            f"signalled before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
         )
     record = folder / "submitted.json"
     known = _still_queued(record)
@@ -100,7 +147,7 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
 
 
 def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
-    """What submitit is told to write into the batch script of an array."""
+    """submitit's parameters for the batch script of an array."""
     trainer = jobs[0].config.trainer
     gpus = f"{settings.gpu}:{trainer.devices}" if settings.gpu else trainer.devices
     more = {"requeue": True, "signal": f"USR1@{settings.warning}", **settings.sbatch}
@@ -145,8 +192,8 @@ def _before(folder: Path) -> list[str]:
     ]
 
 
-# After srun. A job that was cancelled saves and ends like a preempted one, and requeued it would come back: it runs no
-# more. Nor does one that SLURM requeues by itself.
+# After srun. A cancelled job saves and ends like a preempted one, but must not come back; neither it nor a job that
+# SLURM requeues by itself is still RUNNING.
 _AFTER = [
     "code=$?",
     f"if [[ $code -eq 0 && -e ${NOTE} ]]; then code={PREEMPTED}; fi",
@@ -167,9 +214,9 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
     executor.update_parameters(**parameters(jobs, settings, folder))
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
-    said = io.StringIO()  # sbatch's words, which submitit prints before it raises them
+    printed = io.StringIO()  # sbatch's message, which submitit prints before it raises it
     try:
-        with _outside_of_a_job(), contextlib.redirect_stderr(said):
+        with _outside_of_a_job(), contextlib.redirect_stderr(printed):
             submitted = executor.submit_array([partial(train_rank, job.arguments()) for job in jobs])
     except FailedJobError as error:
         for left in set(folder.iterdir()) - before:
@@ -181,7 +228,7 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
 
 @contextlib.contextmanager
 def _outside_of_a_job() -> Iterator[None]:
-    """Without what a job says of itself, if the sweep is started in one: sbatch would take it for options."""
+    """Hide the variables of a SLURM job in which the sweep runs: sbatch would take them for options."""
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
         hidden = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
@@ -206,3 +253,100 @@ def _still_queued(record: Path) -> dict[str, str]:
 
 def _name(job: SweepJob, folder: Path) -> str:
     return os.path.relpath(job.folder, folder)
+
+
+# The queue
+
+
+def queue() -> dict[str, InQueue]:
+    """The jobs of this user that SLURM still knows of, ended some minutes ago at most.
+
+    squeue needs no accounting database, which sacct does, and is not late.
+
+    Raises:
+        subprocess.CalledProcessError: if the controller does not answer.
+    """
+    command = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {slurm_id: InQueue(*words) for slurm_id, *words in (line.strip().split("|", 3) for line in lines)}
+
+
+def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Change | None]:
+    """Yield each change of a job's state, from its first one, until all are complete or failed.
+
+    After each query of the queue it yields None, so that callers can read the runs at the same pace.
+
+    A job is complete if SLURM knows of no failure and its run has a result: exit codes alone are no proof.
+    Ctrl-C ends the waiting, not the jobs, and prints the command that cancels them.
+    """
+    left = {entry.slurm_id: entry for entry in submitted}
+    before = {entry.slurm_id: read_status(entry.job.folder) for entry in submitted}
+    states: dict[str, str] = {}
+    try:
+        while left:
+            try:
+                known = queue()
+            except subprocess.CalledProcessError as error:
+                log.warning("squeue: %s Asking again.", " ".join(error.stderr.split()))
+                time.sleep(every)
+                continue
+            for slurm_id, entry in list(left.items()):
+                change = _change(entry, known.get(slurm_id, InQueue("GONE")), before[slurm_id])
+                if change.over:
+                    del left[slurm_id]
+                if states.get(slurm_id) != change.state:
+                    again = slurm_id in states and change.state == PENDING
+                    states[slurm_id] = change.state
+                    yield Change(entry, change.state, "preempted, resumes in its next turn") if again else change
+            yield None
+            if left:
+                time.sleep(every)
+    except (KeyboardInterrupt, GeneratorExit):
+        arrays = sorted({slurm_id.partition("_")[0] for slurm_id in left}, key=int)
+        if arrays:
+            print(
+                f"\nThe jobs stay in SLURM. The same command waits for them again; this cancels them: "
+                f"scancel {' '.join(arrays)}",
+                file=sys.stderr,
+            )
+        raise
+
+
+def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Change:
+    if now.state in ("RUNNING", "COMPLETING"):
+        return Change(entry, RUNNING, f"job {entry.slurm_id} on {now.nodes}")
+    if not now.over:
+        return Change(entry, PENDING, f"job {entry.slurm_id}" + (f", {now.reason}" if now.reason != "None" else ""))
+    folder = entry.job.folder
+    if folder.is_dir():
+        list(folder.iterdir())  # else a network file system may answer from its cache
+    if now.state in ("COMPLETED", "GONE") and Run(folder).result is not None:
+        return Change(entry, COMPLETE, str(folder))
+    status = read_status(folder)
+    recorded = status.reason if status and status != status_before and status.state != "preempted" else None
+    reason = _of_another_rank(entry.log) or recorded or _last_words(entry.log) or "no output"
+    return Change(entry, FAILED, f"{reason} (job {entry.slurm_id}: {now.state.lower()}, log: {entry.log})")
+
+
+def _of_another_rank(path: Path) -> str:
+    """The reason why another rank failed first; srun names that rank in the output of rank 0."""
+    ended = re.search(r"^srun: error: \S+: tasks? (\d+)\S*: (.*)", _text(path), re.MULTILINE)
+    if ended is None or ended[1] == "0":
+        return ""
+    rank, how = ended.groups()
+    other = path.with_name(path.name.replace("_0_log", f"_{rank}_log"))
+    return f"rank {rank}: {_last_words(other) or how} ({other.name})"
+
+
+def _last_words(path: Path) -> str:
+    """The last line of a training's own output, without the lines of SLURM and submitit."""
+    others = ("srun:", "slurmstepd", "scontrol:", "submitit ")
+    own = [line for line in _text(path).splitlines() if not line.startswith(others)]
+    return next((line.strip() for line in reversed(own) if line.strip()), "")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""One task of a SLURM job is one rank of a training: what ``submitit`` calls in it. Loads nothing heavy."""
+"""One task of a SLURM job, which is one rank of a training: the function that ``submitit`` calls. No torch."""
 
 import os
 import signal
@@ -9,26 +9,26 @@ from pathlib import Path
 
 from geexp.config.errors import PREEMPTED
 
-# Where the first rank tells the batch script, which names the file, that the job is to be requeued.
+# Names a file that rank 0 makes to have the job requeued by its batch script.
 NOTE = "GEEXP_REQUEUE"
 
 
 def train_rank(arguments: Sequence[str]) -> None:
     """Run ``python -m geexp.train`` with these arguments as one rank, and end as it has ended.
 
-    SLURM sends a signal to every process of a step: to the training, which saves and ends, to its workers, and to this
-    one, which only waits. The handlers take the place of submitit's, which would requeue before anything is saved.
+    SLURM signals every process of a step: the training, which saves and ends, its workers, and this process, which only
+    waits. Our handlers replace submitit's, which would requeue before anything is saved.
 
-    A preemption is no failure: with another exit code than 0 srun would kill the ranks that are not quite as far.
+    After a preemption the exit code is 0: with another one srun would kill the ranks that still save.
     """
-    asked: list[int] = []
+    signals: list[int] = []
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, lambda signum, frame: asked.append(signum))
+        signal.signal(signum, lambda signum, frame: signals.append(signum))
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # SLURM sends it before a SIGTERM
     environment = {**os.environ, **rank_environment(os.environ)}
     environment.pop("HYDRA_FULL_ERROR", None)  # of the sweep, which sets it for itself
     training = subprocess.Popen([sys.executable, "-m", "geexp.train", *arguments], env=environment)
-    code = exit_code(training.wait(), asked=bool(asked))
+    code = exit_code(training.wait(), asked=bool(signals))
     if code == PREEMPTED:
         if environment["RANK"] == "0":
             Path(environment[NOTE]).touch()
@@ -37,7 +37,7 @@ def train_rank(arguments: Sequence[str]) -> None:
 
 
 def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would say to this rank; the batch script has set MASTER_ADDR and MASTER_PORT for all of them."""
+    """torchrun's environment for this rank; the batch script has set MASTER_ADDR and MASTER_PORT for all of them."""
     return {
         "TORCHELASTIC_RUN_ID": slurm["SLURM_JOB_ID"],
         "RANK": slurm["SLURM_PROCID"],
@@ -49,10 +49,9 @@ def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def exit_code(code: int, *, asked: bool) -> int:
-    """What the end of a training means; of one that was killed by signal n, 128 + n.
-
-    One that was asked to stop before it could listen, or whose other ranks were gone before it had saved, has not
-    failed of itself. If it has, it does so again when it goes on.
+    """The exit code of the task: 128 + n for a training that signal n killed, and ``PREEMPTED`` for a failure after a
+    signal, which came before the handlers were installed, or ended the other ranks first. A real error recurs when the
+    run resumes.
     """
     if asked and code:
         return PREEMPTED

@@ -1,4 +1,4 @@
-"""A sweep from its jobs to its table: plan, launch, say how each one ended."""
+"""A sweep from its jobs to its table: plan, launch, report how each one ended."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,51 +7,44 @@ from pathlib import Path
 from rich.console import Console
 
 from geexp.config.errors import ConfigError, TrainingError
-from geexp.launching import slurm_queue
-from geexp.launching.board import Board, table_of
-from geexp.launching.devices import Devices
+from geexp.config.extras import missing
+from geexp.launching import slurm
 from geexp.launching.jobs import SweepJob
-from geexp.launching.plan import Row, plan, require_all_data, show_plan
-from geexp.launching.processes import CONSOLE, train_in_processes
-from geexp.launching.progress import DONE, FAILED, RUNNING, Progress, progress_now
-from geexp.launching.slurm import SlurmSettings, submit
-from geexp.launching.slurm_queue import watch
+from geexp.launching.live_table import LiveTable, table_of
+from geexp.launching.plan import DONE, FAILED, RUNNING, Progress, Row, progress_now, show_plan
+from geexp.launching.processes import CONSOLE, Devices
 
-Train = Callable[[Sequence[Row], Board], None]
+Train = Callable[[Sequence[Row], LiveTable], None]
 
 
 class SweepError(TrainingError):
     """Jobs of a sweep have failed; the others are done."""
 
 
-def run_sweep(jobs: Sequence[SweepJob], train: Train) -> list[Row]:
-    """Plan the jobs, show the plan, let ``train`` do it, and show how each one ended.
+def run_sweep(rows: Sequence[Row], train: Train) -> None:
+    """Show the plan, train its jobs with ``train``, and show how each one ended.
 
     Raises:
-        ConfigError: before anything is started, if data or devices are missing.
-        KeyboardInterrupt, SystemExit: after signals, when nothing runs any more and the table of what is done is shown.
+        KeyboardInterrupt, SystemExit: after signals, when nothing runs any more and the finished runs are shown.
     """
     console = Console(stderr=True)
-    rows = plan(jobs)
-    require_all_data(rows)
     show_plan(rows, console)
     try:
         if any(row.to_train for row in rows):
-            train(rows, Board(rows, console))
+            train(rows, LiveTable(rows, console))
             console.print(table_of(rows))
     finally:
         _compare(rows)
-    return rows
 
 
 def failures(rows: Sequence[Row]) -> SweepError | None:
-    """What to say at the end of a sweep of which not every job is done."""
+    """The error that ends a sweep in which not every job is done."""
     failed = [row for row in rows if row.same_as is None and row.progress.state != DONE]
     if not failed:
         return None
     return SweepError(
         f"{len(failed)} of {len(rows)} jobs {'is' if len(failed) == 1 else 'are'} not done; the same command tries "
-        f"again, and goes on where there is a checkpoint.{''.join(map(_account, failed))}"
+        f"again, and resumes where there is a checkpoint.{''.join(map(_account, failed))}"
     )
 
 
@@ -60,13 +53,8 @@ def _account(row: Row) -> str:
     return f"\n  {row.label}: {row.progress}" + (f"\n    log: {log}" if log else "")
 
 
-def processes(rows: Sequence[Row], board: Board) -> None:
-    """``launcher=processes``, see there."""
-    train_in_processes(rows, rows[0].job.config.launcher, board)
-
-
 def require_devices(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if a job that is to be trained wants more devices than its launcher has."""
+    """Raise ``ConfigError`` if a job that is to be trained needs more devices than its launcher has."""
     todo = [row for row in rows if row.to_train]
     if not todo:
         return
@@ -76,53 +64,55 @@ def require_devices(rows: Sequence[Row]) -> None:
     for row in todo if settings.name == "inline" else ():
         if row.job.config.trainer.devices * row.job.config.trainer.nodes > 1:
             raise ConfigError(
-                f"launcher=inline: {row.label} wants trainer.devices={row.job.config.trainer.devices}, and one process "
+                f"launcher=inline: {row.label} needs trainer.devices={row.job.config.trainer.devices}, and one process "
                 "drives one device. Say launcher=processes."
             )
 
 
 def inline(train_here: Callable[[SweepJob], BaseException | None]) -> Train:
-    """``launcher=inline``: one job after another in this process; ``train_here`` returns what a job failed of."""
+    """``launcher=inline``: one job after another in this process; ``train_here`` returns a failed job's exception."""
 
-    def train(rows: Sequence[Row], board: Board) -> None:
+    def train(rows: Sequence[Row], table: LiveTable) -> None:
         todo = [row for row in rows if row.to_train]
         for number, row in enumerate(todo, 1):
-            board.note(row, f"{number} of {len(todo)}")
+            table.note(row, f"{number} of {len(todo)}")
             row.progress = Progress(RUNNING)
             error = train_here(row.job)
             row.progress = progress_now(row.job)
             if error is not None:
                 row.progress = Progress(FAILED, str(error) or type(error).__name__, epoch=row.progress.epoch)
-            board.note(row, str(row.progress))
+            table.note(row, str(row.progress))
 
     return train
 
 
-def on_slurm(settings: SlurmSettings, folder: Path) -> Train:
-    """``hydra/launcher=geexp_slurm``: as job arrays, whose scripts and logs go to ``folder``."""
+def on_slurm(settings: slurm.SlurmSettings, folder: Path) -> Train:
+    """``hydra/launcher=geexp_slurm``: as job arrays, with scripts and logs in ``folder``."""
 
-    def train(rows: Sequence[Row], board: Board) -> None:
+    def train(rows: Sequence[Row], table: LiveTable) -> None:
         todo = {row.job.folder: row for row in rows if row.to_train}
-        submitted = submit([row.job for row in todo.values()], settings, folder)
-        with board:
+        submitted = slurm.submit([row.job for row in todo.values()], settings, folder)
+        with table:
             failed: dict[Path, str] = {}
-            for change in watch(submitted):
+            for change in slurm.watch(submitted):
                 if change is not None:
-                    if change.state == slurm_queue.FAILED:
+                    if change.state == slurm.FAILED:
                         failed[change.submitted.job.folder] = change.detail
-                    board.note(todo[change.submitted.job.folder], f"{change.state}: {change.detail}")
+                    table.note(todo[change.submitted.job.folder], f"{change.state}: {change.detail}")
                     continue
                 for run, row in todo.items():
                     row.progress = progress_now(row.job)
                     if run in failed:
                         row.progress = replace(row.progress, state=FAILED, reason=failed[run])
-                board.update()
+                table.update()
 
     return train
 
 
 def _compare(rows: Sequence[Row]) -> None:
     folders = [row.job.folder for row in rows if row.same_as is None]
+    if missing("report"):
+        return
     if any(progress_now(row.job).state == DONE for row in rows):
         from geexp.report.comparison import compare_runs
 

@@ -1,6 +1,6 @@
-"""torchrun, ending with the exit code of the process that failed first instead of 1 and a traceback of its own.
+"""torchrun with the exit code of the rank that failed first, instead of 1 and a traceback of its own.
 
-That code says whether a run was preempted or interrupted, or is a bug. Started by the launchers as
+That code tells whether a run was preempted, interrupted, or failed. The launchers start it as
 ``python -m geexp.launching.torchrun``, with torchrun's arguments.
 """
 
@@ -13,7 +13,7 @@ from torch.distributed.run import main
 
 
 def run() -> None:
-    # Its words for ranks that were stopped look like a failure's; those that fail speak for themselves.
+    # It logs stopped ranks as if they had failed; ranks that do fail print their own error.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         main()
@@ -22,7 +22,7 @@ def run() -> None:
         code = failure.exitcode
         if code < 0:
             print(f"geexp.train: rank {rank}, process {failure.pid}, was killed by signal {-code}", file=sys.stderr)
-        sys.exit(code if code >= 0 else 128 - code)  # as shells say it of a process that a signal has ended
+        sys.exit(code if code >= 0 else 128 - code)  # the convention of shells
     except SignalException as stop:  # before there were ranks
         sys.exit(128 + stop.sigval)
 

@@ -1,12 +1,33 @@
-"""Our launchers, where Hydra looks for them. Hydra imports this in every process: nothing heavy here."""
+"""Our sweeper and launchers, where Hydra looks for them. Hydra imports this in every process: nothing heavy here."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+
+class GeexpSweeper(Sweeper):
+    """``hydra/sweeper=geexp``: every combination of the given values, all composed and checked before the first starts.
+
+    Args:
+        params: values by key, which those of the command line replace.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        from geexp.launching.hydra_hooks import run_jobs
+
+        assert self.config is not None
+        run_jobs(self.context, self.task, self.config)
 
 
 class GeexpLauncher(Launcher):
@@ -15,10 +36,17 @@ class GeexpLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from geexp.launching.hydra_side import launch
+    def launch_rows(self, rows: Sequence[Any]) -> None:
+        """Launch the planned rows of a ``GeexpSweeper``."""
+        from geexp.launching.hydra_hooks import launch_rows
 
-        return launch(self.context, self.task, self.config, job_overrides, initial_job_idx, self._train())
+        launch_rows(self.context, self.task, self.config, rows, self._train())
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Launch a batch of another sweeper, such as one that searches."""
+        from geexp.launching.hydra_hooks import launch_batch
+
+        return launch_batch(self.context, self.task, self.config, job_overrides, initial_job_idx, self._train())
 
     def _train(self) -> Any:
         return None
@@ -31,6 +59,6 @@ class GeexpSlurmLauncher(GeexpLauncher):
         self.settings = settings
 
     def _train(self) -> Any:
-        from geexp.launching.hydra_side import on_slurm
+        from geexp.launching.hydra_hooks import slurm
 
-        return on_slurm(self.config, self.settings)
+        return slurm(self.config, self.settings)

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it runs: one live table, or lines where there is no terminal."""
+"""The progress of a sweep on the terminal: a live table, or one line per event where there is no terminal."""
 
 import signal
 import time
@@ -11,22 +11,23 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from geexp.launching.plan import Row
-from geexp.launching.progress import DONE, FAILED, RUNNING
+from geexp.launching.jobs import SweepJob
+from geexp.launching.plan import DONE, FAILED, RUNNING, Row, plan
 
 _REDRAW_EVERY = 1.0  # seconds
+_COLOURS = {DONE: "green", RUNNING: "bold", FAILED: "red"}
 
 
-class Board:
+class LiveTable:
     """Shows the rows of a sweep on ``console`` while it is entered."""
 
     def __init__(self, rows: Sequence[Row], console: Console) -> None:
         self.rows, self.console = rows, console
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
-        self._told: dict[int, int] = {}
+        self._shown_epochs: dict[int, int] = {}
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveTable":
         if self._live is not None:
             self._live.start()
         return self
@@ -36,7 +37,7 @@ class Board:
             self._live.stop()
 
     def note(self, row: Row, text: str) -> None:
-        """One line, which stays."""
+        """Print one line about a row, which stays."""
         self.console.print(f"{row.label}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def stopping(self, signum: int, jobs: int, grace: float) -> None:
@@ -46,7 +47,7 @@ class Board:
         self.console.print(f"{name}: {what}, for {grace:g} s at most{hint}", highlight=False, soft_wrap=True)
 
     def update(self) -> None:
-        """Redraw, at most once a second; without a terminal, a line for every epoch that was finished."""
+        """Redraw, at most once a second; without a terminal, print a line for every finished epoch."""
         if time.monotonic() - self._drawn < _REDRAW_EVERY:
             return
         self._drawn = time.monotonic()
@@ -55,16 +56,13 @@ class Board:
             return
         for row in self.rows:
             if row.progress.state == RUNNING:
-                if row.progress.epoch > self._told.get(row.job.number, row.progress.epoch):
-                    self.note(row, reached(row))
-                self._told[row.job.number] = row.progress.epoch
-
-
-_COLOURS = {DONE: "green", RUNNING: "bold", FAILED: "red"}
+                if row.progress.epoch > self._shown_epochs.get(row.job.number, row.progress.epoch):
+                    self.note(row, _reached(row))
+                self._shown_epochs[row.job.number] = row.progress.epoch
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Rows, states, epochs, errors and the time that is left."""
+    """Rows with their states, epochs, errors and the time left."""
     table = Table()
     for heading in ("row", "state"):
         table.add_column(heading, overflow="fold")
@@ -85,9 +83,21 @@ def table_of(rows: Sequence[Row]) -> Table:
     return table
 
 
-def reached(row: Row) -> str:
-    """Where a running job is, in a line."""
+def _reached(row: Row) -> str:
     progress = row.progress
     of = f"/{progress.epochs}" if progress.epochs else ""
+    error = f", top-1 error {progress.error:.2f} %" if progress.error is not None else ""
     left = f", {timedelta(seconds=round(progress.eta))} left" if progress.eta is not None else ""
-    return f"epoch {progress.epoch}{of}, top-1 error {progress.error:.2f} %{left}"
+    return f"epoch {progress.epoch}{of}{error}{left}"
+
+
+def status(jobs: Sequence[SweepJob], console: Console) -> list[Row]:
+    """``geexp.status``: print how far the runs of these jobs have come, as read from their folders."""
+    rows = plan(jobs)
+    console.print(table_of(rows))
+    own = [row for row in rows if row.same_as is None]
+    for row in own:
+        if row.progress.reason and row.progress.state != DONE:
+            console.print(f"{row.label}: {row.progress}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{sum(row.progress.state == DONE for row in own)} of {len(own)} done", highlight=False)
+    return rows

@@ -1,4 +1,4 @@
-"""Sweeps and runs as a user starts them, with all that they start found again, and nothing of it left behind."""
+"""Sweeps and runs as a user starts them, all their processes, and a clean-up that leaves none behind."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from typing import TypeVar
 import psutil
 import yaml
 
-from geexp.runs.run_files import read_result
+from geexp.runs.run import Run
 from tests.conftest import environment
+from tests.support.processes import default_sigint
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds: others work on this machine, too
@@ -53,7 +54,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=_hear_ctrl_c,
+                preexec_fn=_default_signals,
             )
 
     @property
@@ -111,8 +112,9 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _hear_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background of a script it is ignored
+def _default_signals() -> None:
+    default_sigint()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 class Strings:
@@ -120,7 +122,7 @@ class Strings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.argument = f"+callbacks.device_stats={{_target_: tests.launching.probes.Puppet, folder: '{folder}'}}"
+        self.argument = f"+callbacks.puppet={{_target_: tests.support.probes.Puppet, folder: '{folder}'}}"
 
     def tell(self, rank: str, what: str = "wait") -> None:
         (self.folder / f"{rank}.do").write_text(what)
@@ -153,7 +155,7 @@ def runs(folder: Path) -> dict[str, Path]:
 
 def finished(folder: Path) -> dict[str, int]:
     """When the runs that are finished were, by name."""
-    return {name: (run / "result.json").stat().st_mtime_ns for name, run in runs(folder).items() if read_result(run)}
+    return {name: (run / "result.json").stat().st_mtime_ns for name, run in runs(folder).items() if Run(run).result}
 
 
 def send(pids: Sequence[int], signum: int = signal.SIGKILL) -> None:

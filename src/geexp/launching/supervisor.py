@@ -1,0 +1,251 @@
+"""Trainings as process trees: started, stopped with a checkpoint after signals, and never left behind."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from geexp.config.errors import PREEMPTED
+
+_TORCHRUN = "geexp.launching.torchrun"
+
+# In the environment of every process of a tree, also of one whose parent has died.
+_MARK = "GEEXP_PROCESS_TREE"
+# Variables that would make a process one rank of several, or another run.
+_NOT_INHERITED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"}
+_NOT_INHERITED |= {"MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "WANDB_RUN_ID", "WANDB_NAME", "HYDRA_FULL_ERROR"}
+# Seconds in which processes that outlive the first one of their tree may end by themselves.
+_AFTER = 10.0
+POLL_EVERY = 0.2  # seconds
+
+
+class ProcessTree:
+    """One training and all the processes that it starts: torchrun, ranks, workers that read images.
+
+    It is a session of its own, so that Ctrl-C on a terminal reaches us alone, and the system sends it SIGTERM when we
+    die, even of SIGKILL.
+
+    Args:
+        arguments: those of ``geexp.train``.
+        processes: the number of ranks; several run under torchrun.
+        log: the file to which its output is appended; None: our own output.
+        environment: variables beside ours.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, processes: int, log: Path | None, environment: Mapping[str, str]
+    ) -> None:
+        self._id = uuid.uuid4().hex
+        self._under_torchrun = processes > 1
+        torchrun = [_TORCHRUN, "--standalone", "--max-restarts=0", f"--nproc-per-node={processes}", "-m"]
+        self._signalled: set[int] = set()
+        inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
+        inherited = {key: value for key, value in inherited.items() if not key.startswith("TORCHELASTIC_")}
+        parent = os.getpid()
+
+        def before() -> None:
+            stop_with_parent()
+            if os.getppid() != parent:  # which died in between
+                os._exit(1)
+
+        output = None if log is None else log.open("ab")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *(torchrun if processes > 1 else []), "geexp.train", *arguments],
+                env={**inherited, **environment, _MARK: self._id},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=before if _prctl is not None else None,
+            )
+        finally:
+            if output is not None:
+                output.close()
+
+    def poll(self) -> int | None:
+        """The exit code of the first process, once it has ended and nothing is left of the tree."""
+        code = self._process.poll()
+        if code is not None:
+            self._end_the_rest()
+        return code
+
+    def stop(self, signum: int) -> None:
+        """Send a signal once to each process that trains: to the ranks, not to torchrun, which would leave them 30
+        seconds at most. Call it repeatedly, since ranks may not have been started yet; torchrun itself gets the signal
+        only while it has no ranks. When its ranks have ended it ends as they did."""
+        for process in self._trainers():
+            if process.pid not in self._signalled:
+                self._signalled.add(process.pid)
+                _send(process, signum)
+
+    def kill(self) -> None:
+        for process in self._members():
+            _send(process, signal.SIGKILL)
+        self._process.wait()
+
+    def _trainers(self) -> list[psutil.Process]:
+        try:
+            first = psutil.Process(self._process.pid)
+            ranks = first.children() if self._under_torchrun else []
+            return ranks or ([] if self._signalled else [first])
+        except psutil.NoSuchProcess:
+            return []
+
+    def _members(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(_MARK) == self._id and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.Error, OSError):  # it has ended, or belongs to another user
+                continue
+        return found
+
+    def _end_the_rest(self) -> None:
+        """Workers end within seconds of the process that they work for; kill those that do not."""
+        deadline = time.monotonic() + _AFTER
+        while (left := self._members()) and time.monotonic() < deadline:
+            time.sleep(POLL_EVERY)
+        for process in left:
+            _send(process, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=_AFTER)  # until then they hold the run's lock, and memory of its devices
+
+
+class Supervisor:
+    """Process trees side by side, and the signals that stop all of them.
+
+    While it is entered, SIGINT, SIGTERM and SIGUSR1 are noted instead of obeyed: ``signal`` is the first one. Nothing
+    that it has started outlives it.
+
+    Args:
+        grace: seconds in which trainings may write their checkpoints after a signal.
+    """
+
+    def __init__(self, *, grace: float) -> None:
+        self.grace = grace
+        self._trees: list[ProcessTree] = []
+        self._received: list[int] = []
+        self._noting = _noted_signals(self._received)
+        self._deadline: float | None = None
+
+    def __enter__(self) -> "Supervisor":
+        self._noting.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            for tree in self._trees:
+                tree.kill()
+        finally:
+            self._noting.__exit__(None, None, None)
+
+    @property
+    def signal(self) -> int | None:
+        return self._received[0] if self._received else None
+
+    def start(self, arguments: Sequence[str], **settings: Any) -> ProcessTree:
+        """Start a ``ProcessTree``, with its arguments."""
+        self._trees.append(ProcessTree(arguments, **settings))
+        return self._trees[-1]
+
+    def poll(self, tree: ProcessTree) -> int | None:
+        """The exit code of a tree that has ended completely; after a signal the others get it here."""
+        if self.signal is not None:
+            self._stop(tree, self.signal)
+        code = tree.poll()
+        if code is not None:
+            self._trees.remove(tree)
+        return code
+
+    def _stop(self, tree: ProcessTree, signum: int) -> None:
+        """Pass a signal on; kill the tree after ``grace`` seconds, or after a second Ctrl-C."""
+        now = time.monotonic()
+        self._deadline = self._deadline or now + self.grace
+        tree.stop(signum)
+        if now > self._deadline or signal.SIGINT in self._received[1:]:
+            tree.kill()
+
+    def end_as_signalled(self) -> None:
+        """Raise ``KeyboardInterrupt`` after Ctrl-C, and ``SystemExit`` with the code of a preempted run after another
+        signal."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            sys.exit(PREEMPTED)
+
+
+def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float, environment: Mapping[str, str]) -> None:
+    """Train a single run on several devices of this machine, in one process each; ``arguments`` are those of
+    ``geexp.train``.
+
+    Raises:
+        SystemExit: with the exit code of the processes, unless it is 0.
+        KeyboardInterrupt, SystemExit: if they fail after a signal; see ``Supervisor.end_as_signalled``.
+    """
+    with Supervisor(grace=grace) as supervisor:
+        tree = supervisor.start(arguments, processes=devices, log=None, environment=environment)
+        announced = False
+        while (code := supervisor.poll(tree)) is None:
+            if supervisor.signal is not None and not announced:
+                announced = True  # by us: ranks that wait for one another call no handler yet
+                print(
+                    f"\n{signal.Signals(supervisor.signal).name}: {devices} processes stop with a checkpoint, within "
+                    f"{grace:g} s; Ctrl-C again kills them",
+                    file=sys.stderr,
+                )
+            time.sleep(POLL_EVERY)
+    if code:
+        supervisor.end_as_signalled()
+        sys.exit(code if code > 0 else 128 - code)
+
+
+@contextmanager
+def _noted_signals(received: list[int]) -> Iterator[None]:
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    main = threading.current_thread() is threading.main_thread()  # others cannot have handlers
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if main else ()
+    before = {number: signal.getsignal(number) for number in wanted}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _send(process: psutil.Process, signum: int) -> None:
+    try:
+        process.send_signal(signum)
+    except (psutil.Error, OSError):  # it has ended meanwhile
+        return
+
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent() -> None:
+    """Get SIGTERM when the parent process dies, where the system can do that."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def in_a_tree() -> bool:
+    """Whether this process belongs to a tree that a launcher has started."""
+    return _MARK in os.environ

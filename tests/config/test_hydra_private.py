@@ -1,0 +1,35 @@
+"""Names of Hydra beside its documented interface: whatever it moves, a sentence here names it."""
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from geexp.config import hydra_private
+from geexp.config.compose import composed_training
+
+
+def test_another_configuration_can_be_composed_while_a_command_runs():
+    instance = GlobalHydra.instance()
+    assert hasattr(instance, "hydra"), "Hydra has moved GlobalHydra.hydra: see hydra_private.outside_of_a_command"
+    running = object()
+    instance.hydra = running
+    try:
+        composed_training("seed=12345")
+        assert GlobalHydra.instance().hydra is running, "Hydra keeps the running command elsewhere than in .hydra"
+    finally:
+        instance.clear()
+
+
+@pytest.mark.parametrize(
+    ("begins", "arguments"),
+    [
+        ("M_WITH_CFG", ["-m", "--cfg", "job"]),
+        ("GROUP_NEEDS_A_NAME", ["ge=null"]),
+    ],
+)
+def test_hydra_words_its_errors_as_before(run, begins, arguments):
+    done = run("train", *arguments)
+    assert "Traceback" not in done.stderr, (
+        f"Hydra no longer begins this error with {getattr(hydra_private, begins)!r}: "
+        f"change hydra_private.{begins}. It says: {done.stderr.splitlines()[-1]}"
+    )
+    assert done.returncode == 2
