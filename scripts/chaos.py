@@ -85,8 +85,8 @@ class Training:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.folder.mkdir(exist_ok=True)
         self.starts += 1
-        with (self.folder / "output.txt").open("ab") as said:
-            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
+        with (self.folder / "output.txt").open("ab") as output:
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
             process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
         try:
             yield process
@@ -154,8 +154,8 @@ class Training:
 
     def require(self, condition: bool, complaint: str) -> None:
         if not condition:
-            said = (self.folder / "output.txt").read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"{self.folder.name} ({self.configuration}): {complaint}\n…{said}")
+            output = (self.folder / "output.txt").read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{self.folder.name} ({self.configuration}): {complaint}\n…{output}")
 
 
 def interrupt(training: Training, reference: Training, chance: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them: what they leave, how they go on, how they are measured again."""
+"""Whole runs as a user starts them: their files, resuming, and evaluation."""
 
 import json
 import math

@@ -184,7 +184,7 @@ def test_runs_are_read_from_wandb_as_from_their_folders(jobs, sweep):
         assert str(theirs.folder).startswith("wandb:me/geexp/")
 
 
-def test_what_cannot_be_read_from_wandb_is_left_out_and_said(jobs):
+def test_what_cannot_be_read_from_wandb_is_left_out_with_the_reason(jobs):
     (_, whole), *_ = jobs.values()
     unfinished = Logged(id="a", config=whole.config, summary={"epoch": 1})
     other = Logged(id="b", config=whole.config | {"optim.speed": 1}, summary=whole.summary)
