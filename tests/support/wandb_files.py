@@ -1,4 +1,4 @@
-"""What a run has left for W&B on the disk, as W&B's server would get it."""
+"""What a run has written for W&B, as its server would get it; and what a dashboard's specification asks for."""
 
 import json
 import struct
@@ -84,3 +84,29 @@ def records(path: Path) -> Iterator[Any]:
             record = Record()
             record.ParseFromString(whole)
             yield record
+
+
+def dashboard_grids(specification: dict[str, Any]) -> list[dict[str, Any]]:
+    return [block["metadata"] for block in specification["spec"]["blocks"] if block["type"] == "panel-grid"]
+
+
+def dashboard_metrics(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(section, key) of everything that the panels and tables of a specification show."""
+    for grid in dashboard_grids({"spec": spec}):
+        (runs,) = grid["runSets"]
+        for key in runs["grouping"]:
+            yield key["section"], key["name"].removesuffix(".value")
+        for key in runs["sort"]["keys"]:
+            yield key["key"]["section"], key["key"]["name"]
+        for column in runs["runFeed"]["columnOrder"]:
+            section, _, name = column.partition(":")
+            if section != "run":
+                yield section, name.removesuffix(".value")
+        for panel in grid["panelBankSectionConfig"]["panels"]:
+            config = panel["config"]
+            if "groupBy" in config:
+                yield "config", config["groupBy"].removesuffix(".value")
+            of_epochs = panel["viewType"] == "Run History Line Plot"
+            for key in [config.get("xAxis"), config.get("yAxis"), *config.get("metrics", [])]:
+                if key is not None:
+                    yield "history" if of_epochs else "summary", key.removeprefix("summary:")

@@ -30,7 +30,7 @@ from tests.support.runs import SETTINGS, checkpoint, history, same_weights, trou
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """As in the processes that go on with what was begun here."""
+    """As in the forked processes that resume these runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -112,7 +112,7 @@ def test_a_diverged_run_stops_at_once_and_its_last_checkpoint_is_sound(tmp_path,
     )
 
 
-def test_what_has_diverged_by_an_accident_goes_on(uninterrupted, tmp_path):
+def test_a_run_that_diverged_by_accident_can_be_resumed(uninterrupted, tmp_path):
     with pytest.raises(DivergedError):
         train(job(tmp_path, *SETTINGS, trouble("Poison", step=11)))
     assert checkpoint(tmp_path)["global_step"] == 8
@@ -148,7 +148,7 @@ def test_one_of_two_ranks_diverges_and_both_stop(forked, tmp_path):
     [("history.jsonl", 1, 8), ("checkpoints/last.ckpt", 1, 6), ("checkpoints/best.ckpt", 0, 4), ("result.json", 1, 12)],
 )
 def test_no_room_for_a_file(uninterrupted, tmp_path, name, epoch, step):
-    """For each file in its turn, in an epoch counted from 0; then the run goes on from a step."""
+    """For each file, in an epoch counted from 0; then the run resumes from a step."""
     with pytest.raises(DataError) as full:
         train(job(tmp_path, *SETTINGS, trouble("Full", name=name, epoch=epoch)))
     message = str(full.value)
@@ -194,7 +194,7 @@ def test_a_full_disk(forked, uninterrupted, tmp_path):
 
 
 @pytest.mark.usefixtures("mounts")
-@pytest.mark.parametrize("there", [False, True], ids=["a new run", "a run to go on with"])
+@pytest.mark.parametrize("there", [False, True], ids=["a new run", "a run to resume"])
 def test_a_read_only_folder(forked, uninterrupted, tmp_path, there):
     outputs = tmp_path / "outputs"
     if there:
@@ -306,7 +306,7 @@ class Unwell:
         raise ConnectionResetError("Connection lost")
 
 
-def test_wandb_that_breaks_down_is_told_once(caplog):
+def test_a_failure_of_wandb_is_logged_once(caplog):
     logger = loggers.TolerantWandb(experiment=Unwell())
     for step in (1, 2, 3):
         logger.log_metrics({"loss": 1.0}, step)

@@ -53,7 +53,7 @@ def test_an_interrupted_trainer_says_so():
     assert not was_interrupted(fit(Network(), loader)), message
 
 
-def test_samplers_are_told_the_epoch():
+def test_samplers_get_the_epoch():
     """Without it, every epoch would have the same order, in silence: see geexp.data's resumable feeds."""
 
     class Sampler(torch.utils.data.SequentialSampler):

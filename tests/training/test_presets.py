@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from geexp.registry import config_directory
-from geexp.runs.identity import run_folder
+from geexp.runs.job import make_job
 from tests.conftest import environment
 from tests.support.cifar import TRAIN, SmallArchive, checksums, small_cifar10, small_cifar100
 from tests.support.configuration import train_config
@@ -47,7 +47,7 @@ def results(archives: list[SmallArchive], *overrides: str, seconds: int) -> dict
 
 
 def folder_of(preset: str, *overrides: str) -> str:
-    return run_folder(train_config(f"experiment={preset}", *overrides))
+    return make_job(train_config(f"experiment={preset}", *overrides)).slug
 
 
 @pytest.mark.slow

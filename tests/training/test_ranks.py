@@ -1,4 +1,4 @@
-"""Several processes train one network and count one validation; the first of them writes and speaks.
+"""Several ranks train and validate one network; only rank 0 writes and prints.
 
 They are started as torchrun starts them; by torchrun itself in the tests that are marked as slow.
 """
@@ -73,7 +73,7 @@ def test_2_processes_train(forked, data, tmp_path):
         (1, 10, 320, 997),
         (2, 20, 320, 997),
     ]
-    # The first one speaks and writes, once.
+    # Only rank 0 prints and writes, once.
     assert first.stdout.startswith("top-1 error")
     assert len(first.stdout.splitlines()) == 1
     assert (second.stdout, second.stderr) == ("", "")

@@ -117,7 +117,7 @@ def test_the_picture_of_all_schedules(tmp_path, monkeypatch, capsys):
 
 
 def driven(c: TrainConfig, losses: list[float], steps: int = 3) -> tuple[list[float], LearningRate]:
-    """Train by a script: the learning rate of every epoch that is trained, each step of which has it."""
+    """The learning rate of every epoch, the same for all its steps, with these losses."""
     rate, rates, limit = LearningRate(c.schedule), [], planned_epochs(c)
     for epoch, loss in enumerate(losses[:limit]):
         of_epoch = {base_rate(c.optim) * rate.factor(epoch * steps + step, steps) for step in range(steps)}
@@ -146,7 +146,7 @@ def test_plateau_lowers_three_times_and_ends_at_the_fourth(name):
 
 
 def test_plateau_with_a_loss_that_falls_again_after_each_reduction():
-    """From a level to the next in 30, 8, 5, 3 epochs; each level is held for 20, of which eleven pass unnoticed."""
+    """From a level to the next in 30, 8, 5, 3 epochs; each level is held for 20, eleven of them within the patience."""
     falls = [(30, 3.0), (8, 2.0), (5, 1.8), (3, 1.75)]
     losses, level = [], 6.0
     for epochs, lower in falls:

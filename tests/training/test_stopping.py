@@ -1,4 +1,4 @@
-"""Signals: a training that is asked to stop does so where nothing is lost, says so, and goes on to the same end.
+"""Signals: training stops with a checkpoint and a message, and resumes to the same end.
 
 A training sends the signals to itself, at a known point. Most run in the tests' own process.
 """
@@ -40,7 +40,7 @@ def last_checkpoint(run: Path) -> tuple[int, int]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """As in the processes that go on with what was begun here."""
+    """As in the forked processes that resume these runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,9 +91,9 @@ def test_in_training_it_stops_after_the_step(uninterrupted, tmp_path, capsys, si
     assert ended(tmp_path) == end
     assert last_checkpoint(tmp_path) == (6, 1)  # the second step of the second epoch, of which that batch was the first
     assert Run(tmp_path).result is None
-    said = capsys.readouterr().err
-    assert f"{end[1]}: stopped in epoch 2 after step 6" in said
-    assert str(tmp_path / "checkpoints/last.ckpt") in said
+    printed = capsys.readouterr().err
+    assert f"{end[1]}: stopped in epoch 2 after step 6" in printed
+    assert str(tmp_path / "checkpoints/last.ckpt") in printed
     ends_as(uninterrupted, tmp_path)
 
 
@@ -117,9 +117,9 @@ def test_ctrl_c_once_more_stops_at_once(uninterrupted, tmp_path, capsys):
         train(job(tmp_path, *settings(SIGINT, SIGINT, epoch=1, batch=6)))
     assert ended(tmp_path)[0] == "interrupted"
     assert last_checkpoint(tmp_path) == (4, 1)  # from before
-    said = capsys.readouterr().err
-    assert "Ctrl-C once more stops at once" in said
-    assert f"Interrupted at once; the last checkpoint is {tmp_path / 'checkpoints/last.ckpt'}" in said
+    printed = capsys.readouterr().err
+    assert "Ctrl-C once more stops at once" in printed
+    assert f"Interrupted at once; the last checkpoint is {tmp_path / 'checkpoints/last.ckpt'}" in printed
     ends_as(uninterrupted, tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_before_training_begins_it_stops_at_once(tmp_path, signum, kind, state):
     assert not (tmp_path / "checkpoints").exists()
 
 
-# what comes one after the other while it trains, how that ends, which signal is told
+# signals in their order during training, the exception of the last one, the signal that is kept
 @pytest.mark.parametrize(
     ("signals", "end", "received"),
     [

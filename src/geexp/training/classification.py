@@ -137,7 +137,7 @@ class Classification:
     """See ``Task``."""
 
     detects = False
-    summary_metrics: tuple[str, ...] = ("val/top1_error", "val/top5_error", "val/loss")
+    summary_metrics = ("val/top1_error", "val/top5_error", "val/loss")
 
     def data(self, config: TrainConfig) -> ImageData:
         data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)

@@ -50,11 +50,15 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
     if is_ours(optim._target_):
         momentum = 0.9 if optim.momentum is None else optim.momentum
         return sgd(groups, lr=lr, momentum=momentum, nesterov=bool(optim.nesterov), fused=optim.clip_norm is None)
+    try:
+        make = bound(str(optim._target_), optim.arguments, called_with=("lr",), after=1)
+    except ValueError as error:
+        raise ConfigError(f"optim._target_={error}.") from error
     where = f"optim._target_={optim._target_}"
     try:
-        optimizer = bound(str(optim._target_), optim.arguments, called_with=("lr",), after=1)(groups, lr=lr)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        optimizer = make(groups, lr=lr)
+    except ValueError as error:  # torch's optimisers check their values
+        raise ConfigError(f"{where}: {error}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"{where}: makes a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
     return optimizer

@@ -180,11 +180,12 @@ def _checkpoint_to_resume(job: Job) -> Checkpoint | None:
     checkpoint = None if start_over else checkpoint_to_resume(folder)
     if checkpoint is not None:
         job.require_same(make_job(checkpoint.config).identity)
-    elif config.resume is True:
+        return replace(checkpoint, content={})  # Lightning reads the file itself; free the memory
+    if config.resume is True:
         raise ConfigError(
             f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave it out to start this run."
         )
-    return checkpoint
+    return None
 
 
 def _fit(

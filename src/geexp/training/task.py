@@ -73,15 +73,13 @@ class Charts(Protocol):
 
 
 class Task(Protocol):
-    """All that depends on what is trained. Tasks have no state: what one method needs of another is an argument.
+    """All that depends on what is trained. Tasks have no state: what one method needs of another is an argument."""
 
-    Attributes:
-        detects: whether it takes configurations with a detector; ``config.detects`` must be equal.
-        summary_metrics: keys of the metrics that stand at the top of a finished run at W&B.
-    """
+    detects: bool  # whether it takes configurations with a detector; config.detects must be equal
 
-    detects: bool
-    summary_metrics: tuple[str, ...]
+    @property
+    def summary_metrics(self) -> tuple[str, ...]:
+        """Keys of the metrics that stand at the top of a finished run at W&B."""
 
     def data(self, config: TrainConfig) -> pl.LightningDataModule:
         """The data module, with its files opened so that an error shows before anything is trained.

@@ -94,7 +94,7 @@ def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) 
         f"fused {name}" if fused else name,
         f"compiled ({trainer.compile_mode})" if trainer.compile else "not compiled",
     ]
-    if config.ge.variant != "none":
+    if config.ge.variant != "none" and config.ge.implementation is not None:
         words.append(f"ge.implementation={config.ge.implementation}")
     if trainer.accumulate > 1:
         words.append(f"{trainer.accumulate} batches per step")
@@ -128,9 +128,8 @@ def translate_ddp_errors() -> Iterator[None]:
         _leave_process_group()
         raise
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(
-            error
-        ):  # gloo raises plain RuntimeErrors
+        gloo = "gloo/transport" in str(error)  # gloo raises plain RuntimeErrors
+        if not gloo and not isinstance(error, dist.DistError):
             raise
         raise TrainingError(
             "another process of this training has failed or was killed; see its last output for the reason. "
