@@ -8,8 +8,7 @@ import pytest
 from geexp.report.dashboard import make_dashboard, write_specification
 from geexp.report.measured import Runs
 from tests.support.coco import annotations, write_coco
-from tests.support.wandb_files import Logged, logged
-from tests.training.test_wandb import metrics
+from tests.support.wandb_files import Logged, logged, metrics
 
 SMALL = ["model=resnet10_slim", "detector=c4_small", "data.num_classes=3", "feed.workers=0", "trainer=cpu"]
 

@@ -84,3 +84,29 @@ def records(path: Path) -> Iterator[Any]:
             record = Record()
             record.ParseFromString(whole)
             yield record
+
+
+def grids(specification: dict[str, Any]) -> list[dict[str, Any]]:
+    return [block["metadata"] for block in specification["spec"]["blocks"] if block["type"] == "panel-grid"]
+
+
+def metrics(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(section, key) of everything that the panels and tables of a dashboard show."""
+    for grid in grids({"spec": spec}):
+        (runs,) = grid["runSets"]
+        for key in runs["grouping"]:
+            yield key["section"], key["name"].removesuffix(".value")
+        for key in runs["sort"]["keys"]:
+            yield key["key"]["section"], key["key"]["name"]
+        for column in runs["runFeed"]["columnOrder"]:
+            section, _, name = column.partition(":")
+            if section != "run":
+                yield section, name.removesuffix(".value")
+        for panel in grid["panelBankSectionConfig"]["panels"]:
+            config = panel["config"]
+            if "groupBy" in config:
+                yield "config", config["groupBy"].removesuffix(".value")
+            of_epochs = panel["viewType"] == "Run History Line Plot"
+            for key in [config.get("xAxis"), config.get("yAxis"), *config.get("metrics", [])]:
+                if key is not None:
+                    yield "history" if of_epochs else "summary", key.removeprefix("summary:")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from geexp.training.wandb_content import charts, usual_mode
 from tests.conftest import environment
 from tests.support.configuration import job
 from tests.support.runs import SETTINGS, trouble
-from tests.support.wandb_files import Logged, logged, table
+from tests.support.wandb_files import Logged, grids, logged, metrics, table
 
 VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
 TYPED = ["launcher=inline", "ge=none,se,theta", "debug=one_batch", "logger=wandb", "logger.group=mine", "seed=3"]
@@ -135,32 +134,6 @@ def test_a_dashboard_sets_what_was_measured_beside_the_paper(monkeypatch):
     monkeypatch.setattr(Runs, "measured", lambda self, cell: measured if cell.column == "top1" else None)
     text = str(make_dashboard("table2", entity="me", project="geexp", runs=Runs([])).blocks[1])
     assert "-0.38" in text
-
-
-def grids(specification: dict[str, Any]) -> list[dict[str, Any]]:
-    return [block["metadata"] for block in specification["spec"]["blocks"] if block["type"] == "panel-grid"]
-
-
-def metrics(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Whatever the panels and tables of a specification ask for, and where it has to be."""
-    for grid in grids({"spec": spec}):
-        (runs,) = grid["runSets"]
-        for key in runs["grouping"]:
-            yield key["section"], key["name"].removesuffix(".value")
-        for key in runs["sort"]["keys"]:
-            yield key["key"]["section"], key["key"]["name"]
-        for column in runs["runFeed"]["columnOrder"]:
-            section, _, name = column.partition(":")
-            if section != "run":
-                yield section, name.removesuffix(".value")
-        for panel in grid["panelBankSectionConfig"]["panels"]:
-            config = panel["config"]
-            if "groupBy" in config:
-                yield "config", config["groupBy"].removesuffix(".value")
-            of_epochs = panel["viewType"] == "Run History Line Plot"
-            for key in [config.get("xAxis"), config.get("yAxis"), *config.get("metrics", [])]:
-                if key is not None:
-                    yield "history" if of_epochs else "summary", key.removeprefix("summary:")
 
 
 def test_a_dashboard_needs_a_login(tmp_path):
