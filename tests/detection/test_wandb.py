@@ -8,7 +8,7 @@ import pytest
 from geexp.report.dashboard import make_dashboard, write_specification
 from geexp.report.measured import Runs
 from tests.support.coco import annotations, write_coco
-from tests.support.wandb_files import Logged, logged, metrics
+from tests.support.wandb_files import Logged, dashboard_metrics, logged
 
 SMALL = ["model=resnet10_slim", "detector=c4_small", "data.num_classes=3", "feed.workers=0", "trainer=cpu"]
 
@@ -39,7 +39,7 @@ def test_the_dashboard_shows_logged_metrics(run, tmp_path):
     write_specification(make_dashboard("coco", entity="", project="geexp", runs=Runs([])), path)
     text = path.read_text()
     assert "| GE-θ (E8) | 28.60 | not run |  |" in text
-    asked = set(metrics(json.loads(text)["spec"]))
+    asked = set(dashboard_metrics(json.loads(text)["spec"]))
     _, start = run
     known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}
     assert [(kind, key) for kind, key in asked if key not in known[kind]] == []
