@@ -119,7 +119,7 @@ CHANGES = {
     "removed": lambda root: (root / "a/1.jpg").unlink(),
     "renamed": rename("a/1.jpg", "a/3.jpg"),
     "renamed nested": rename("a/nested/deep/1.jpg", "a/nested/deep/2.jpg"),
-    "new class": lambda root: write(root, "aa/1.jpg"),
+    "new class": lambda root: shutil.copytree(root / "b", root / "aa"),
     "no class": lambda root: shutil.rmtree(root / "b"),
     "renamed class": rename("a", "z"),
 }

@@ -211,7 +211,7 @@ def test_a_truncated_archive_is_refused(root, tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"img_train\.tar is truncated or damaged"):
             open_training_archive(tars)
-    for name, at in (("img_val.tar", 0.7), ("devkit_t12.tar.gz", 0.5)):
+    for name, at in (("devkit_t12.tar.gz", 0.5), ("img_val.tar", 0.7)):
         path = tars / f"ILSVRC2012_{name}"
         os.truncate(path, int(path.stat().st_size * at))
         with pytest.raises(DataError, match=rf"{path.name} is .*damaged"):

@@ -13,10 +13,9 @@ from geexp.config.errors import DataError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.decode import Decoder
 from geexp.data.images import ArrayImages, Images
-from geexp.data.order import FixedOrder, TrainingOrder
 from geexp.data.parallel import processors
 from geexp.data.pixel_feed import PixelReader
-from geexp.data.reading import Batch, Order, Unreadable, Workers, read_here, read_with_threads
+from geexp.data.reading import Batch, Order, Reader, RowReader, Unreadable, Workers, read_here, read_with_threads
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
 from geexp.data.resident_feed import ResidentImages, read_resident
 
@@ -31,7 +30,7 @@ class ResumableFeed(ABC, Generic[T]):
     ``load_state_dict``.
     """
 
-    def __init__(self, order: TrainingOrder | FixedOrder) -> None:
+    def __init__(self, order: Order) -> None:
         self.sampler = self.batch_sampler = order  # the names at which Lightning calls set_epoch
         self._given = 0
         self._resume: dict[str, int] | None = None
@@ -79,9 +78,7 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
     """
 
-    def __init__(
-        self, batches: Callable[[], Iterator[Batch]], order: TrainingOrder | FixedOrder, on_error: str
-    ) -> None:
+    def __init__(self, batches: Callable[[], Iterator[Batch]], order: Order, on_error: str) -> None:
         super().__init__(order)
         self.on_error = on_error
         self.skipped: dict[int, Unreadable] = {}
@@ -121,7 +118,7 @@ def make_feed(
     feed: FeedConfig,
     *,
     train: bool,
-    order: TrainingOrder | FixedOrder,
+    order: Order,
     seed: int,
     device: torch.device,
     processes: int = 1,
@@ -138,7 +135,7 @@ def make_feed(
         resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
         return Feed(lambda: read_resident(resident, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
-    reader: ReferenceReader | PixelReader
+    reader: Reader
     if feed.name == "reference":
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
@@ -148,12 +145,10 @@ def make_feed(
     )
 
 
-def _batches(
-    reader: ReferenceReader | PixelReader, order: Order, engine: str, workers: int, *, pin: bool
-) -> Callable[[], Iterator[Batch]]:
+def _batches(reader: Reader, order: Order, engine: str, workers: int, *, pin: bool) -> Callable[[], Iterator[Batch]]:
     if not workers:
         return lambda: read_here(reader, order)
-    if engine == "threads" and isinstance(reader, PixelReader):
+    if engine == "threads" and isinstance(reader, RowReader):
         return lambda: read_with_threads(reader, order, workers, pin=pin)
     processes = Workers(reader, order, workers, pin=pin)
     return lambda: iter(processes)

@@ -1,19 +1,20 @@
 """Reading whole batches: by threads of this process, or by processes of a DataLoader; the same batches either way."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geexp.config.errors import DataError
 from geexp.data.images import Images
-from geexp.data.order import Key
+from geexp.data.order import FixedOrder, Key, TrainingOrder
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,31 @@ class Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.fallbacks)
 
 
-class Reader(Protocol):
-    def read(self, keys: list[Key]) -> Batch: ...
+class Reader(ABC):
+    """Keys (epoch, index) → batches; also what a DataLoader takes for a data set that reads whole batches."""
+
+    @abstractmethod
+    def __getitems__(self, keys: list[Key]) -> Batch: ...
 
 
-class RowReader(Reader, Protocol):
+class RowReader(Reader):
     """A reader whose batches can be made by several threads, a few rows each."""
 
+    @abstractmethod
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch: ...
 
+    @abstractmethod
     def read_rows(self, batch: Batch, keys: list[Key], first: int, last: int) -> list[Unreadable]: ...
 
+    @abstractmethod
     def finish(self, batch: Batch, unreadable: list[Unreadable], keys: list[Key]) -> Batch: ...
 
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        batch = self.new_batch(keys)
+        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)), keys)
 
-class Order(Iterable[list[Key]], Sized, Protocol):
-    start: int
 
+Order = TrainingOrder | FixedOrder
 
 # Rows of one task of a thread: few enough to share a batch out evenly, many enough for the overhead not to matter.
 _ROWS = 8
@@ -72,7 +81,7 @@ _TIMEOUT = 900
 
 def read_here(reader: Reader, order: Order) -> Iterator[Batch]:
     for keys in order:
-        yield reader.read(keys)
+        yield reader.__getitems__(keys)
 
 
 def read_with_threads(reader: RowReader, order: Order, threads: int, *, pin: bool = False) -> Iterator[Batch]:
@@ -111,7 +120,7 @@ class Workers:
 
     def __init__(self, reader: Reader, order: Order, workers: int, *, pin: bool = False) -> None:
         self._loader: DataLoader = DataLoader(
-            _WholeBatches(reader),
+            cast(Dataset, reader),
             batch_sampler=order,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -143,14 +152,6 @@ def explained_workers() -> Iterator[None]:
             f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
             "memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
         ) from error
-
-
-class _WholeBatches(Dataset):
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __getitems__(self, keys: list[Key]) -> Batch:  # what a DataLoader calls with all of a batch's keys
-        return self.reader.read(keys)
 
 
 def _as_it_is(batch: Any) -> Any:
