@@ -18,7 +18,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from geexp.backbones.anatomy import dry_run, stages
-from geexp.backbones.preact_resnet import PreActResNet
 from geexp.operators import DepthwiseProduct
 
 LAYOUTS = ("c4", "fpn")
@@ -179,7 +178,7 @@ def feature_children(backbone: nn.Module) -> OrderedDict[str, nn.Module]:
     Raises:
         ValueError: for a network without stages, or whose stages do not end in an activation.
     """
-    if isinstance(backbone, PreActResNet):
+    if getattr(backbone, "preactivated", False):
         raise ValueError(
             "the stages of a pre-activation network end in a sum without BN and ReLU, which a detector cannot use: "
             "choose resnet50, resnet101, resnet152, shufflenet_g3 or one of timm's ResNets"
