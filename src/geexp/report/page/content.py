@@ -322,7 +322,7 @@ def pictures_of(runs: Sequence[FinishedRun]) -> tuple[list[Picture], int]:
 
 def _picture_files(runs: Sequence[FinishedRun]) -> Iterator[tuple[Path, Any]]:
     for run in runs:
-        ways = [(run.folder / name, partial(_of_detector, run)) for name in _OF_DETECTORS]
+        ways: list[tuple[Path, Any]] = [(run.folder / name, partial(_of_detector, run)) for name in _OF_DETECTORS]
         ways += [(run.folder / FOLDER / f"{name}.png", _of_analysis) for name in _ANALYSES]
         yield from ((file, read) for file, read in ways if file.is_file())
 

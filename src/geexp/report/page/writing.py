@@ -116,7 +116,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"setting": as_setting, "p": p_value, "copying": copying}
+    environment.filters.update(setting=as_setting, p=p_value, copying=copying)
     limits = {"margin": MARGIN, "level": LEVEL, "most_settings": SETTINGS, "most_others": OTHER_PROTOCOLS}
     environment.globals |= {"html": to_html, "runs_table": runs_table, "signs": SIGNS, **limits}
     return environment
