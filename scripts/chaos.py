@@ -81,11 +81,12 @@ class Training:
         settings = COMMON + CONFIGURATIONS[self.configuration]
         settings = settings.format(every=every, workers=workers, ranks=self.ranks, folder=self.folder)
         command = [sys.executable, "-m", *f"{launcher}geexp.train {settings}".split()]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.folder.mkdir(exist_ok=True)
         self.starts += 1
-        with (self.folder / "output.txt").open("ab") as said:
-            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
+        with (self.folder / "output.txt").open("ab") as output:
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
             process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
         try:
             yield process
@@ -153,8 +154,8 @@ class Training:
 
     def require(self, condition: bool, complaint: str) -> None:
         if not condition:
-            said = (self.folder / "output.txt").read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"{self.folder.name} ({self.configuration}): {complaint}\n…{said}")
+            output = (self.folder / "output.txt").read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{self.folder.name} ({self.configuration}): {complaint}\n…{output}")
 
 
 def interrupt(training: Training, reference: Training, chance: random.Random) -> None:

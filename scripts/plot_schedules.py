@@ -15,16 +15,13 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from geexp.config.compose import validated
+from geexp.config.compose import composed_training
 from geexp.config.protocol import base_rate, planned_epochs
 from geexp.config.schema import TrainConfig
-from geexp.registry import config_directory
 from geexp.report.style import VARIANT_STYLE
 from geexp.training.schedules import LearningRate
 
@@ -45,6 +42,10 @@ class Panel:
     length: int
     ticks: tuple[int, ...]
     note: str = ""
+
+    @property
+    def config(self) -> TrainConfig:
+        return composed_training(f"schedule={self.schedule}", f"optim={self.optim}")
 
 
 # With a plateau, and a panel for its loss; and without.
@@ -126,12 +127,6 @@ def curve(config: TrainConfig) -> Curve:
     return drawn
 
 
-def composed(panel: Panel) -> TrainConfig:
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(config_directory(), version_base="1.3"):
-        return validated(TrainConfig, compose("train", [f"schedule={panel.schedule}", f"optim={panel.optim}"]))
-
-
 def draw_rate(axis: Axes, panel: Panel, drawn: Curve, unit: str) -> None:
     """The rate over the whole length, every piece with its number."""
     rates = [rate if rate > 0 else float("nan") for rate in drawn.rates]  # zero has no place on a log axis
@@ -190,12 +185,12 @@ def plot(path: Path) -> None:
         upper, lower = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
         rate_axes, loss_axes = upper.subplots(2, 2, sharex="col", sharey="row", height_ratios=[1.6, 1])
         for axis, below, panel in zip(rate_axes, loss_axes, ABOVE, strict=True):
-            drawn = curve(composed(panel))
+            drawn = curve(panel.config)
             draw_rate(axis, panel, drawn, "")
             draw_loss(below, axis, panel, drawn)
         lower_axes = lower.subplots(2, 3, sharey=True)
         for axis, panel in zip(lower_axes.flat, BELOW, strict=True):
-            config = composed(panel)
+            config = panel.config
             draw_rate(axis, panel, curve(config), "epochs" if config.schedule.iterations is None else "iterations")
         for axis in (rate_axes[0], *lower_axes[:, 0]):
             axis.set_ylabel("learning rate")

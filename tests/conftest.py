@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.support.processes import default_sigint
+
 if TYPE_CHECKING:
-    from tests.training.forked import Forked
+    from tests.support.forked import Forked
 
 # Several workers of pytest-xdist share the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -52,6 +54,7 @@ def run(tmp_path: Path) -> Command:
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=300,
+            preexec_fn=default_sigint,
         )
 
     return command
@@ -60,7 +63,7 @@ def run(tmp_path: Path) -> Command:
 @pytest.fixture(scope="session")
 def forked() -> Iterator["Forked"]:
     """Commands as processes, one or several of them, at the price of a fork."""
-    from tests.training.forked import Forked  # which needs the environment above
+    from tests.support.forked import Forked  # which needs the environment above
 
     forked = Forked()
     yield forked

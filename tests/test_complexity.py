@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from geexp.config.catalog import BACKBONES
 from torch.utils.flop_counter import FlopCounterMode
 
 from geexp import build_model
 from geexp.backbones.complexity import count_complexity
 from geexp.operators import Excite
-from geexp.report.complexity_report import KNOWN_DIFFERENCES, count_network, table_comparison
+from geexp.registry import options
+from geexp.report.complexity_report import KNOWN_DIFFERENCES, table_comparison
 from geexp.report.numbers import table_rows
 
 
@@ -38,7 +38,7 @@ def test_table_4():
 def test_equals_torchs_counter(name, ge):
     """Torch counts two operations per multiply-accumulate and knows neither products nor our global gather."""
     with torch.device("meta"):
-        size = BACKBONES[name].image_size
+        size = options("model")[name]["home_size"]
         model = build_model(name, ge=ge, extent=8).eval()
         products = []
         for module in model.modules():
@@ -66,7 +66,8 @@ def test_parts_add_up_and_the_model_is_left_alone():
 
 
 def test_known_values_of_resnet50_theta():
-    total = count_network(name="resnet50", ge="theta").total
+    with torch.device("meta"):
+        total = count_complexity(build_model("resnet50", ge="theta"), (3, 224, 224)).total
     assert (total.params, total.params_with_bn_statistics) == (31_106_600, 31_189_928)
 
 

@@ -35,7 +35,7 @@ from geexp.data.images import ArrayImages, Images
 from geexp.data.order import FixedOrder, TrainingOrder
 from geexp.data.pack import open_pack
 from geexp.data.packing import pack_split
-from geexp.data.reading import processors
+from geexp.data.parallel import processors
 from measuring import Row, Target
 from photographs import make_photo_folder
 

@@ -26,7 +26,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from geexp.data.reading import processors
+from geexp.data.parallel import processors
 from geexp.operators import IMPLEMENTATIONS, VARIANTS
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.environment import environment

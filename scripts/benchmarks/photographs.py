@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from geexp.config.errors import ConfigError, UserError
-from geexp.data.meter import meter
+from geexp.data.parallel import meter
 
 _PHOTOGRAPHS = {
     ("skimage", "data"): (

@@ -1,7 +1,7 @@
 """Gather-Excite (Hu, Shen, Albanie, Sun, Vedaldi, NeurIPS 2018), reproduced.
 
-The three names below are the library; they load torch only when they are first used, so that
-``python -m geexp.train --help`` answers at once.
+The names below are the library. torch is imported at their first use, so that ``python -m geexp.train --help`` starts
+fast. ``GatherExcite`` needs torch only, the others timm and PyYAML as well.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ try:
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "unknown"
 
-_HOME = {
+_MODULES = {
     "GatherExcite": "geexp.operators",
     "add_gather_excite": "geexp.backbones",
     "build_model": "geexp.backbones",
@@ -28,9 +28,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'geexp' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

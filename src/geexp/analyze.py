@@ -11,11 +11,11 @@ def main(config: AnalyzeConfig) -> None:
     require_ranks("analyze", devices=config.devices)
     require_extras("geexp.analyze", "report")
     if config.analysis == "curves":
-        from geexp.report.analyses.curves import draw_curves
+        from geexp.analysis.curves import draw_curves
 
         draw_curves(config)
         return
-    from geexp.report.analyses.making import analyse
+    from geexp.analysis.analyse import analyse
 
     analyse(config)
 

@@ -9,12 +9,11 @@ from geexp.data.presence import require_data
 @command("check_data", CheckDataConfig)
 def main(config: CheckDataConfig) -> None:
     require_data(config.data, config.feed)
-    from geexp.data.check_report import as_json, as_text
-    from geexp.data.checking import check_images
+    from geexp.data.check import as_json, as_text, check_images
     from geexp.data.datasets import open_dataset
-    from geexp.data.reading import processors
+    from geexp.data.parallel import processors
 
-    # Both are opened before one is read: what is wrong with a folder is said at once.
+    # Both are opened before one is read: a mistake in the second is reported at once.
     opened = {split: open_dataset(config.data, config.feed, train=split == "train") for split in ("train", "val")}
     decode = "pil" if config.feed.name == "reference" else config.feed.decode
     workers = config.workers or processors()

@@ -1,4 +1,4 @@
-"""``python -m geexp.detect``: train a detector, which is geexp.train with one, or draw what a trained one finds."""
+"""``python -m geexp.detect``: train a detector (geexp.train with a detector's defaults), or draw its detections."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from geexp.config.command import command
 from geexp.config.extras import require_extras
 from geexp.config.schema import DetectConfig
 
-# What the paper's detection experiment chooses, where the command line does not.
-CHOICES = {
+# The groups of the paper's detection experiment, unless the command line chooses others.
+DEFAULTS = {
     "model": "resnet50",
     "ge": "none",
     "data": "coco2014",
@@ -30,12 +30,12 @@ def main() -> None:
 
 
 def training_arguments(arguments: list[str]) -> list[str]:
-    """Those of geexp.train; a preset (experiment=) chooses for itself."""
+    """The arguments for geexp.train; a preset (``experiment=``, ``sweep=``) makes all choices itself."""
     arguments = [argument for argument in arguments if not argument.startswith("mode=")]
     named = {argument.partition("=")[0].lstrip("+") for argument in arguments}
     if named & {"experiment", "sweep"}:
         return arguments
-    return [f"{group}={choice}" for group, choice in CHOICES.items() if group not in named] + arguments
+    return [f"{group}={choice}" for group, choice in DEFAULTS.items() if group not in named] + arguments
 
 
 @command("detect", DetectConfig)
@@ -43,13 +43,13 @@ def predict(config: DetectConfig) -> None:
     require_extras("geexp.detect", "detection")
     from geexp.detection.predicting import draw_predictions
 
-    found, picture = draw_predictions(config)
+    images, picture = draw_predictions(config)
     if config.format == "json":
-        print(json.dumps({"images": found, "picture": str(picture)}, ensure_ascii=False))
+        print(json.dumps({"images": images, "picture": str(picture)}, ensure_ascii=False))
     else:
-        for image, objects in found.items():
-            said = ", ".join(f"{one['class']} {one['score']:.2f}" for one in objects) or "nothing"
-            print(f"{image}: {said}")
+        for image, objects in images.items():
+            listed = ", ".join(f"{one['class']} {one['score']:.2f}" for one in objects)
+            print(f"{image}: {listed or 'nothing'}")
     print(f"picture: {picture}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ def main(config: PackConfig) -> None:
     kind = pack_source(config.data, config.source)
     folder = pack_folder(config.data, FeedConfig("pack", pack=config.out))
     from geexp.data.packing import open_sources, pack_split
-    from geexp.data.reading import processors
+    from geexp.data.parallel import processors
 
     packs = [
         pack_split(

@@ -15,7 +15,7 @@ from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.launching.supervisor import in_a_tree, stop_with_parent
 from geexp.runs.job import Job, make_job, register_resolvers
-from geexp.runs.metrics import coco_numbers, score_of
+from geexp.runs.metrics import coco_numbers
 from geexp.runs.run import Run
 from geexp.runs.weights_file import require_backbone
 
@@ -26,11 +26,10 @@ def main(config: TrainConfig) -> float | None:
     if config.dry_run:  # in a file; on the command line it makes a sweep, which leaves no folder
         raise ConfigError("dry_run=true: say it on the command line; from a file it comes too late.")
     start_over = (config.force or config.resume is False) and not restarted()
-    finished = None if start_over else Run(job.folder).result
-    if finished is not None:
-        job.require_same(finished.identity)
+    result = None if start_over else Run(job.folder).result
+    if result is not None:
+        job.require_same(result.identity)
         print(f"finished earlier (force=true trains it again): {job.folder}", file=sys.stderr)
-        metrics = finished.metrics
     else:
         require_data(config.data, config.feed)
         if config.detects:
@@ -44,12 +43,10 @@ def main(config: TrainConfig) -> float | None:
         require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
         from geexp.training.run import train
 
-        result = train(job, _task(config))
-        if result is None:  # not the first rank
-            return None
-        metrics = result["metrics"]
-    last, best = metrics["last"], metrics["best"]
-    score = score_of(last)
+        result = train(job, task_of(config))
+    if result is None:  # not the first rank
+        return None
+    last, best, score = result.metrics["last"], result.metrics["best"], result.score
     print(
         f"{score.name} {last[score.key]:.2f} % after epoch {last['epoch']}, "
         f"best {best[score.key]:.2f} % after epoch {best['epoch']}: {job.folder}"
@@ -59,13 +56,15 @@ def main(config: TrainConfig) -> float | None:
     return score.loss(last)
 
 
-def _task(config: TrainConfig) -> Any:
-    """The task of a detector; None for classification."""
-    if not config.detects:
-        return None
-    from geexp.detection.task import Detection
+def task_of(config: TrainConfig) -> Any:
+    """What a configuration trains, as a ``geexp.training.task.Task``."""
+    if config.detects:
+        from geexp.detection.task import Detection
 
-    return Detection()
+        return Detection()
+    from geexp.training.classification import Classification
+
+    return Classification()
 
 
 def needs_ranks(config: TrainConfig) -> bool:

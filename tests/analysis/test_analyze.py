@@ -10,7 +10,7 @@ from PIL import Image
 
 from geexp.report.page import write_page
 from geexp.report.report import make_report
-from tests.training.wandb_files import logged
+from tests.support.wandb_files import logged
 
 TRAINED = ["schedule.epochs=1", "trainer.limit_train_batches=12", "logger=wandb"]
 
@@ -172,7 +172,7 @@ def test_damaged_data_are_not_drawn(runs, run, tmp_path):
     table.write_text(table.read_text().replace("GE-θ", "SE"))
     done = run("analyze", "analysis=gates", f"run={runs['theta']}", f"out={tmp_path}", "redraw=true")
     assert done.returncode == 1
-    assert "damaged (the tables speak of SE)" in done.stderr
+    assert "unknown networks: SE" in done.stderr
 
 
 def test_the_published_pictures_are_drawn_again_from_their_data(tmp_path, run):

@@ -19,7 +19,8 @@ from torch import nn
 
 from geexp.config.schema import FeedConfig
 from geexp.data.module import ImageData
-from geexp.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from geexp.training.callbacks import LastCheckpoint
+from geexp.training.checkpoints import AtomicCheckpointIO
 from tests.support.configuration import train_config
 
 

@@ -71,16 +71,8 @@ def test_imagenet_evaluation_is_the_centre_of_256(imagenet):
 
 
 def test_wrong_number_of_classes(imagenet):
-    with pytest.raises(ConfigError, match=r"data.num_classes=1000: data=imagenet has 3 classes"):
+    with pytest.raises(ConfigError, match=r"data\.num_classes=1000: data=imagenet has 3 classes"):
         opened(data_config("data=imagenet", f"data.root={imagenet}"), train=True)
-
-
-def test_a_truncated_image_is_named(imagenet):
-    path = imagenet / "train/n01440764/n01440764_1.JPEG"
-    path.write_bytes(path.read_bytes()[:1500])
-    data = image_data("data=imagenet", f"data.root={imagenet}", "data.num_classes=3", batch_size=12)
-    with pytest.raises(DataError, match=r"cannot read .*n01440764_1\.JPEG"):
-        next(iter(data.train_dataloader()))
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -131,7 +123,7 @@ def test_a_file_cut_short_is_refused(fashion):
 
 def test_splits_with_different_classes_are_refused(imagenet):
     (imagenet / "val/n01443537").rename(imagenet / "val/n01443538")
-    with pytest.raises(DataError, match="class folders n01443537, n01443538"):
+    with pytest.raises(DataError, match="classes n01443537, n01443538"):
         opened(data_config("data=imagenet", f"data.root={imagenet}", "data.num_classes=3"), train=True)
 
 

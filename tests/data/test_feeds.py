@@ -16,7 +16,6 @@ from PIL import Image
 
 from geexp.config.errors import DataError
 from geexp.config.schema import AugmentationConfig, FeedConfig
-from geexp.data.decode import Decoder
 from geexp.data.feeds import Feed, normalised
 from geexp.data.images import ArrayImages
 from geexp.data.module import ImageData
@@ -25,12 +24,12 @@ from geexp.data.pixel_feed import resized_crop_box
 from geexp.data.reading import explained_workers
 from geexp.data.resident_feed import ResidentImages
 from tests.conftest import environment
-from tests.data.conftest import photo
 from tests.support.configuration import train_config
+from tests.support.photos import photo
 
 REFERENCE = FeedConfig("reference", "workers", 0)
 IN_PROCESS = FeedConfig("folder", "threads", 0)
-ENGINES = [IN_PROCESS, *(FeedConfig("folder", engine, n) for engine in ("threads", "workers") for n in (1, 2))]
+ENGINES = [IN_PROCESS, FeedConfig("folder", "threads", 2), FeedConfig("folder", "workers", 2)]
 
 
 def photos(imagenet, feed: FeedConfig, *overrides: str, batch_size: int = 6) -> ImageData:
@@ -194,10 +193,10 @@ def damaged(imagenet):
     return imagenet
 
 
-@pytest.mark.parametrize("feed", [REFERENCE, *ENGINES], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
-def test_a_damaged_image_stops_with_its_name(damaged, feed):
-    with pytest.raises(DataError, match=r"cannot read .*n0144\d+_\d\.JPEG \(image \d+\).*feed.on_error=skip"):
-        batches(photos(damaged, feed, batch_size=12))
+def test_a_damaged_image_stops_with_its_name(damaged):
+    for feed in [REFERENCE, *ENGINES]:
+        with pytest.raises(DataError, match=r"n0144\d+_\d\.JPEG \(image \d+\).*feed.on_error=skip"):
+            batches(photos(damaged, feed, batch_size=12))
 
 
 @pytest.mark.parametrize("feed", [REFERENCE, *ENGINES], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
@@ -245,12 +244,6 @@ def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
     assert len(list(feed)) == 6  # and the next epoch is whole
 
 
-def test_a_decoder_that_is_not_there(imagenet, monkeypatch):
-    monkeypatch.setattr("geexp.data.decode.find_spec", lambda name: None)
-    with pytest.raises(Exception, match=r"feed.decode=simplejpeg: the package simplejpeg is not installed"):
-        photos(imagenet, FeedConfig("folder", decode="simplejpeg")).train_dataloader()
-
-
 def test_a_dead_worker_is_explained(imagenet):
     import signal
 
@@ -288,10 +281,9 @@ def test_the_position_of_a_feed(imagenet):
 
 def test_decoders_can_be_chosen(imagenet):
     wanted = batches(photos(imagenet, IN_PROCESS))
-    for decode in ("torchvision", "torchcodec", "simplejpeg", "pil"):
+    for decode in ("torchvision", "torchcodec", "pil"):
         found = batches(photos(imagenet, FeedConfig("folder", "threads", 0, decode=decode)))
         assert all(torch.equal(a[0], b[0]) for a, b in zip(found, wanted, strict=True)), decode
-    assert Decoder("auto").backend == "torchvision"
 
 
 def test_a_data_set_that_has_changed_is_not_gone_on_with(imagenet):
@@ -330,7 +322,7 @@ from geexp.config.schema import FeedConfig
 from geexp.data.module import ImageData
 from tests.conftest import environment
 from tests.support.configuration import train_config
-from tests.data.conftest import photo
+from tests.support.photos import photo
 torch.set_num_threads(16)
 data = train_config("data=imagenet", f"data.root={sys.argv[1]}", "data.num_classes=3", "data/augmentation=senet").data
 images = ImageData(data, FeedConfig("folder", "threads", 8), batch_size=4, seed=0)

@@ -8,7 +8,7 @@ import torch
 
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
-from geexp.data.checking import check_images
+from geexp.data.check import check_images
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages
@@ -16,7 +16,7 @@ from geexp.data.module import ImageData
 from geexp.data.pack import first_damaged, open_pack
 from geexp.data.packing import pack_split
 from geexp.data.pixel_feed import centre
-from geexp.runs.identity import run_folder
+from geexp.runs.job import make_job
 from tests.support.configuration import data_config, train_config
 
 RAW = RecipeConfig("raw", short_side=64)
@@ -50,24 +50,20 @@ def assert_first_of(part, whole, n: int) -> None:
         assert part.picture(ours).tobytes() == whole.picture(theirs).tobytes()
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_images_in_memory(train):
+def test_images_in_memory():
     feed = FeedConfig("resident")
-    whole = open_dataset(data_config("data=fashion_mnist_mini"), feed, train=train)
-    part = open_dataset(data_config("data=fashion_mnist_mini", *kept(3)), feed, train=train)
+    whole = open_dataset(data_config("data=fashion_mnist_mini"), feed, train=False)
+    part = open_dataset(data_config("data=fashion_mnist_mini", *kept(3)), feed, train=False)
     assert whole.labels[:50].tolist() != sorted(whole.labels[:50].tolist())  # these are in no order
     assert isinstance(part, ArrayImages)  # as the resident feed needs them
-    assert len(part) == (3_000 if train else 600)
+    assert len(part) == 600
     assert_first_of(part, whole, 3)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_a_folder(imagenet, train):
-    feed = FeedConfig("folder")
-    whole = FolderImages(imagenet / ("train" if train else "val"))
-    part = open_dataset(two_of_three(imagenet), feed, train=train)
-    assert len(part) == (8 if train else 6)
-    assert_first_of(part, whole, 2)
+def test_a_folder(imagenet):
+    part = open_dataset(two_of_three(imagenet), FeedConfig("folder"), train=True)
+    assert len(part) == 8
+    assert_first_of(part, FolderImages(imagenet / "train"), 2)
 
 
 @pytest.mark.parametrize("recipe", [RecipeConfig(), RAW], ids=lambda recipe: recipe.name)
@@ -148,9 +144,8 @@ def test_what_a_pack_lacks_of_the_kept_classes_is_told(imagenet):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.keep_classes=2"], r"data\.num_classes=10: data\.keep_classes=2 leaves .* Say data\.num_classes=2, or"),
-        (["data.num_classes=2", "data.keep_classes=3"], r"data\.num_classes=2: data\.keep_classes=3 leaves"),
-        (kept(1), r"data\.keep_classes=1: must be at least 2"),
+        (["data.keep_classes=2"], r"data\.num_classes=10: .*data\.keep_classes=2 .*data\.num_classes=2"),
+        (["data.num_classes=2", "data.keep_classes=3"], r"data\.num_classes=2: .*data\.keep_classes=3"),
     ],
 )
 def test_a_number_that_does_not_fit_is_refused(overrides, message):
@@ -159,17 +154,12 @@ def test_a_number_that_does_not_fit_is_refused(overrides, message):
 
 
 def test_more_classes_than_there_are():
-    with pytest.raises(ConfigError, match=r"data\.keep_classes=11: .*fashion_mnist_mini has only 10 classes in its tr"):
+    with pytest.raises(ConfigError, match=r"data\.keep_classes=11: .*fashion_mnist_mini has .*10 classes in its tr"):
         open_dataset(data_config(*kept(11)), FeedConfig("resident"), train=True)
 
 
-def test_all_the_classes_are_the_whole():
-    part = open_dataset(data_config(*kept(10)), FeedConfig("resident"), train=False)
-    assert_first_of(part, open_dataset(data_config(), FeedConfig("resident"), train=False), 10)
-
-
 def test_it_is_another_run():
-    assert run_folder(train_config(*kept(2))) != run_folder(train_config())
+    assert make_job(train_config(*kept(2))).slug != make_job(train_config()).slug
 
 
 def test_packs_hold_all_the_classes(run, imagenet):

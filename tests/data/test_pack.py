@@ -16,12 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from PIL import Image
 from scipy.io import savemat
 
-from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig, TrainConfig
 from geexp.data.datasets import open_dataset
@@ -29,20 +26,15 @@ from geexp.data.folder import FolderImages
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.module import ImageData
 from geexp.data.pack import PackIndex, open_pack, read_index
-from geexp.data.packing import open_sources, pack_split, shrunk_size
-from geexp.data.partial_pack import PartialPack
-from geexp.registry import config_directory
+from geexp.data.packing import PartialPack, open_sources, pack_split, shrunk_size
 from tests.conftest import environment
+from tests.support.configuration import train_config
+from tests.support.photos import CLASSES, photo
+from tests.support.processes import default_sigint
 
-CLASSES = ("n01440764", "n01443537", "n01484850")
 ORIGINAL = RecipeConfig("original")
 JPEG = RecipeConfig("jpeg", max_side=500, quality=90)
 RAW = RecipeConfig("raw", short_side=256)
-
-
-def photo(seed: int, size: tuple[int, int]) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +66,7 @@ def root(tmp_path, photos) -> Path:
 
 
 def configured(root: Path, *overrides: str) -> TrainConfig:
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(config_directory(), version_base="1.3"):
-        all_of_them = ["data=imagenet", f"data.root={root}", "data.num_classes=3", *overrides]
-        return validated(TrainConfig, compose("train", overrides=all_of_them))
+    return train_config("data=imagenet", f"data.root={root}", "data.num_classes=3", *overrides)
 
 
 def fed(root: Path, *overrides: str) -> ImageData:
@@ -107,10 +96,8 @@ def test_a_pack_of_originals_feeds_what_the_folder_feeds(root, run):
     lines = done.stdout.splitlines()
     assert "18 images  3 classes" in lines[0]
     assert f"{root}/pack-original/train.bin" in lines[0]
-    assert lines[2] == (
-        f"train on it:  python -m geexp.train data=imagenet data.root={root} data.num_classes=3 recipe=original "
-        "feed=pack"
-    )
+    words = f"python -m geexp.train data=imagenet data.root={root} data.num_classes=3 recipe=original feed=pack"
+    assert lines[2].endswith(words)
     folder, packed = fed(root, "feed=folder"), fed(root, "feed=pack", "feed.engine=workers", "feed.workers=1")
     for loader in ("train_dataloader", "val_dataloader"):
         batches = list(zip(getattr(folder, loader)(), getattr(packed, loader)(), strict=True))
@@ -214,28 +201,21 @@ def test_the_official_archives_make_the_very_same_pack(root, run, tmp_path):
     assert len(open_dataset(config.data, config.feed, train=True)) == 18
 
 
-@pytest.mark.parametrize(
-    ("archive", "at"),
-    [("img_train.tar", 0.5), ("img_train.tar", 0.02), ("img_val.tar", 0.7), ("devkit_t12.tar.gz", 0.5)],
-)
-def test_a_truncated_archive_is_refused(root, tmp_path, archive, at):
-    archives_of(root, tmp_path / "tars")
-    path = tmp_path / "tars" / f"ILSVRC2012_{archive}"
-    os.truncate(path, int(path.stat().st_size * at))
-    with pytest.raises(DataError, match=rf"{path.name} is .*damaged"):
-        _ = [opened(tmp_path / "tars") for opened in (open_training_archive, open_validation_archive)]
-
-
-def test_archives_cut_at_any_block_are_refused(root, tmp_path):
+def test_a_truncated_archive_is_refused(root, tmp_path):
     """tarfile takes many of these for the end of the archive."""
-    archives_of(root, tmp_path / "tars")
-    path = tmp_path / "tars/ILSVRC2012_img_train.tar"
+    tars = tmp_path / "tars"
+    archives_of(root, tars)
+    path = tars / "ILSVRC2012_img_train.tar"
     whole = path.read_bytes()
-    last = len(whole.rstrip(b"\0")) // 512 * 512
-    for size in range(last, 0, -512 * 37):
+    for size in range(len(whole.rstrip(b"\0")) // 512 * 512, 0, -512 * 67):
         path.write_bytes(whole[:size])
-        with pytest.raises(DataError, match=r"truncated or damaged"):
-            open_training_archive(tmp_path / "tars")
+        with pytest.raises(DataError, match=r"img_train\.tar is truncated or damaged"):
+            open_training_archive(tars)
+    for name, at in (("devkit_t12.tar.gz", 0.5), ("img_val.tar", 0.7)):
+        path = tars / f"ILSVRC2012_{name}"
+        os.truncate(path, int(path.stat().st_size * at))
+        with pytest.raises(DataError, match=rf"{path.name} is .*damaged"):
+            open_validation_archive(tars)
 
 
 def many(root: Path, photos: list[bytes]) -> None:
@@ -248,7 +228,11 @@ def stopped(root: Path, folder: Path, how: signal.Signals, at: int) -> subproces
     """The command, sent a signal when its file has so many bytes."""
     arguments = (f"data.root={root}", "data.num_classes=3", "recipe=jpeg", "workers=1", f"out={folder}")
     process = subprocess.Popen(
-        [sys.executable, "-m", "geexp.pack", *arguments], env=environment(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "geexp.pack", *arguments],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_sigint,
     )
     data = folder / "train.bin.partial"
     while not (data.exists() and data.stat().st_size > at):
@@ -287,14 +271,14 @@ def die(*_, **__):
 def test_a_partial_pack_cut_anywhere_goes_on(root, tmp_path, monkeypatch):
     pack(root, ORIGINAL, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    monkeypatch.setattr("geexp.data.partial_pack.PartialPack.finish", die)
+    monkeypatch.setattr("geexp.data.packing.PartialPack.finish", die)
     with pytest.raises(Killed):
         pack(root, ORIGINAL, tmp_path / "cut")
     monkeypatch.undo()
     data, journal = tmp_path / "cut/train.bin.partial", tmp_path / "cut/train.journal.partial"
     all_data, all_rows = data.read_bytes(), journal.read_bytes()
     random = np.random.default_rng(0)
-    for case in range(30):
+    for case in range(12):
         changed = bytearray(all_data[: random.integers(len(all_data) + 1)])
         if changed and case % 2:  # as after the loss of power: the journal came to the disk and the data did not
             changed[random.integers(len(changed)) :] = bytes(64)
@@ -312,7 +296,7 @@ def test_killed_between_the_last_steps(root, tmp_path, monkeypatch):
     pack(root, JPEG, folder)
     pack(root, ORIGINAL, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("geexp.data.partial_pack.atomic_write", die)
+        patch.setattr("geexp.data.packing.atomic_write", die)
         with pytest.raises(Killed):
             pack(root, ORIGINAL, folder, force=True)
     with pytest.raises(DataError, match=r"train\.npz is not there"):
@@ -381,7 +365,7 @@ def test_training_on_a_pack_says_what_is_not_in_it(root, tmp_path):
 def test_what_was_left_out_stops_who_goes_on_without_skipping(root, tmp_path, monkeypatch):
     (root / "train/n01443537/n01443537_1.JPEG").write_bytes(b"no image")
     with monkeypatch.context() as patch:
-        patch.setattr("geexp.data.partial_pack.PartialPack.finish", die)
+        patch.setattr("geexp.data.packing.PartialPack.finish", die)
         with pytest.raises(Killed):
             pack(root, RAW, tmp_path / "pack", on_error="skip")
     with pytest.raises(DataError, match=r"n01443537_1\.JPEG \(image 6\)"):
@@ -481,7 +465,7 @@ def test_no_flipped_byte_of_an_index_goes_unseen(root, tmp_path):
     index = tmp_path / "train.npz"
     whole = index.read_bytes()
     expected = read_index(tmp_path / "train.bin")[0]
-    for at in range(0, len(whole), 23):
+    for at in range(0, len(whole), 61):
         index.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         try:
             got = read_index(tmp_path / "train.bin")[0]
@@ -492,21 +476,20 @@ def test_no_flipped_byte_of_an_index_goes_unseen(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "parts"),
     [
-        (["data=cifar10"], "nothing to pack"),
-        (["source=tars"], "source=tars: not allowed"),
-        (["on_error=ignore"], "on_error=ignore: not allowed"),
-        (["workers=0"], "workers=0: must be at least 1"),
-        (["data.root=nowhere"], "no train or val, and no ILSVRC2012_img_train.tar"),
-        (["data.root=nowhere", "source=archives"], "source=archives: no ILSVRC2012_img_train.tar"),
-        (["recipe=jpeg", "data.recipe.short_side=256"], "give one of the two"),
+        (["data=cifar10"], ["data=cifar10", "feed=resident"]),
+        (["source=tars"], ["source=tars", "archives"]),
+        (["data.root=nowhere"], ["train or val", "ILSVRC2012_img_train.tar", "data.root"]),
+        (["data.root=nowhere", "source=archives"], ["source=archives", "ILSVRC2012_img_train.tar"]),
+        (["recipe=jpeg", "data.recipe.short_side=256"], ["recipe=jpeg", "data.recipe.short_side"]),
     ],
 )
-def test_wrong_options(run, arguments, message):
+def test_wrong_options(run, arguments, parts):
     done = run("pack", *arguments)
     assert done.returncode == 2, done.stderr
-    assert message in " ".join(done.stderr.split())
+    for part in parts:
+        assert part in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -514,5 +497,5 @@ def test_wrong_classes_are_refused_before_packing(root):
     with pytest.raises(ConfigError, match=r"data\.num_classes=4: data=imagenet has 3 classes in its training split"):
         open_sources(configured(root, "data.num_classes=4").data, "folders")
     (root / "val" / CLASSES[0]).rename(root / "val/n00000001")
-    with pytest.raises(DataError, match="only one of train and val has the classes n00000001, n01440764"):
+    with pytest.raises(DataError, match=r"(?i)only one of train and val has the classes n00000001, n01440764"):
         open_sources(configured(root).data, "folders")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment
-from tests.data.conftest import photo
+from tests.support.photos import photo, write_classes
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,11 +25,8 @@ SAVED_ON_THE_LAST_BATCH = "saved:24"
 @pytest.fixture
 def images(tmp_path) -> Path:
     for split, number in (("train", 16), ("val", 3)):
-        for label in range(3):
-            folder = tmp_path / "images" / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in range(number):
-                photo(100 * label + i, (60, 48 + label)).save(folder / f"{i:02}.JPEG")
+        folder = tmp_path / "images" / split
+        write_classes(folder, "abc", number, lambda label, i: photo(100 * label + i, (60, 48 + label)))
     return tmp_path / "images"
 
 

@@ -1,4 +1,4 @@
-"""``python -m geexp.detect`` as it is typed: trained, killed, gone on with, shown; and what it refuses."""
+"""``python -m geexp.detect`` as a command: training, resuming, drawing, evaluating; and what it refuses."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from geexp.detection.evaluation import NUMBERS
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
 from geexp.report.comparison import compare_runs
 from geexp.report.runs import read_runs
-from tests.detection.made_coco import content, write
+from tests.support.coco import annotations, write_coco
 
 SET = Recipe(train=24, val=10, most_items=3, smallest=40)
 SHORT = [
@@ -27,16 +27,16 @@ SHORT = [
 
 @pytest.fixture
 def detect(forked, tmp_path):
-    """``detect("data.root=…", …)``: the ended process of ``python -m geexp.detect``."""
+    """``detect("data.root=…", …)``: the finished process of ``python -m geexp.detect``."""
     return lambda *arguments, folder=tmp_path, **how: forked.run(folder, "detect", *arguments, **how)[0]
 
 
 @pytest.fixture(scope="module")
 def trained(forked, tmp_path_factory) -> tuple[Path, Path]:
-    """A run of two epochs on a few images, and the folder of these."""
+    """A run of two epochs, and the folder of its images."""
     folder = tmp_path_factory.mktemp("detection")
     make_fashion_coco(folder / "set/coco", SET)
-    for split in ("train", "val"):  # named as COCO's
+    for split in ("train", "val"):  # by COCO's names
         (folder / f"set/coco/{split}").rename(folder / f"set/coco/{split}2014")
         annotations = folder / f"set/coco/annotations/instances_{split}.json"
         annotations.rename(annotations.with_stem(f"instances_{split}2014"))
@@ -44,6 +44,10 @@ def trained(forked, tmp_path_factory) -> tuple[Path, Path]:
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(NUMBERS)
     return run_in(folder), folder / "set"
+
+
+def at(trained: tuple[Path, Path]) -> dict[str, str]:
+    return {"GEEXP_DATA": str(trained[1])}
 
 
 def run_in(folder: Path) -> Path:
@@ -60,7 +64,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-def test_a_run_leaves_what_a_classifiers_leaves(trained):
+def test_files_of_a_run(trained):
     run, _ = trained
     result = json.loads((run / "result.json").read_text())
     assert result["identity"]["detector"]["layout"] == "c4"
@@ -76,7 +80,7 @@ def test_a_run_leaves_what_a_classifiers_leaves(trained):
     assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} >= {"best.ckpt", "last.ckpt"}
 
 
-def test_killed_and_gone_on_with_it_ends_in_the_same_numbers(trained, forked, detect, tmp_path):
+def test_a_killed_run_resumes_to_the_same_numbers(trained, forked, detect, tmp_path):
     whole, images = trained
     started = forked.start(tmp_path, "detect", *SHORT, GEEXP_DATA=str(images))
     deadline = time.monotonic() + 60
@@ -89,13 +93,13 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_numbers(trained, forked, de
     assert not (run / "result.json").exists()
     done = detect(*SHORT, "resume=true", GEEXP_DATA=str(images))
     assert done.returncode == 0, done.stderr
-    assert "going on with" in done.stderr
+    assert "resum" in done.stderr
     assert rows(run) == rows(whole)
     ours, theirs = weights(run), weights(whole)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_what_it_finds_is_drawn_and_said(trained, detect, tmp_path):
+def test_predictions_are_drawn_and_printed(trained, detect, tmp_path):
     run, images = trained
     (image,) = list((images / "coco/val2014").iterdir())[:1]
     arguments = ["mode=predict", f"run={run}", "least_score=0", "format=json", f"out={tmp_path / 'found.png'}"]
@@ -110,19 +114,18 @@ def test_what_it_finds_is_drawn_and_said(trained, detect, tmp_path):
     assert len(json.loads(detect(*arguments, "most=4", GEEXP_DATA=str(images)).stdout)["images"]) == 4
 
 
-def test_the_papers_choices_are_made_where_the_user_makes_none():
-    theirs = training_arguments(["ge=theta", "ge.extent=8", "mode=train"])
-    assert {"model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"} < set(theirs)
-    assert theirs[-2:] == ["ge=theta", "ge.extent=8"]
-    assert "ge=none" not in theirs
+def test_defaults_are_the_papers_experiment():
+    arguments = training_arguments(["ge=theta", "ge.extent=8", "mode=train"])
+    chosen = {"model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"}
+    assert chosen < set(arguments)
+    assert arguments[-2:] == ["ge=theta", "ge.extent=8"]
+    assert "ge=none" not in arguments
     assert training_arguments(["experiment=demo_detection"]) == ["experiment=demo_detection"]
 
 
 def small(root: Path) -> Path:
-    """COCO's layout, by COCO's names, with 3 categories."""
-    for split in ("train2014", "val2014"):
-        write(root, content(), split)
-    return root
+    """A set by COCO's names, with 3 categories."""
+    return write_coco(root, annotations(), "train2014", "val2014")
 
 
 def without_an_image(root: Path) -> None:
@@ -151,7 +154,7 @@ def cut_in_half(root: Path) -> None:
         (None, ["trainer.overfit_batches=2"], ["limit_train_batches"]),
     ],
 )
-def test_what_cannot_be_is_said_in_one_message(detect, tmp_path, change, arguments, words):
+def test_mistakes_are_explained_in_one_message(detect, tmp_path, change, arguments, words):
     root = small(tmp_path / "coco")
     if change is not None:
         change(root)
@@ -163,7 +166,7 @@ def test_what_cannot_be_is_said_in_one_message(detect, tmp_path, change, argumen
     assert all(word in done.stderr for word in words), done.stderr
 
 
-def test_a_classifiers_run_has_nothing_to_draw(forked, detect, tmp_path):
+def test_a_classifiers_run_is_refused(forked, detect, tmp_path):
     (done,) = forked.run(tmp_path, "train", "debug=one_batch", "logger=none")
     assert done.returncode == 0, done.stderr
     refused = detect("mode=predict", f"run={run_in(tmp_path)}")
@@ -182,7 +185,7 @@ def test_two_processes_train_one_detector(trained, forked, tmp_path):
     assert len(rows(run_in(tmp_path))) == 2
 
 
-def test_detectors_side_by_side(trained, tmp_path):
+def test_detectors_are_compared_in_the_report(trained, tmp_path):
     run, _ = trained
     (row,) = compare_runs([run], out=tmp_path)
     assert row.top1_error is None
@@ -194,7 +197,7 @@ def test_detectors_side_by_side(trained, tmp_path):
     assert left_out == []
 
 
-def test_it_is_measured_again_with_the_same_numbers(trained, forked, tmp_path):
+def test_evaluation_measures_the_same_numbers(trained, forked, tmp_path):
     run, images = trained
     arguments = [f"run={run}", f"root={images / 'coco'}", "accelerator=cpu", "workers=0"]
     (done,) = forked.run(tmp_path, "evaluate", *arguments, "format=json")
@@ -207,13 +210,17 @@ def test_it_is_measured_again_with_the_same_numbers(trained, forked, tmp_path):
     assert "identical to the record" in done.stdout
 
 
-def test_one_batch_shows_whether_it_runs_at_all(trained, detect, tmp_path):
-    done = detect(*SHORT[:3], "feed.workers=0", "debug=one_batch", GEEXP_DATA=str(trained[1]))
+@pytest.mark.parametrize("limit", ["debug=one_batch", "trainer.limit_val_batches=2"])
+def test_a_limited_validation_is_measured_again_as_limited(trained, forked, detect, tmp_path, limit):
+    done = detect(*SHORT, limit, "trainer.max_epochs=1", "optim.batch_size=4", **at(trained))
     assert done.returncode == 0, done.stderr
-    assert len(rows(run_in(tmp_path))) == 1
+    run = run_in(tmp_path)
+    (done,) = forked.run(tmp_path, "evaluate", f"run={run}", "accelerator=cpu", "workers=0", "format=json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["identical"] is True
 
 
-def test_an_analysis_of_it_is_refused_in_one_message(trained, forked, tmp_path):
+def test_an_analysis_of_a_detector_is_refused(trained, forked, tmp_path):
     (done,) = forked.run(tmp_path, "analyze", "analysis=gates", f"run={trained[0]}")
     assert done.returncode == 2
     assert "detector=c4" in done.stderr

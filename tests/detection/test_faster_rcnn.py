@@ -1,4 +1,4 @@
-"""The detector: layouts, sizes, frozen BN, Gather-Excite in every part, and that it learns."""
+"""The detector: layouts, sizes, frozen BN, Gather-Excite in every part, reproducible steps."""
 
 import pytest
 import timm
@@ -8,9 +8,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from geexp.backbones import add_gather_excite, build_model
 from geexp.backbones.anatomy import block_outputs
-from geexp.backbones.small_resnet import resnet10_slim
-from geexp.detection.draws import fixed_draws
+from geexp.backbones.resnet import resnet10_slim
 from geexp.detection.faster_rcnn import build_detector
+from geexp.detection.task import fixed_draws
 from geexp.operators import GatherExcite
 
 SMALL = {
@@ -33,17 +33,18 @@ def scene(n=2, size=(64, 80)):
     return images, [{"boxes": boxes, "labels": torch.tensor([1, 3])} for _ in range(n)]
 
 
-def test_c4_has_the_parameters_that_its_definition_implies():
+def test_c4_parameters():
     backbone = build_model("resnet50")
-    of_stages = sum(p.numel() for p in backbone.parameters()) - sum(p.numel() for p in backbone.fc.parameters())
-    of_last = sum(p.numel() for p in backbone.layer4.parameters())
+    last = count(backbone.layer4)
     detector = build_detector(backbone, num_classes=80, freeze_bn=False)
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in detector.named_children()}
-    assert of_stages == 23_508_032  # of ResNet-50 without its classifier
-    assert count["backbone"] == of_stages - of_last
     anchors = 5 * 3
-    assert count["rpn"] == (9 * 1024 + 1) * 1024 + (1024 + 1) * anchors * (1 + 4)
-    assert count["roi_heads"] == of_last + (2048 + 1) * 81 * (1 + 4)
+    assert count(detector.backbone) == 23_508_032 - last  # ResNet-50 without its classifier
+    assert count(detector.rpn) == (9 * 1024 + 1) * 1024 + (1024 + 1) * anchors * (1 + 4)
+    assert count(detector.roi_heads) == last + (2048 + 1) * 81 * (1 + 4)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_c4_strides_and_shapes():
@@ -58,7 +59,7 @@ def test_c4_strides_and_shapes():
         assert detector.roi_heads.box_head(regions).shape == (3, 2048)
 
 
-def test_the_shared_map_is_that_of_the_classifier_s_network():
+def test_the_detector_computes_the_feature_maps_of_the_backbone():
     network = slim("theta")
     images = torch.rand(2, 3, 64, 64)
     expected = block_outputs(network.eval(), images, ["conv4_1", "conv5_1"])
@@ -109,17 +110,15 @@ def test_other_networks():
     for backbone in (timm.create_model("resnet18", num_classes=5), build_model("shufflenet_g3", ge="theta", extent=2)):
         detector = build_detector(backbone, num_classes=3, freeze_bn=False, **SMALL)
         assert sum(detector(*scene()).values()).isfinite()
-    with pytest.raises(ValueError, match=r"pre-activation .* take resnet50"):
+    with pytest.raises(ValueError, match=r"pre-activation .* resnet50"):
         build_detector(build_model("resnet8"), num_classes=3)
 
 
 def test_a_parametrised_global_gather_needs_maps_of_one_size():
     for layout in ("c4", "fpn"):
-        with pytest.raises(
-            ValueError, match=r"extent='global'.* here 16x16.* Take extent 2, 4 or 8, or .* theta_minus"
-        ):
+        with pytest.raises(ValueError, match=r"extent='global'.* 16x16.* extent 2, 4 or 8, or .*theta_minus"):
             build_detector(slim_for(64, "theta"), num_classes=3, layout=layout)
-    # In conv5 it sees regions, which have one size: 7x7, as with images of 224.
+    # In conv5 of c4 the maps are regions of one size: 7x7, as with images of 224.
     backbone = slim_for(224, "theta_plus", stages=(5,))
     detector = build_detector(backbone, num_classes=3, freeze_bn=False, **SMALL)
     assert sum(detector(*scene()).values()).isfinite()
@@ -140,7 +139,7 @@ def test_wrong_choices(wrong, message):
 def test_frozen_bn_stays_frozen():
     network = slim("theta_plus")
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as after a training
+        if isinstance(module, nn.BatchNorm2d):  # as if trained
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -175,7 +174,7 @@ def test_nothing_else_is_frozen():
     assert sum(isinstance(module, GatherExcite) for module in detector.modules()) == 4
 
 
-def test_a_step_repeats_whatever_was_drawn_before():
+def test_a_step_does_not_depend_on_earlier_random_numbers():
     detector = build_detector(slim(), num_classes=3, freeze_bn=False, **SMALL)
     cpu, outcomes = torch.device("cpu"), []
     state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}

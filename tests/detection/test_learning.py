@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from geexp.backbones import add_gather_excite
-from geexp.backbones.small_resnet import resnet10_slim
+from geexp.backbones.resnet import resnet10_slim
 from geexp.data.order import FixedOrder, TrainingOrder, mix
-from geexp.detection.batches import DetectionDataset, DetectionFeed
 from geexp.detection.coco import CocoImages
-from geexp.detection.draws import fixed_draws
+from geexp.detection.data import DetectionFeed, DetectionReader
 from geexp.detection.evaluation import CocoEvaluator
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
 from geexp.detection.faster_rcnn import build_detector
+from geexp.detection.task import fixed_draws
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
     optimizer = torch.optim.SGD(detector.parameters(), 0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=300)
     feed = DetectionFeed(
-        DetectionDataset(images, flip=False), TrainingOrder(len(images), batch_size=8, seed=0, repeat=True)
+        DetectionReader(images, flip=False), TrainingOrder(len(images), batch_size=8, seed=0, repeat=True)
     )
     for step in range(300):
         for batch in feed:
@@ -50,7 +50,7 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
     evaluator = CocoEvaluator(images)
     detector.eval()
     with torch.no_grad():
-        for batch in DetectionFeed(DetectionDataset(images, flip=False), FixedOrder(len(images), batch_size=8)):
+        for batch in DetectionFeed(DetectionReader(images, flip=False), FixedOrder(len(images), batch_size=8)):
             evaluator.add(batch.image_ids, detector(batch.inputs()))
     numbers = evaluator.scores().numbers
     assert numbers["AP50"] > 0.9, numbers

@@ -1,4 +1,4 @@
-"""Pictures: detections with names and scores, and precision against recall."""
+"""Pictures of detections, and precision-recall curves."""
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ def detection(*scores):
     return {"boxes": boxes, "labels": torch.arange(len(scores)) % 2 + 1, "scores": torch.tensor(scores)}
 
 
-def test_what_is_sure_enough_is_drawn():
+def test_boxes_above_the_least_score_are_drawn():
     image = torch.full((3, 64, 96), 90, dtype=torch.uint8)
     nothing = draw_detections(image, detection(0.1, 0.2), CLASSES)
-    assert nothing.shape == (3, 256, 384)  # four times larger, so that names can be read
+    assert nothing.shape == (3, 256, 384)  # enlarged four times
     assert (nothing == 90).all()
     assert torch.equal(
         draw_detections(image, {"boxes": torch.empty(0, 4), "labels": torch.empty(0).long()}, CLASSES), nothing
@@ -44,7 +44,6 @@ def test_files(tmp_path):
         numbers=dict.fromkeys(NUMBERS, 0.5),
         classes=CLASSES,
         ap_by_class={"person": 0.5, "dog": None},
-        ap50_by_class={"person": 0.5, "dog": None},
         recall=np.linspace(0, 1, 101),
         precision=precision,
     )

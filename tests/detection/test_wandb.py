@@ -1,4 +1,4 @@
-"""What W&B gets of a detector's run, and whether the dashboard of the two detectors asks for just that."""
+"""A detector's run at W&B, and the dashboard that shows it."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,8 @@ import pytest
 
 from geexp.report.dashboard import make_dashboard, write_specification
 from geexp.report.measured import Runs
-from tests.detection.made_coco import content, write
-from tests.training.test_wandb import metrics
-from tests.training.wandb_files import Logged, logged
+from tests.support.coco import annotations, write_coco
+from tests.support.wandb_files import Logged, dashboard_metrics, logged
 
 SMALL = ["model=resnet10_slim", "detector=c4_small", "data.num_classes=3", "feed.workers=0", "trainer=cpu"]
 
@@ -17,8 +16,7 @@ SMALL = ["model=resnet10_slim", "detector=c4_small", "data.num_classes=3", "feed
 @pytest.fixture(scope="module")
 def run(forked, tmp_path_factory) -> tuple[Path, Logged]:
     folder = tmp_path_factory.mktemp("detector")
-    for split in ("train2014", "val2014"):
-        write(folder / "coco", content(), split)
+    write_coco(folder / "coco", annotations(), "train2014", "val2014")
     arguments = [*SMALL, "optim.batch_size=2", "debug=one_batch", "logger=wandb", "logger.group=coco"]
     (done,) = forked.run(folder, "detect", *arguments, GEEXP_DATA=str(folder), WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
@@ -27,7 +25,7 @@ def run(forked, tmp_path_factory) -> tuple[Path, Logged]:
     return path.parent, start
 
 
-def test_the_picture_and_the_numbers_are_there(run):
+def test_picture_and_numbers_are_logged(run):
     folder, start = run
     assert {"precision_recall", "curves/history"} <= start.history[-1].keys()
     assert list(folder.glob("wandb/offline-run-*/files/media/images/precision_recall*.png"))
@@ -36,12 +34,12 @@ def test_the_picture_and_the_numbers_are_there(run):
     assert start.name.startswith("ResNet-10 slim baseline, coco2014, coco_faster_rcnn, ")
 
 
-def test_the_dashboard_asks_for_what_it_logs(run, tmp_path):
+def test_the_dashboard_shows_logged_metrics(run, tmp_path):
     path = tmp_path / "specification.json"
     write_specification(make_dashboard("coco", entity="", project="geexp", runs=Runs([])), path)
     text = path.read_text()
     assert "| GE-θ (E8) | 28.60 | not run |  |" in text
-    asked = set(metrics(json.loads(text)["spec"]))
+    asked = set(dashboard_metrics(json.loads(text)["spec"]))
     _, start = run
     known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}
     assert [(kind, key) for kind, key in asked if key not in known[kind]] == []

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Forked
 from tests.support.launched import SMALL, Command, Strings
-from tests.training.forked import Forked
 
 
 @pytest.fixture

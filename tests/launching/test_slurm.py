@@ -30,8 +30,8 @@ from geexp.launching.slurm_task import exit_code, rank_environment
 from geexp.runs.run import Run
 from geexp.runs.run_files import write_json
 from tests.conftest import environment
+from tests.support.runs import history, same_weights
 from tests.support.sweep_jobs import sweep_job
-from tests.training.test_run import history, same_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,10 +17,10 @@ from geexp.config.schema import TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.runs.run import Run
 from tests.support.configuration import train_config
+from tests.support.forked import torchrun_environments
 from tests.support.launched import SMALL, Command, finished, runs, send, until
-from tests.training.forked import torchrun_environments
-from tests.training.test_run import history, same_weights
-from tests.training.wandb_files import records
+from tests.support.runs import history, same_weights
+from tests.support.wandb_files import records
 
 # Seconds in which everything ends that was told to; others work on this machine, too.
 SOON = 45

@@ -1,32 +1,24 @@
 """BN, GE-θ⁻, residual sum and ReLU as one operator against their plain composition, mostly in float64.
 
-For the global extent the sweeps are run uncompiled but where compiling is the point; it takes tens of seconds.
+The operator runs uncompiled except in the slow tests, since compiling takes tens of seconds.
 """
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from geexp.operators import (
-    PoolGather,
-    average_excite_tail,
-    excite,
-    finite_average_excite_tail,
-    tail,
-    takes_tail,
-)
+from geexp.operators import PoolGather, average_excite_tail, excite, tail, takes_tail
+from tests.support.tail import break_compiler, run_uncompiled
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
-FINITE = [2, 4, 8]
 
 
-@pytest.fixture
-def uncompiled(monkeypatch):
-    for sweeps in (tail._forward, tail._backward):
-        monkeypatch.setattr(sweeps, "compiled", sweeps.function)
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch, request):
+    if "slow" not in request.keywords:
+        run_uncompiled(monkeypatch)
 
 
 def norm_of(channels, **options):
@@ -40,16 +32,10 @@ def norm_of(channels, **options):
     return norm
 
 
-def plain(norm, branch, shortcut, extent="global"):
+def plain(norm, branch, shortcut):
     y = norm(branch)
-    gathered = PoolGather(extent, implementation="reference")(y)
+    gathered = PoolGather("global", implementation="reference")(y)
     return torch.relu(shortcut + excite(y, gathered, "reference"))
-
-
-def ours(norm, branch, shortcut, extent="global"):
-    if extent == "global":
-        return average_excite_tail(norm, branch, shortcut)
-    return finite_average_excite_tail(norm, branch, shortcut, extent)
 
 
 def inputs(N, H, W, memory_format=torch.contiguous_format, dtype=torch.float64, channels=6):
@@ -72,14 +58,13 @@ def results(function, norm, branch, shortcut):
     return [out.detach(), *torch.autograd.grad((out * probe).sum(), wanted), *norm.buffers()]
 
 
-def assert_equal(norm, branch, shortcut, extent="global", **tolerance):
-    got = results(partial(ours, extent=extent), norm, branch, shortcut)
-    for a, b in zip(got, results(partial(plain, extent=extent), norm, branch, shortcut), strict=True):
+def assert_equal(norm, branch, shortcut, **tolerance):
+    got = results(average_excite_tail, norm, branch, shortcut)
+    for a, b in zip(got, results(plain, norm, branch, shortcut), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
     return got[0]
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("size", [(2, 7, 7), (3, 13, 10), (1, 1, 9), (4, 1, 1), (2, 8, 16)])
 @pytest.mark.parametrize("training", [True, False])
@@ -89,53 +74,37 @@ def test_equals_the_plain_composition(training, size, memory_format):
     assert out.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("size", [(2, 7, 7), (3, 13, 10), (1, 1, 9), (4, 1, 1), (2, 8, 16), (1, 28, 14)])
-@pytest.mark.parametrize("extent", FINITE)
-@pytest.mark.parametrize("training", [True, False])
-def test_equals_the_plain_composition_for_a_finite_extent(training, extent, size, memory_format):
-    branch, shortcut = inputs(*size, memory_format)
-    out = assert_equal(norm_of(6).double().train(training), branch, shortcut, extent, rtol=1e-9, atol=1e-10)
-    assert out.is_contiguous(memory_format=memory_format)
-
-
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.3, "eps": 0.1}, {"track_running_stats": False}])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("extent", ["global", 2])
-def test_keeps_the_running_statistics_as_bn_does(extent, options, training):
+def test_keeps_the_running_statistics_as_bn_does(options, training):
     mine, theirs = (norm_of(6, **options).double().train(training) for _ in range(2))
     for step in range(3):
         tensors = [t + step for t in inputs(2, 5, 4)]
-        torch.testing.assert_close(ours(mine, *tensors, extent), plain(theirs, *tensors, extent))
+        torch.testing.assert_close(average_excite_tail(mine, *tensors), plain(theirs, *tensors))
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     for name, tensor in mine.state_dict().items():
         torch.testing.assert_close(tensor, theirs.state_dict()[name])
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "frozen", [("weight", "bias"), ("weight",), ("branch",), ("shortcut",), ("branch", "weight", "bias")]
 )
-@pytest.mark.parametrize("extent", ["global", 2])
-def test_what_needs_no_gradient_gets_none(extent, frozen):
+def test_what_needs_no_gradient_gets_none(frozen):
     norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 5)
     for name in frozen:
         {"branch": branch, "shortcut": shortcut, "weight": norm.weight, "bias": norm.bias}[name].requires_grad_(False)
-    assert_equal(norm, branch, shortcut, extent, rtol=1e-9, atol=1e-10)
+    assert_equal(norm, branch, shortcut, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("extent", ["global", 2])
-def test_gradcheck_and_double_backward(extent, training, memory_format):
+def test_gradcheck_and_double_backward(training, memory_format):
     norm = norm_of(2).double().train(training)
     branch, shortcut = inputs(2, 3, 2, memory_format, channels=2)
 
     def function(branch, shortcut, weight, bias):
         of = {"norm.weight": weight, "norm.bias": bias}
-        return torch.func.functional_call(Tail(norm, extent), of, (branch, shortcut))
+        return torch.func.functional_call(Tail(norm), of, (branch, shortcut))
 
     tensors = (branch, shortcut, norm.weight.detach().requires_grad_(), norm.bias.detach().requires_grad_())
     assert torch.autograd.gradcheck(function, tensors)
@@ -143,100 +112,78 @@ def test_gradcheck_and_double_backward(extent, training, memory_format):
 
 
 class Tail(nn.Module):
-    def __init__(self, norm, extent):
+    def __init__(self, norm):
         super().__init__()
-        self.norm, self.extent = norm, extent
+        self.norm = norm
 
     def forward(self, branch, shortcut):
-        return ours(self.norm, branch, shortcut, self.extent)
+        return average_excite_tail(self.norm, branch, shortcut)
 
 
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("extent", ["global", 2])
-def test_double_backward_where_branch_and_shortcut_have_met_before(extent):
-    """The shortcut is the branch's own origin, as in every block: the recomputation must not count it twice."""
+def test_double_backward_where_branch_and_shortcut_share_their_origin():
+    """As in every block: the recomputation must not count the shared origin twice."""
     norm, (x, _) = norm_of(6).double(), inputs(2, 3, 4)
 
     def penalty(function):
         branch = x.sin() * 2
-        (first,) = torch.autograd.grad(function(norm, branch, x, extent).square().sum(), x, create_graph=True)
+        (first,) = torch.autograd.grad(function(norm, branch, x).square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [x, norm.weight, norm.bias])
 
-    for a, b in zip(penalty(ours), penalty(plain), strict=True):
+    for a, b in zip(penalty(average_excite_tail), penalty(plain), strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("extent", ["global", 2, 4])
-def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(extent, memory_format):
-    norm, reference = norm_of(6, momentum=1.0), partial(plain, extent=extent)
+def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(memory_format):
+    norm = norm_of(6, momentum=1.0)
     branch, shortcut = inputs(4, 14, 14, memory_format, torch.float32)
     branch = (branch.detach() + 1e4).requires_grad_()
     exact = results(
-        reference, copy.deepcopy(norm).double(), *(t.detach().double().requires_grad_() for t in (branch, shortcut))
+        plain, copy.deepcopy(norm).double(), *(t.detach().double().requires_grad_() for t in (branch, shortcut))
     )
-    mine, theirs = (results(f, norm, branch, shortcut) for f in (partial(ours, extent=extent), reference))
+    mine, theirs = (results(f, norm, branch, shortcut) for f in (average_excite_tail, plain))
     for a, b, want in zip(mine, theirs, exact, strict=True):
         error, usual = ((t.double() - want).norm() / want.double().norm() for t in (a, b))
         assert error <= 2 * usual + 1e-6
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_in_bf16_sums_are_made_in_float32(memory_format):
+def test_bf16_accumulates_in_float32(memory_format):
     norm = norm_of(6)
     branch, shortcut = inputs(4, 14, 14, memory_format, torch.bfloat16)
     exact = results(plain, norm, *(t.detach().float().requires_grad_() for t in (branch, shortcut)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = results(ours, norm, branch, shortcut)
+        got = results(average_excite_tail, norm, branch, shortcut)
     assert [t.dtype for t in got] == [torch.bfloat16] * 3 + [torch.float32] * 4 + [torch.int64]
     for a, b in zip(got, exact, strict=True):
         assert (a.double() - b.double()).norm() <= 0.01 * b.double().norm()
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_in_bf16_a_finite_extent_is_as_exact_as_the_plain_composition(memory_format):
-    norm, reference = norm_of(6), partial(plain, extent=4)
-    branch, shortcut = inputs(4, 16, 16, memory_format, torch.bfloat16)
-    exact = results(reference, norm, *(t.detach().float().requires_grad_() for t in (branch, shortcut)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mine, theirs = (results(f, norm, branch, shortcut) for f in (partial(ours, extent=4), reference))
-    for a, b, want in zip(mine, theirs, exact, strict=True):
-        error, usual = ((t.double() - want.double()).norm() / want.double().norm() for t in (a, b))
-        assert a.dtype == b.dtype
-        assert error <= 1.2 * usual + 1e-6
-
-
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(("extent", "copies"), [("global", 2.01), (8, 2.03)])
-def test_keeps_for_backward_what_the_plain_block_keeps(extent, copies):
+def test_saves_only_branch_and_result_for_backward():
     norm = norm_of(6)
     branch, shortcut = inputs(4, 32, 32, dtype=torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        out = ours(norm, branch, shortcut, extent)
+        out = average_excite_tail(norm, branch, shortcut)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*saved, out)}
-    assert sum(storages.values()) <= copies * out.numel() * 4
+    assert sum(storages.values()) <= 2.01 * out.numel() * 4
 
 
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("extent", ["global", 2])
-def test_its_result_may_be_changed_in_place_and_its_gradient_may_have_any_layout(extent):
+def test_result_may_be_changed_in_place_and_gradient_may_have_any_layout():
     for memory_format in FORMATS:
         norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 6, memory_format)
-        out = ours(norm, branch, shortcut, extent)
+        out = average_excite_tail(norm, branch, shortcut)
         torch.autograd.grad(out.mean((2, 3)).sum(), branch)  # an expanded gradient
-        follow = ours(norm, branch, shortcut, extent) * 1
+        follow = average_excite_tail(norm, branch, shortcut) * 1
         follow += shortcut
         follow.sum().backward()
-        out = ours(norm, branch, shortcut, extent)
+        out = average_excite_tail(norm, branch, shortcut)
         out += 1  # which autograd notices, as it does for a plain ReLU
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
 
 
-def test_refuses_what_it_does_not_compute():
+def test_unsupported_inputs():
     branch, shortcut = (t.detach() for t in inputs(2, 4, 6))
     good = norm_of(6).double()
     assert takes_tail(good, branch, shortcut)
@@ -251,12 +198,7 @@ def test_refuses_what_it_does_not_compute():
 
 
 def test_without_a_compiler_the_values_are_the_same(monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("No working C++ compiler found")
-
-    for name in ("_forward", "_backward"):
-        monkeypatch.setattr(tail, name, tail.Compiled(getattr(tail, name).function))
-    monkeypatch.setattr(torch, "compile", broken)
+    break_compiler(monkeypatch)
     assert tail.tail_failure() is None
     assert_equal(norm_of(6).double(), *inputs(2, 5, 5))
     assert "No working C++ compiler" in str(tail.tail_failure())

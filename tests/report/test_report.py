@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from geexp.analysis.analyse import Analysis, Network, write_analysis
 from geexp.report.analysed_figures import command_for
-from geexp.report.analyses.stored import Analysis, Network, write_analysis
 from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, claims, judge, judge_all
 from geexp.report.figures import Figure, draw_figures
 from geexp.report.measured import Runs

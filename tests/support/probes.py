@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geexp.runs.identity import flat
 from geexp.runs.run_files import write_json
-from geexp.training.safe_points import SafePoints
+from geexp.training.stopping import SafePoints
 
 
 def configuration(trainer: pl.Trainer) -> dict[str, Any]:

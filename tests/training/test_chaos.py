@@ -8,8 +8,8 @@ import pytest
 
 from geexp.training.run import train
 from tests.conftest import environment
-from tests.support.configuration import train_config
-from tests.training.test_run import history
+from tests.support.configuration import job
+from tests.support.runs import history
 
 SCRIPT = Path(__file__).parents[2] / "scripts/chaos.py"
 
@@ -47,13 +47,13 @@ ENDS = {
 def test_between_the_last_checkpoint_and_the_result(tmp_path, schedule, steps):
     """Nothing is trained or written again; only the result was missing."""
     batches = ["optim.batch_size=32", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
-    config = train_config("trainer=cpu", "logger=none", *batches, *schedule.split())
-    first = train(config, tmp_path)
+    run = job(tmp_path, "trainer=cpu", "logger=none", *batches, *schedule.split())
+    first = train(run)
     (tmp_path / "result.json").unlink()
     last, rows = written(tmp_path / "checkpoints/last.ckpt"), history(tmp_path)
     assert rows[-1]["step"] == steps
-    again = train(config, tmp_path)
-    assert again["metrics"] == first["metrics"]
+    again = train(run)
+    assert again.metrics == first.metrics
     assert history(tmp_path) == rows
     assert written(tmp_path / "checkpoints/last.ckpt") == last
 

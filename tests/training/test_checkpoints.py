@@ -1,7 +1,8 @@
-"""The last checkpoint and the one before it: whatever happens to one of them, training can go on from the other."""
+"""The last checkpoint and the one before it: if one is damaged, training resumes from the other."""
 
 import logging
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -12,7 +13,8 @@ import torch
 
 from geexp.config.errors import DataError
 from geexp.runs.atomic_write import remove_unfinished
-from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_folder, checkpoint_to_resume, load_checkpoint
+from geexp.runs.run_files import checkpoint_folder
+from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume, load_checkpoint
 from geexp.training.run import _prepare
 
 
@@ -48,23 +50,22 @@ def last(run) -> Path:
     return checkpoint_folder(run) / "last.ckpt"
 
 
-def goes_on_from(run: Path) -> tuple[str, int]:
+def resumes_from(run: Path) -> tuple[str, int]:
     found = checkpoint_to_resume(run)
     assert found is not None
-    path, about = found
-    assert same(load_checkpoint(path), content(about["epoch"]))
-    return path.name, about["epoch"]
+    assert same(found.content, content(found.info.epoch))
+    return found.path.name, found.info.epoch
 
 
 def test_the_one_before_is_kept(run):
-    assert goes_on_from(run) == ("last.ckpt", 2)
-    assert same(load_checkpoint(checkpoint_folder(run) / "previous.ckpt"), content(1))
+    assert resumes_from(run) == ("last.ckpt", 2)
+    assert same(load_checkpoint(checkpoint_folder(run) / "previous.ckpt").content, content(1))
     assert sorted(path.name for path in checkpoint_folder(run).iterdir()) == ["last.ckpt", "previous.ckpt"]
     AtomicCheckpointIO().save_checkpoint(content(3), checkpoint_folder(run) / "best.ckpt")
-    assert goes_on_from(run) == ("last.ckpt", 2)  # of other checkpoints there is one
+    assert resumes_from(run) == ("last.ckpt", 2)  # of other checkpoints there is one
 
 
-def test_killed_at_any_moment_of_the_writing_there_is_one_to_go_on_from(run, tmp_path_factory, monkeypatch):
+def test_killed_at_any_moment_of_the_writing_there_is_one_to_resume_from(run, tmp_path_factory, monkeypatch):
     """The folder is copied before and after everything that the writing does: what a SIGKILL would leave there."""
     moments: list[Path] = []
 
@@ -86,15 +87,15 @@ def test_killed_at_any_moment_of_the_writing_there_is_one_to_go_on_from(run, tmp
     assert [moment.name for moment in moments[1::2]] == [
         "after save", "after fsync", "after replace", "after replace", "after fsync",
     ]  # fmt: skip
-    found = [goes_on_from(moment) for moment in moments]
+    found = [resumes_from(moment) for moment in moments]
     between = [("previous.ckpt", 2)] * 2  # last.ckpt has become previous.ckpt, and the new one has not its name yet
     assert found == [("last.ckpt", 2)] * 5 + between + [("last.ckpt", 3)] * 3
     for moment in moments:
         remove_unfinished(checkpoint_folder(moment))  # as the next start does, which then saves
         save(moment, 4)
-        assert goes_on_from(moment) == ("last.ckpt", 4)
+        assert resumes_from(moment) == ("last.ckpt", 4)
         before = load_checkpoint(checkpoint_folder(moment) / "previous.ckpt")
-        assert before["geexp"]["epoch"] in (2, 3)
+        assert before.info.epoch in (2, 3)
         assert len(list(checkpoint_folder(moment).iterdir())) == 2
 
 
@@ -109,7 +110,7 @@ def test_killed_while_it_starts_over_no_checkpoint_is_without_its_history(run, l
         left.append({file.name for file in run.rglob("*.*")})
 
     monkeypatch.setattr(Path, "unlink", watched)
-    _prepare(run, resume_from=None)
+    _prepare(run, checkpoint=None)
     assert len(left) == 5
     assert left[-1] == set()
     assert all("history.jsonl" in files for files in left[:-1])
@@ -121,7 +122,7 @@ def test_a_checkpoint_cut_short_anywhere_is_passed_over(run, last, caplog):
     for length in lengths:
         caplog.clear()
         last.write_bytes(whole[:length])
-        assert goes_on_from(run) == ("previous.ckpt", 1), length
+        assert resumes_from(run) == ("previous.ckpt", 1), length
         (warning,) = caplog.messages
         assert str(last) in warning
         assert "previous.ckpt" in warning
@@ -137,7 +138,7 @@ def test_a_bit_flipped_anywhere_changes_nothing_or_is_noticed(run, last, caplog)
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         last.write_bytes(damaged)
-        from_file, _ = goes_on_from(run)  # whose values are those that were written
+        from_file, _ = resumes_from(run)  # whose values are those that were written
         assert len(caplog.messages) == (from_file == "previous.ckpt"), bit
         noticed += len(caplog.messages)
     assert noticed > 250  # the rest is padding, and times that nobody reads
@@ -149,11 +150,11 @@ def test_a_file_of_somebody_else(run, last, caplog):
             last.write_bytes(foreign)
         else:
             torch.save(foreign, last)
-        assert goes_on_from(run) == ("previous.ckpt", 1)
+        assert resumes_from(run) == ("previous.ckpt", 1)
         assert len(caplog.messages) == number
 
 
-def test_nothing_to_go_on_from(run, last, caplog):
+def test_no_readable_checkpoint(run, last, caplog):
     previous = last.with_name("previous.ckpt")
     for path in (last, previous):
         path.write_bytes(path.read_bytes()[:1000])
@@ -161,7 +162,7 @@ def test_nothing_to_go_on_from(run, last, caplog):
         checkpoint_to_resume(run)
     for part in (str(last), str(previous), "damaged", "force=true"):
         assert part in str(error.value)
-    assert not caplog.messages  # all is said once
+    assert not caplog.messages  # the error has it all
     previous.unlink()
     with pytest.raises(DataError, match=r"last\.ckpt"):
         checkpoint_to_resume(run)
@@ -177,5 +178,28 @@ def test_a_disk_that_is_full_takes_nothing_away(run, last):
             save(run, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert goes_on_from(run) == ("last.ckpt", 2)
+    assert resumes_from(run) == ("last.ckpt", 2)
     assert len(list(last.parent.iterdir())) == 2
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_checkpoints_that_are_not_ours(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(DataError, match="no such file"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="damaged"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}, "x": Evil()}, path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(DataError, match="not written by a run of this geexp"):
+        load_checkpoint(path)

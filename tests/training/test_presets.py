@@ -7,54 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from geexp.data.cifar import CIFAR10, CIFAR100
 from geexp.registry import config_directory
-from geexp.runs.identity import run_folder
+from geexp.runs.job import make_job
 from tests.conftest import environment
-from tests.data.conftest import photo
-from tests.data.test_cifar import CLASSES10, CLASSES100, Official, batch, official, pickled
+from tests.support.cifar import TRAIN, SmallArchive, checksums, small_cifar10, small_cifar100
 from tests.support.configuration import train_config
+from tests.support.photos import CLASSES, photo, write_classes
 
 PRESETS = sorted(path.stem for path in Path(config_directory()).glob("experiment/*.yaml"))
 SMOKE = ["scale=smoke", "trainer=cpu", "logger=none"]
 SWEEP = ["-m", "launcher=inline"]
 
-# Trains with the checksums of the small archives instead of the official ones.
-TRAIN = """
-import json, sys
-from geexp.data import datasets
-from geexp.data.cifar import CifarArchive
-from geexp.train import main
-datasets.CIFAR10, datasets.CIFAR100 = (CifarArchive(**archive) for archive in json.loads(sys.argv.pop(1)))
-main()
-"""
-
 
 @pytest.fixture
-def archives(tmp_path) -> list[Official]:
+def archives(tmp_path) -> list[SmallArchive]:
     """CIFAR-10 and -100 with some images of their first two classes, and three classes of ImageNet, in one folder."""
     for split, images in (("train", 4), ("val", 2)):
-        for label, name in enumerate(("n01440764", "n01443537", "n01484850")):
-            folder = tmp_path / "imagenet" / split / name
-            folder.mkdir(parents=True)
-            for i in range(images):
-                photo(10 * label + i, (64, 48)).save(folder / f"{name}_{i}.JPEG")
-    names = [name for name, _ in (*CIFAR10.train, *CIFAR10.test)]
-    files = {name: pickled(batch(name, seed, labels=10)) for seed, name in enumerate(names)}
-    ten = official(files | {"batches.meta": pickled({"label_names": CLASSES10})}, CIFAR10, tmp_path)
-    files = {name: pickled(batch(name, 0, fine_labels=2, coarse_labels=2)) for name in ("train", "test")}
-    hundred = official(files | {"meta": pickled({"fine_label_names": CLASSES100})}, CIFAR100, tmp_path)
+        write_classes(tmp_path / "imagenet" / split, CLASSES, images, lambda label, i: photo(10 * label + i, (64, 48)))
+    ten, hundred = small_cifar10(tmp_path), small_cifar100(tmp_path, classes=2)
     for one in (ten, hundred):
         one.pack()
     return [ten, hundred]
 
 
-def results(archives: list[Official], *overrides: str, seconds: int) -> dict[str, dict]:
+def results(archives: list[SmallArchive], *overrides: str, seconds: int) -> dict[str, dict]:
     """Train in one process; the results by the names of their folders."""
     root = archives[0].root
-    checksums = json.dumps([one.archive.__dict__ for one in archives])
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, checksums, *overrides],
+        [sys.executable, "-c", TRAIN, checksums(*archives), *overrides],
         cwd=root,
         env=environment(GEEXP_DATA=str(root)),
         capture_output=True,
@@ -67,7 +47,7 @@ def results(archives: list[Official], *overrides: str, seconds: int) -> dict[str
 
 
 def folder_of(preset: str, *overrides: str) -> str:
-    return run_folder(train_config(f"experiment={preset}", *overrides))
+    return make_job(train_config(f"experiment={preset}", *overrides)).slug
 
 
 @pytest.mark.slow

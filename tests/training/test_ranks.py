@@ -1,4 +1,4 @@
-"""Several processes train one network and count one validation; the first of them writes and speaks.
+"""Several ranks train and validate one network; only rank 0 writes and prints.
 
 They are started as torchrun starts them; by torchrun itself in the tests that are marked as slow.
 """
@@ -16,8 +16,8 @@ import torch
 from geexp.data.datasets import open_dataset
 from geexp.training.run import train
 from tests.conftest import environment
-from tests.support.configuration import train_config
-from tests.training.test_run import history, same_weights, weights
+from tests.support.configuration import job, train_config
+from tests.support.runs import history, same_weights, trouble, weights
 
 # Two epochs of ten steps; no number of ranks but one divides the images that they are validated with.
 SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "trainer.max_epochs=2", "data=fashion_mnist"]
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("trained")
-    assert train(train_config(*SETTINGS, data), run) is not None
+    assert train(job(run, *SETTINGS, data)) is not None
     return run
 
 
@@ -73,7 +73,7 @@ def test_2_processes_train(forked, data, tmp_path):
         (1, 10, 320, 997),
         (2, 20, 320, 997),
     ]
-    # The first one speaks and writes, once.
+    # Only rank 0 prints and writes, once.
     assert first.stdout.startswith("top-1 error")
     assert len(first.stdout.splitlines()) == 1
     assert (second.stdout, second.stderr) == ("", "")
@@ -98,11 +98,11 @@ def test_2_processes_train(forked, data, tmp_path):
 
 def test_a_step_is_the_same_however_it_is_divided(forked, data, tmp_path):
     """Among ranks and among batches, with nothing in the network that sees a batch as a whole."""
-    callback = "+callbacks.device_stats={_target_: tests.training.trouble.WithoutNormalisation}"
+    callback = trouble("WithoutNormalisation")
     arguments = [*SETTINGS, data, callback, "optim.lr=0.01", "trainer.max_epochs=1", "trainer.limit_val_batches=1"]
     whole, in_halves, in_quarters = (tmp_path / name for name in ("whole", "halves", "quarters"))
-    train(train_config(*arguments), whole)
-    train(train_config(*arguments, "trainer.accumulate=2"), in_halves)
+    train(job(whole, *arguments))
+    train(job(in_halves, *arguments, "trainer.accumulate=2"))
     divided = ["trainer.devices=2", "trainer.accumulate=2", f"hydra.run.dir={in_quarters}"]
     first, second = forked.run(tmp_path, "train", *arguments, *divided, ranks=2)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,13 @@ from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
 from geexp.runs.identity import flat
-from geexp.training.errors_count import ErrorCount
+from geexp.training.classification import CONFUSED_PAIRS, Confusion
 from geexp.training.run import train
-from geexp.training.wandb_content import CONFUSED_PAIRS, Confusion, charts
+from geexp.training.wandb_content import charts, usual_mode
 from tests.conftest import environment
-from tests.support.configuration import train_config
-from tests.training.test_failures import SETTINGS, trouble
-from tests.training.wandb_files import Logged, logged, table
+from tests.support.configuration import job
+from tests.support.runs import SETTINGS, trouble
+from tests.support.wandb_files import Logged, dashboard_grids, dashboard_metrics, logged, table
 
 VARIANTS = {"none": "baseline", "se-global": "SE", "theta-global": "GE-θ"}
 TYPED = ["launcher=inline", "ge=none,se,theta", "debug=one_batch", "logger=wandb", "logger.group=mine", "seed=3"]
@@ -110,12 +109,12 @@ def test_a_dashboard_asks_for_what_runs_log(jobs, tmp_path, name):
     path = tmp_path / "specification.json"
     write_specification(make_dashboard(name, entity="", project="geexp", runs=Runs([])), path)
     specification = json.loads(path.read_text())
-    asked = set(metrics(specification["spec"]))
+    asked = set(dashboard_metrics(specification["spec"]))
     assert len(asked) >= 8
     for _, start in jobs.values():
         known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}
         assert not [(kind, key) for kind, key in asked if key not in known[kind]]
-    filters = [one for grid in grids(specification) for one in grid["runSets"][0]["filters"]["filters"]]
+    filters = [one for grid in dashboard_grids(specification) for one in grid["runSets"][0]["filters"]["filters"]]
     assert {one["key"]["name"] for one in filters} == ({"group"} if name == "mine" else {"group", "tags"})
 
 
@@ -135,32 +134,6 @@ def test_a_dashboard_sets_what_was_measured_beside_the_paper(monkeypatch):
     monkeypatch.setattr(Runs, "measured", lambda self, cell: measured if cell.column == "top1" else None)
     text = str(make_dashboard("table2", entity="me", project="geexp", runs=Runs([])).blocks[1])
     assert "-0.38" in text
-
-
-def grids(specification: dict[str, Any]) -> list[dict[str, Any]]:
-    return [block["metadata"] for block in specification["spec"]["blocks"] if block["type"] == "panel-grid"]
-
-
-def metrics(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Whatever the panels and tables of a specification ask for, and where it has to be."""
-    for grid in grids({"spec": spec}):
-        (runs,) = grid["runSets"]
-        for key in runs["grouping"]:
-            yield key["section"], key["name"].removesuffix(".value")
-        for key in runs["sort"]["keys"]:
-            yield key["key"]["section"], key["key"]["name"]
-        for column in runs["runFeed"]["columnOrder"]:
-            section, _, name = column.partition(":")
-            if section != "run":
-                yield section, name.removesuffix(".value")
-        for panel in grid["panelBankSectionConfig"]["panels"]:
-            config = panel["config"]
-            if "groupBy" in config:
-                yield "config", config["groupBy"].removesuffix(".value")
-            of_epochs = panel["viewType"] == "Run History Line Plot"
-            for key in [config.get("xAxis"), config.get("yAxis"), *config.get("metrics", [])]:
-                if key is not None:
-                    yield "history" if of_epochs else "summary", key.removeprefix("summary:")
 
 
 def test_a_dashboard_needs_a_login(tmp_path):
@@ -211,7 +184,7 @@ def test_runs_are_read_from_wandb_as_from_their_folders(jobs, sweep):
         assert str(theirs.folder).startswith("wandb:me/geexp/")
 
 
-def test_what_cannot_be_read_from_wandb_is_left_out_and_said(jobs):
+def test_what_cannot_be_read_from_wandb_is_left_out_with_the_reason(jobs):
     (_, whole), *_ = jobs.values()
     unfinished = Logged(id="a", config=whole.config, summary={"epoch": 1})
     other = Logged(id="b", config=whole.config | {"optim.speed": 1}, summary=whole.summary)
@@ -236,8 +209,8 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings = [*SETTINGS, "logger=wandb"]
     with pytest.raises(DivergedError):
-        train(train_config(*settings, "logger.group=table2", trouble("Poison", step=11)), tmp_path)
-    assert train(train_config(*settings), tmp_path) is not None  # by hand, without its sweep
+        train(job(tmp_path, *settings, "logger.group=table2", trouble("Poison", step=11)))
+    assert train(job(tmp_path, *settings)) is not None  # by hand, without its sweep
     first, second = logged(tmp_path)
     assert first.id == second.id
     assert first.name == second.name
@@ -262,19 +235,6 @@ def test_of_two_ranks_one_talks_to_wandb(forked, tmp_path):
     assert sum(n for actual, predicted, n in matrix if actual != predicted) == start.epochs[-1]["val/top1_wrong"]
 
 
-def test_confusion_counts_what_the_errors_count():
-    errors = ErrorCount(confusion=True)
-    labels = torch.randint(7, (50,))
-    for some in labels.split(20):
-        errors.add(torch.randn(len(some), 7), some, torch.tensor(1.0))
-    counts = errors.confusion(torch.device("cpu"), 7)
-    assert counts is not None
-    assert counts.sum(dim=1).tolist() == labels.bincount(minlength=7).tolist()
-    assert counts.sum() - counts.diagonal().sum() == errors.metrics(torch.device("cpu"))["top1_wrong"]
-    errors.reset()
-    assert errors.confusion(torch.device("cpu"), 7) is None
-
-
 def test_of_1000_classes_only_the_most_confused_are_logged():
     counts = torch.eye(1000, dtype=torch.int64) * 30
     counts[3, 5], counts[5, 3], counts[7, 8] = 20, 10, 15
@@ -289,3 +249,16 @@ def test_of_1000_classes_only_the_most_confused_are_logged():
         ["n00000005", "n00000003", 10, 25.0],
     ]
     assert len(pairs) == CONFUSED_PAIRS
+
+
+def test_wandb_is_online_only_with_an_api_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert usual_mode() == "offline"
+    (tmp_path / "netrc").write_text(f"machine wandb.example login user password {'0' * 40}\n")
+    assert usual_mode() == "online"
+    (tmp_path / "netrc").write_text("machine elsewhere.example login user password secret\n")
+    assert usual_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert usual_mode() == "online"

@@ -1,20 +1,28 @@
-"""The gates of a trained network: which values Gather-Excite multiplies the features with, by block, class and channel.
+"""The gates of a trained network: the values by which Gather-Excite scales the features, by block, class and channel.
 
-A gate's value stands on the gathered grid, and each of its cells counts once, however much of the map it gates. It is
-taken where the operator makes it, as the sigmoid of what its ``transform`` puts out: nothing is gathered twice.
+Gates are counted on the gathered grid, each cell once, however many pixels it gates. They are the sigmoid of the output
+of the operator's ``transform``, so nothing is gathered twice.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis import over_ranks
-from geexp.analysis.observing import Batches, observe
-from geexp.backbones.anatomy import blocks
+from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.observing import Batches, largest, observe, smallest, total
+from geexp.backbones.anatomy import blocks_by_stage
 from geexp.operators import VARIANTS, GatherExcite
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from geexp.analysis.analyse import Analysis
+    from geexp.analysis.loaded_run import LoadedRun
 
 CLOSED, OPEN = 0.05, 0.95
 CONSTANT = 0.01
@@ -26,37 +34,40 @@ class Gates:
 
     Attributes:
         histogram: a row per block, class with images, and bin: ``block``, ``stage``, ``class``, ``low``, ``high`` and
-            ``count``, the values in [low, high), of all channels. The last bin holds 1 too.
+            ``count``, the values in [low, high) over all channels. The last bin includes 1.
         channels: a row per channel of a block: ``block``, ``stage``, ``channel``, the gate's ``mean``, ``std``, ``min``
-            and ``max`` over images and cells, ``share_below`` 0.05 (shut), ``share_above`` 0.95 (wide open), and
-            ``constant``: max − min < 0.01, a gate that no longer looks at its input.
+            and ``max`` over images and cells, ``share_below`` 0.05 (closed), ``share_above`` 0.95 (open), and
+            ``constant``: max − min < 0.01, a gate that does not depend on its input.
     """
 
-    histogram: pd.DataFrame
-    channels: pd.DataFrame
+    histogram: "pd.DataFrame"
+    channels: "pd.DataFrame"
 
 
 def gate_distribution(model: nn.Module, batches: Batches, *, num_classes: int, bins: int = 100) -> Gates:
     """Measure all gates of the network in one pass over the images.
 
-    Under DDP every rank gives its share of the images and gets the whole result.
+    Under DDP every rank passes its share of the images and gets the whole result.
 
     Raises:
         ValueError: for a network without Gather-Excite, labels out of range, no images, and gates that are not finite.
     """
+    import pandas as pd
+
     operators = {
-        name: module
-        for name, block in blocks(model).items()
+        name: (stage, module)
+        for stage, blocks in blocks_by_stage(model).items()
+        for name, block in blocks.items()
         for module in block.modules()
         if isinstance(module, GatherExcite)
     }
     if not operators:
         raise ValueError(
-            "no block of this network holds Gather-Excite: it has no gates to look at. Choose a network with "
+            "no block of this network holds Gather-Excite, so it has no gates. Choose a network with "
             f"ge={', '.join(VARIANTS[:-1])} or {VARIANTS[-1]}"
         )
     device = next(model.parameters()).device
-    counts = {name: _Counts(ge.channels, num_classes, bins, device) for name, ge in operators.items()}
+    counts = {name: _Counts(ge.channels, num_classes, bins, device) for name, (_, ge) in operators.items()}
 
     def see(block: str, logits: Tensor, labels: Tensor) -> None:
         gate = logits.sigmoid()
@@ -64,17 +75,19 @@ def gate_distribution(model: nn.Module, batches: Batches, *, num_classes: int, b
             raise ValueError(f"block {block}: gates are not finite, the network has diverged")
         counts[block].add(gate.double(), labels)
 
-    transforms = {name: ge.excite.transform for name, ge in operators.items()}
+    transforms = {name: ge.excite.transform for name, (_, ge) in operators.items()}
     images_of = observe(model, batches, transforms, see, num_classes=num_classes)
-    there = images_of.cpu().numpy().nonzero()[0]
-    return Gates(
-        pd.concat([count.histogram(name, there) for name, count in counts.items()], ignore_index=True),
-        pd.concat([count.table(name) for name, count in counts.items()], ignore_index=True),
-    )
+    classes = images_of.cpu().numpy().nonzero()[0]
+    histograms, channels = [], []
+    for name, count in counts.items():
+        place = {"block": name, "stage": operators[name][0]}
+        histograms.append(pd.DataFrame({**place, **count.histogram(classes)}))
+        channels.append(pd.DataFrame({**place, **count.channels()}))
+    return Gates(pd.concat(histograms, ignore_index=True), pd.concat(channels, ignore_index=True))
 
 
 class _Counts:
-    """What is kept of one block's gates, on their device: sums, extremes and counts, no values."""
+    """Sums, extremes and counts of one block's gates, on their device; the values are not kept."""
 
     def __init__(self, channels: int, num_classes: int, bins: int, device: torch.device) -> None:
         self._bins = bins
@@ -87,45 +100,85 @@ class _Counts:
         """``gate`` [n, channels, h, w] in [0, 1], float64, and ``labels`` [n]."""
         bin_of = (gate * self._bins).long().clamp_(max=self._bins - 1) + labels[:, None, None, None] * self._bins
         self._counts += torch.bincount(bin_of.flatten(), minlength=len(self._counts))
-        # Squares of values around zero: of a gate that hardly varies, little is lost when the mean's is taken off.
+        # Centred, so that the variance of a gate that hardly varies is not lost in E[x²] - E[x]².
         centred = gate - 0.5
         for row, values in enumerate((centred, centred.square(), gate < CLOSED, gate > OPEN)):
             self._sums[row] += values.sum((0, 2, 3))
         self._min = torch.minimum(self._min, gate.amin((0, 2, 3)))
         self._max = torch.maximum(self._max, gate.amax((0, 2, 3)))
 
-    def histogram(self, block: str, classes: np.ndarray) -> pd.DataFrame:
+    def histogram(self, classes: np.ndarray) -> dict[str, np.ndarray]:
         """The counts of all ranks, for these classes."""
-        counts = over_ranks.total(self._counts).view(-1, self._bins).cpu().numpy()[classes]
+        counts = total(self._counts).view(-1, self._bins).cpu().numpy()[classes]
         edges = np.arange(self._bins + 1) / self._bins
-        return pd.DataFrame(
-            {
-                "block": block,
-                "stage": int(block[4]),
-                "class": np.repeat(classes, self._bins),
-                "low": np.tile(edges[:-1], len(classes)),
-                "high": np.tile(edges[1:], len(classes)),
-                "count": counts.ravel(),
-            }
-        )
+        return {
+            "class": np.repeat(classes, self._bins),
+            "low": np.tile(edges[:-1], len(classes)),
+            "high": np.tile(edges[1:], len(classes)),
+            "count": counts.ravel(),
+        }
 
-    def table(self, block: str) -> pd.DataFrame:
-        """The statistics of all ranks, a row per channel."""
-        sums = over_ranks.total(self._sums).cpu().numpy()
-        low, high = over_ranks.smallest(self._min).cpu().numpy(), over_ranks.largest(self._max).cpu().numpy()
-        values = over_ranks.total(self._counts).sum().item() // len(low)
+    def channels(self) -> dict[str, np.ndarray]:
+        """The statistics of all ranks, for each channel."""
+        sums = total(self._sums).cpu().numpy()
+        low, high = smallest(self._min).cpu().numpy(), largest(self._max).cpu().numpy()
+        values = total(self._counts).sum().item() // len(low)
         mean, square, below, above = sums / values
-        return pd.DataFrame(
-            {
-                "block": block,
-                "stage": int(block[4]),
-                "channel": np.arange(len(low)),
-                "mean": mean + 0.5,
-                "std": np.sqrt(np.maximum(square - mean**2, 0)),
-                "min": low,
-                "max": high,
-                "share_below": below,
-                "share_above": above,
-                "constant": high - low < CONSTANT,
-            }
-        )
+        return {
+            "channel": np.arange(len(low)),
+            "mean": mean + 0.5,
+            "std": np.sqrt(np.maximum(square - mean**2, 0)),
+            "min": low,
+            "max": high,
+            "share_below": below,
+            "share_above": above,
+            "constant": high - low < CONSTANT,
+        }
+
+
+def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
+    """``histogram`` and ``channels``, see ``Gates``."""
+    found = gate_distribution(run.model, run.batches("gates"), num_classes=run.num_classes)
+    return {"histogram": found.histogram, "channels": found.channels}
+
+
+def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
+    """A panel per stage: the distribution over all images as a line, those of the single classes as a band."""
+    histogram = analysis.tables["histogram"]
+    stages = sorted(histogram["stage"].unique())
+    title = title or f"Values of the gates, {analysis.networks[0].model}"
+    figure, axes = canvas(1, len(stages), title, size=(3.9, 4.0), sharex=True)
+    styles = line_styles([network.variant for network in analysis.networks])
+    for axis, stage in zip(axes, stages, strict=True):
+        for network, style in zip(analysis.networks, styles, strict=True):
+            mine = histogram[(histogram["network"] == network.label) & (histogram["stage"] == stage)]
+            if not len(mine):
+                continue
+            counts = mine.pivot_table(index="class", columns="low", values="count", aggfunc="sum")
+            counts = counts[counts.sum(axis=1) > 0]
+            edges = np.append(counts.columns.to_numpy(), 1.0)
+            density = counts.to_numpy() / counts.to_numpy().sum(axis=1, keepdims=True) * 100
+            low, high = density.min(axis=0), density.max(axis=0)
+            axis.stairs(high, edges, baseline=low, fill=True, color=style["color"], alpha=0.2)
+            whole = counts.to_numpy().sum(axis=0) / counts.to_numpy().sum() * 100
+            axis.stairs(whole, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
+        axis.set_title(f"stage {stage}", fontsize=10)
+        axis.set_xlim(0, 1)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("gate")
+    axes[0].set_ylabel("gates per bin of 0.01, %")
+    lines = [axes[0].plot([], [], color=style["color"], linestyle=style["linestyle"])[0] for style in styles]
+    labels = [f"{network.label}: all images; band: range over classes" for network in analysis.networks]
+    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=9)
+    return save(figure, path)
+
+
+def summary(analysis: "Analysis") -> "Table":
+    headings = ("channels", "mean", "std", "below 0.05", "above 0.95", "constant channels")
+    table = text_table(f"gates, {analysis.networks[0].images:,} images", ("network", "block"), headings)
+    for (network, block), rows in analysis.tables["channels"].groupby(["network", "block"], sort=False):
+        spread = float(np.sqrt((rows["std"] ** 2).mean() + rows["mean"].var(ddof=0)))
+        figures = [f"{rows['mean'].mean():.3f}", f"{spread:.3f}", f"{rows['share_below'].mean():.1%}"]
+        figures += [f"{rows['share_above'].mean():.1%}", str(int(rows["constant"].sum()))]
+        table.add_row(str(network), str(block), str(len(rows)), *figures)
+    return table

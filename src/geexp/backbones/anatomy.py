@@ -1,20 +1,62 @@
-"""The parts of a residual network by the paper's names: stages 2 to 5, blocks ``conv4_6``, and the slots for GE.
+"""A residual network by the paper's names: stages 2 to 5, blocks ``conv4_6``, and the slot of each block for GE.
 
-All our backbones, and timm's ResNet family, hold stage s as the child ``layer{s-1}``, a sequence of blocks. The slot is
-the block's attribute ``ge``; timm calls the same place ``se``.
+The contract for a backbone, ours or a user's: stage s is the child ``layer{s-1}``, a sequence of blocks, for at least
+``layer1`` and ``layer2``. In each block the slot is the attribute ``ge`` (an ``nn.Identity`` until it is filled) or
+timm's ``se`` (None until then), called on the residual branch immediately before the sum. Some features ask for more:
+
+- selectivity: blocks end in their ReLU. With pre-activation the network says ``preactivated = True`` instead; the
+  blocks begin with BN and a ReLU ``relu``, and a ReLU ``relu`` of the network follows the last block.
+- pruning: blocks have ``shortcut(x)`` and ``join(branch, shortcut)``; the network has ``forward_head(features)``, and
+  ``after_stages(x)`` if anything follows the last block before the head.
+- ``model.zero_init_residual=true``: blocks have ``zero_init_last()``.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from geexp.backbones.preact_resnet import PreActResNet
+
+class ClassifierHead(nn.Module):
+    """Base of our own backbones: features ``[N, num_features, h, w]`` → global average → logits ``[N, num_classes]``.
+
+    Its methods have timm's names. With ``num_classes=0`` the output is the averaged features.
+    """
+
+    num_features: int
+    num_classes: int
+    fc: nn.Module
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``[N, in_channels, H, W]`` → the last stage's map."""
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features → logits; with ``pre_logits`` → the averaged features ``[N, num_features]``."""
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier for another number of classes, initialised N(0, 0.01²) with zero biases."""
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.fc = nn.Identity()
+            return
+        self.fc = nn.Linear(self.num_features, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
 
 
 def stages(model: nn.Module) -> dict[int, nn.Sequential]:
-    """The stages by number, first to last. Raises ``ValueError`` for a model that has none."""
+    """The stages by the paper's numbers, first to last. Raises ``ValueError`` for a network without stages."""
     found = {s: getattr(model, f"layer{s - 1}") for s in range(2, 6) if hasattr(model, f"layer{s - 1}")}
     if len(found) < 2:
         raise ValueError(
@@ -23,13 +65,17 @@ def stages(model: nn.Module) -> dict[int, nn.Sequential]:
     return found
 
 
+def blocks_by_stage(model: nn.Module) -> dict[int, dict[str, nn.Module]]:
+    """The residual blocks of each stage by the paper's names, ``conv2_1`` first."""
+    return {
+        stage: {f"conv{stage}_{index}": block for index, block in enumerate(sequence, start=1)}
+        for stage, sequence in stages(model).items()
+    }
+
+
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The residual blocks by the paper's names, ``conv2_1`` first."""
-    return {
-        f"conv{stage}_{index}": block
-        for stage, sequence in stages(model).items()
-        for index, block in enumerate(sequence, start=1)
-    }
+    return {name: block for stage in blocks_by_stage(model).values() for name, block in stage.items()}
 
 
 def named_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
@@ -49,29 +95,56 @@ def named_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
 
 
 def rectified_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
-    """For each named block (all, if None) the module that puts out what the paper calls ``conv4-1-relu``.
+    """For each named block (all, if None) the module whose output is what the paper calls ``conv4-1-relu``.
 
-    That is the block itself where it ends in its ReLU. With pre-activation the block ends in the bare sum, and the
-    first ReLU behind it is the next block's first, or the network's last.
+    That is the block itself if it ends in its ReLU. With pre-activation the block ends in the bare sum, and the next
+    ReLU is the first one of the next block, or the network's last.
 
     Raises:
         ValueError: for a name that no block has.
     """
     wanted = named_blocks(model, names)
-    if not isinstance(model, PreActResNet):
+    if not getattr(model, "preactivated", False):
         return wanted
-    everything = blocks(model)
-    _, *following = everything.values()
-    behind = dict(zip(everything, [*following, model], strict=True))
-    return {name: behind[name].relu for name in wanted}  # type: ignore[misc]
+    every = blocks(model)
+    _, *following = every.values()
+    next_module = dict(zip(every, [*following, model], strict=True))
+    return {name: next_module[name].relu for name in wanted}  # type: ignore[misc]
 
 
 def slot(block: nn.Module) -> str:
-    """The name of the attribute of ``block`` where GE goes. Raises ``ValueError`` for a block without such a place."""
+    """The name of the block's attribute for GE. Raises ``ValueError`` for a block that has none."""
     for name in ("ge", "se"):
         if hasattr(block, name):
             return name
     raise ValueError(f"{type(block).__name__} has no slot for Gather-Excite (an attribute 'ge', or timm's 'se')")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and eager code even of a compiled model, since compiled code does not see hooks added later."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, training in modes.items():  # one by one: some may be frozen
+            module.training = training
+
+
+@contextmanager
+def forward_hooks(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, output)`` after each forward pass of the named modules."""
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: see(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -81,63 +154,34 @@ def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = Non
         ValueError: for a name that no block has.
     """
     outputs: dict[str, Tensor] = {}
-    handles = [
-        block.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name, block in named_blocks(model, names).items()
-    ]
-    try:
-        with _eager():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with forward_hooks(named_blocks(model, names), outputs.__setitem__), torch.compiler.set_stance("force_eager"):
+        model(x)
     return outputs
 
 
 def slot_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Size]:
-    """The shape ``[1, C, H, W]`` that reaches each block's slot for one image (C, H, W); nothing is computed.
-
-    Slots that hold None are given an identity for the while.
-    """
+    """The shape ``[1, C, H, W]`` at each block's slot for one image (C, H, W); nothing is computed."""
     shapes: dict[str, torch.Size] = {}
-    handles, lent = [], []
-    for name, block in blocks(model).items():
-        attribute = slot(block)
-        if getattr(block, attribute) is None:
-            setattr(block, attribute, nn.Identity())
-            lent.append((block, attribute))
-        handles.append(
-            getattr(block, attribute).register_forward_pre_hook(
-                lambda _m, inputs, name=name: shapes.__setitem__(name, inputs[0].shape)
-            )
-        )
+    empty = [block for block in blocks(model).values() if getattr(block, slot(block)) is None]
     try:
-        dry_run(model, image_shape)
+        for block in empty:
+            setattr(block, slot(block), nn.Identity())
+        slots = {name: getattr(block, slot(block)) for name, block in blocks(model).items()}
+        with forward_hooks(slots, lambda name, output: shapes.__setitem__(name, output.shape)):
+            dry_run(model, image_shape)
     finally:
-        for handle in handles:
-            handle.remove()
-        for block, attribute in lent:
-            setattr(block, attribute, None)
+        for block in empty:
+            setattr(block, slot(block), None)
     return shapes
 
 
 def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """A forward pass in eval mode for one image (C, H, W) that computes nothing, for the hooks on the model.
+    """A forward pass in eval mode for one image (C, H, W), on the meta device: only hooks on the model see anything.
 
-    Parameters and buffers are replaced by stand-ins on the meta device for the call; the model is left as it was.
+    The model's parameters and buffers are left as they are.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stand_ins = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), _eager():
-            torch.func.functional_call(model, stand_ins, torch.empty(1, *image_shape, device="meta"))
-    finally:
-        for module, training in modes.items():  # one by one: some may have been frozen
-            module.training = training
-
-
-def _eager() -> AbstractContextManager[None]:
-    """Hooks added after a model was compiled are seen by its eager code only."""
-    return torch.compiler.set_stance("force_eager")
+    meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    with eval_mode(model), torch.no_grad():
+        torch.func.functional_call(model, meta, torch.empty(1, *image_shape, dtype=dtype, device="meta"))

@@ -1,13 +1,16 @@
-"""``build_model``: a backbone by name, initialised as in the paper, with Gather-Excite in the chosen stages."""
+"""Networks with Gather-Excite: ``build_model`` builds one by name, ``add_gather_excite`` puts GE into a given one."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
-from geexp.backbones.anatomy import blocks
-from geexp.backbones.placement import add_gather_excite
+from geexp.backbones.anatomy import blocks, blocks_by_stage, slot, slot_shapes
+from geexp.backbones.fused_tail import fuse_tail
+from geexp.operators import GatherExcite
 from geexp.operators.gather import Extent
 from geexp.registry import locate, options
 
@@ -36,18 +39,18 @@ def build_model(
             ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
         ge: ``none``, ``theta_minus``, ``theta``, ``theta_plus`` or ``se``.
         extent, pool, reduction, implementation: of the operators, see :class:`~geexp.operators.GatherExcite`.
-        stages: those that get GE, by the paper's numbers; None for all.
-        num_classes, image_size: by default those of the network's home, ImageNet or CIFAR-10. Only a parametrised
-            global gather is bound to ``image_size``.
+        stages: the stages that get GE, by the paper's numbers; None for all.
+        num_classes, image_size: by default those of the network's home data set, ImageNet or CIFAR-10. Only a
+            parametrised global gather depends on ``image_size``.
         stride_in: ``1x1`` (default) or ``3x3``, ResNet-50/101/152 only.
-        init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' own default)
-            or ``own`` (as the network's constructor leaves it). Operators always initialise themselves as in the paper.
+        init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' defaults) or
+            ``own`` (the constructor's). Operators always initialise themselves as in the paper.
         bn_momentum: of every BN; 0.05 is the paper's moving average factor of 0.95.
         zero_init_residual: start every block with a sum as its identity. Off in the paper. GE's gates start near
             0.5 and halve the residual branches; with both, the branches start at zero and grow half as fast.
 
     Raises:
-        ValueError: for an unknown name or value; the message lists what is allowed.
+        ValueError: for an unknown name or value; the message lists the allowed ones.
     """
     networks = {key: entry for key, entry in options("model").items() if entry["name"] == key}
     if name not in networks:
@@ -57,7 +60,7 @@ def build_model(
     entry = networks[name]
     if stride_in is not None and "stride_in" not in entry:
         having = [key for key, other in networks.items() if "stride_in" in other]
-        raise ValueError(f"stride_in={stride_in!r}: {name} has no such choice, only {', '.join(having)}")
+        raise ValueError(f"stride_in={stride_in!r}: {name} has no such option, only {', '.join(having)}")
     operator = None
     if ge != "none":
         operator = partial(
@@ -93,21 +96,26 @@ def assemble(
     bn_momentum: float,
     zero_init_residual: bool,
 ) -> nn.Module:
-    """A network from its constructor, with what ``operator`` makes in the blocks of ``stages``; see ``build_model``.
+    """A network from its constructor, with GE in the blocks of ``stages``; see ``build_model``.
 
     Args:
-        constructor: called with ``num_classes`` and ``in_channels``.
-        operator: called with the channels and the ``size`` of a block's feature map; None for the plain backbone.
+        constructor: called with ``num_classes`` and ``in_channels``; see ``anatomy`` for the network's contract.
+        operator: as for ``add_gather_excite``; None for the plain backbone.
 
     Raises:
-        ValueError: for an unknown ``init``, and what constructor or operator refuse.
+        ValueError: for an unknown ``init``, wrong arguments, a network without stages or slots, and whatever
+            constructor or operator raise as such.
     """
     if init not in ("paper", "torch", "own"):
         raise ValueError(f"init={init!r}: allowed are 'paper', 'torch' and 'own'")
-    model = constructor(num_classes=num_classes, in_channels=in_channels)
+    model = _called(constructor, "model._target_", num_classes=num_classes, in_channels=in_channels)
     _initialise(model, init)
     if zero_init_residual:
-        for block in blocks(model).values():
+        for name, block in blocks(model).items():
+            if not hasattr(block, "zero_init_last"):
+                raise ValueError(
+                    f"zero_init_residual=true: block {name}, a {type(block).__name__}, has no zero_init_last()"
+                )
             block.zero_init_last()  # type: ignore[operator]
     if operator is not None:
         add_gather_excite(model, operator=operator, stages=stages, image_size=image_size)
@@ -127,3 +135,109 @@ def _initialise(model: nn.Module, init: str) -> None:
         elif init == "paper" and isinstance(module, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
+
+
+def add_gather_excite(
+    model: nn.Module,
+    *,
+    variant: str | None = None,
+    operator: Callable[..., nn.Module] | None = None,
+    extent: Extent = "global",
+    stages: Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    pool: str = "avg",
+    reduction: int = 16,
+    implementation: str = "auto",
+) -> nn.Module:
+    """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
+
+    It goes into the residual branch immediately before the sum with the identity branch (paper, Table 1 and Figure 3).
+    The model is one of ours or a timm network with free slots ``se`` (``resnet50``, ``resnext50_32x4d``,
+    ``wide_resnet50_2``, ``resnet50d``, ``res2net50_26w_4s``, …). Call it again for other stages with another operator.
+
+    Args:
+        model: the network; changed in place.
+        variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``; or
+        operator: returns the module for one block; called with its channels C and with ``size``, (H, W) of its feature
+            map. The module maps ``[N, C, H, W]`` to the same shape.
+        extent, pool, reduction, implementation: as for ``GatherExcite``. Except with ``reference``, timm's ResNet
+            blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training; ``auto`` does
+            so where a compilation of some 20 s pays off.
+        stages: the paper's numbers, 2 to 5; None for all.
+        image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
+            else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
+
+    Raises:
+        ValueError: for a stage that the network does not have, an occupied slot, an operator that does not take these
+            arguments or changes the shape, and invalid arguments of ``GatherExcite``.
+    """
+    if (variant is None) == (operator is None):
+        raise ValueError(f"variant={variant!r}, operator={operator!r}: give one of the two")
+    make = operator or partial(
+        GatherExcite,
+        variant=str(variant),
+        extent=extent,
+        pool=pool,
+        reduction=reduction,
+        implementation=implementation,
+    )
+    chosen = _chosen_blocks(model, stages)
+    for name, block in chosen.items():
+        occupant = getattr(block, slot(block))
+        if occupant is not None and not isinstance(occupant, nn.Identity):
+            raise ValueError(f"block {name} already holds a {type(occupant).__name__} where Gather-Excite goes")
+
+    channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)
+    if image_size is None:
+        image_size = tuple(getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    shapes = slot_shapes(model, (channels, height, width))
+    reference = next(model.parameters())
+    for name, block in chosen.items():
+        _, C, H, W = shapes[name]
+        made = _called(make, "ge._target_", C, size=(H, W)).to(reference.device, reference.dtype)
+        if not isinstance(made, GatherExcite):
+            _check_shape(made.eval(), torch.zeros(2, C, H, W, device=reference.device, dtype=reference.dtype), name)
+        setattr(block, slot(block), made.train(model.training))
+        if isinstance(made, GatherExcite) and made.is_global_average and made.implementation != "reference":
+            fuse_tail(block)
+    return model
+
+
+def _chosen_blocks(model: nn.Module, stages: Sequence[int] | None) -> dict[str, nn.Module]:
+    available = blocks_by_stage(model)
+    if stages is None:
+        return blocks(model)
+    if not stages:
+        raise ValueError("stages=[]: no stage would get an operator; None means all of them")
+    for stage in stages:
+        if stage not in available:
+            raise ValueError(f"stages={list(stages)}: this network has stages {', '.join(map(str, available))}")
+    return {name: block for stage in available if stage in stages for name, block in available[stage].items()}
+
+
+def _called(factory: Callable[..., nn.Module], key: str, *args: Any, **settings: Any) -> nn.Module:
+    """``factory(*args, **settings)``. Wrong names of arguments are the user's error, others the factory's own bug."""
+    function: Any = factory
+    if isinstance(factory, partial):
+        function, args, settings = factory.func, (*factory.args, *args), {**factory.keywords, **settings}
+    what = f"{key}={function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else key
+    try:
+        inspect.signature(function).bind(*args, **settings)
+    except TypeError as error:
+        given = ", ".join([*(["channels"] if args else []), *(f"{name}={value!r}" for name, value in settings.items())])
+        raise ValueError(f"{what}: {error}. It is called with {given}") from error
+    module = function(*args, **settings)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{what}: it returned a {type(module).__name__} and not a torch.nn.Module")
+    return module
+
+
+def _check_shape(operator: nn.Module, x: torch.Tensor, block: str) -> None:
+    with torch.no_grad():
+        shape = tuple(getattr(operator(x), "shape", ()))
+    if shape != tuple(x.shape):
+        raise ValueError(
+            f"ge._target_: {type(operator).__name__} in block {block} maps {list(x.shape)} to {list(shape)}: "
+            "it must keep the shape [N, C, H, W]"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geexp.backbones.anatomy import dry_run, stages
+from geexp.backbones.anatomy import dry_run, forward_hooks, stages
 from geexp.operators import Excite
 
 
@@ -55,13 +55,13 @@ def count_complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Com
     names = ["stem", *(f"stage{s}" for s in stages(model)), "head"]
     parts = dict.fromkeys(names, Part())
     current = "stem"
-    for module in model.modules():  # in the order of definition: what follows the last stage is the head
+    for name, module in model.named_modules():  # in the order of definition: after the last stage comes the head
         place = stage_of.get(id(module))
         if place is not None:
             current = place
         elif current != "stem":
             current = "head"
-        parts[current] += Part(*_own_params(module), macs.get(id(module), 0))
+        parts[current] += Part(*_own_params(module), macs.get(name, 0))
     return Complexity(parts)
 
 
@@ -73,24 +73,18 @@ def _own_params(module: nn.Module) -> tuple[int, int]:
     return learnable, counted
 
 
-def _count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[int, int]:
-    macs: dict[int, int] = {}
+def _count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    counted = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear, Excite))}
+    macs = dict.fromkeys(counted, 0)
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(name: str, output: Tensor) -> None:
+        module = counted[name]
         if isinstance(module, nn.Conv2d):
-            window = math.prod(module.kernel_size) * module.in_channels // module.groups
-            count = output.numel() * window
-        elif isinstance(module, nn.Linear):
-            count = output.numel() * module.in_features
+            per_output = math.prod(module.kernel_size) * module.in_channels // module.groups
         else:
-            count = output.numel()  # the excite product
-        macs[id(module)] = macs.get(id(module), 0) + count
+            per_output = module.in_features if isinstance(module, nn.Linear) else 1  # the excite product
+        macs[name] += output.numel() * per_output
 
-    counted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, Excite))]
-    handles = [m.register_forward_hook(record) for m in counted]
-    try:
+    with forward_hooks(counted, record):
         dry_run(model, image_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
     return macs

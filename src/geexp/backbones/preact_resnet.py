@@ -1,8 +1,8 @@
 """The CIFAR networks: pre-activation ResNets (He et al. 2016, "Identity Mappings") and wide ResNets (Zagoruyko &
-Komodakis 2016), which are the same network at another width.
+Komodakis 2016), the same network at another width.
 
-Stages 2, 3 and 4 work at full, half and quarter resolution. Where a block changes the width, its shortcut is a 1x1
-convolution that starts from the block's first activation, as in both papers' own code.
+Stages 2, 3 and 4 have full, half and quarter resolution. Where a block changes the width, its shortcut is a 1x1
+convolution of the block's first activation, as in both papers' own code.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geexp.backbones.classifier_head import ClassifierHead
+from geexp.backbones.anatomy import ClassifierHead
 
 
 def resnet8(**options: Any) -> nn.Module:
@@ -67,7 +67,7 @@ class PreActBlock(nn.Module):
         return branch + shortcut
 
     def zero_init_last(self) -> None:
-        """Let the block start as its shortcut. The branch ends in a convolution, which is what is zeroed."""
+        """Start the block as its shortcut, by zeroing the convolution at the end of the branch."""
         nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
 
 
@@ -98,6 +98,8 @@ class Bottleneck(PreActBlock):
 class PreActResNet(ClassifierHead):
     """Images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``; ``depth`` blocks in each of three stages."""
 
+    preactivated = True
+
     def __init__(
         self,
         block: Callable[[int, int, int], PreActBlock],
@@ -127,4 +129,5 @@ class PreActResNet(ClassifierHead):
         return self.after_stages(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
 
     def after_stages(self, x: Tensor) -> Tensor:
+        """The final BN and ReLU."""
         return self.relu(self.bn(x))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geexp.backbones.classifier_head import ClassifierHead
+from geexp.backbones.anatomy import ClassifierHead
 
 GROUPS = 3
 
@@ -31,7 +31,7 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         inner = channels // 4
         branch_channels = channels if stride == 1 else channels - in_channels
-        self.stride = stride
+        self.concatenates = stride == 2
         self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
@@ -46,21 +46,21 @@ class ShuffleUnit(nn.Module):
         branch = self.shuffle(self.relu(self.bn1(self.conv1(x))))
         branch = self.bn2(self.conv2(branch))
         branch = self.bn3(self.conv3(branch))
-        if self.stride == 1:
+        if not self.concatenates:
             return self.join(self.ge(branch), self.shortcut(x))
         shortcut = F.avg_pool2d(x, 3, stride=2, padding=1)
         return self.relu(self.ge(torch.cat([shortcut, branch], dim=1)))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What a unit of stride 1 sums its branch with; this and ``join`` have no meaning for one of stride 2."""
+        """The identity path; this and ``join`` are for units that do not concatenate."""
         return x
 
     def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         return self.relu(branch + shortcut)
 
     def zero_init_last(self) -> None:
-        """Let the unit start as its shortcut. Only where they are summed: concatenated zeros would never learn."""
-        if self.stride == 1:
+        """Start the unit as its shortcut; only if they are summed, since concatenated zeros would never learn."""
+        if not self.concatenates:
             nn.init.zeros_(self.bn3.weight)
 
 

@@ -1,35 +1,18 @@
-"""Our networks under timm's roof: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
+"""Our networks as models of timm: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
-import timm
+from timm.models import is_model, register_model
 from torch import nn
 
-from geexp.backbones.anatomy import blocks, slot
 from geexp.backbones.build import build_model
 from geexp.registry import options
 
-# What timm's scripts pass to every model, with the only value that ours have.
+# Options that timm's scripts pass to every model, with the only values that ours support.
 _NEUTRAL = {"drop_rate": 0.0, "drop_path_rate": 0.0, "global_pool": "avg"}
 _OPTIONS = set(inspect.signature(build_model).parameters)
-
-
-def timm_resnet(*, arch: str, num_classes: int, in_channels: int) -> nn.Module:
-    """A network of timm's ResNet family by timm's name, such as ``resnext50_32x4d``, untrained.
-
-    Raises:
-        ValueError: for a name that timm does not have, or of a network whose blocks have no free place for GE.
-    """
-    if not timm.is_model(arch):
-        near = get_close_matches(arch, timm.list_models(), n=3)
-        raise ValueError(f"arch={arch}: timm has no such network" + (f"; near are {', '.join(near)}" if near else ""))
-    model = timm.create_model(arch, num_classes=num_classes, in_chans=in_channels)
-    for block in blocks(model).values():
-        slot(block)
-    return model
 
 
 def register_timm_models() -> list[str]:
@@ -38,12 +21,10 @@ def register_timm_models() -> list[str]:
     The entry points take timm's ``num_classes``, ``in_chans`` and ``img_size``, and ``build_model``'s options; the
     variant is GE-θ unless ``ge`` says otherwise. Calling this again changes nothing.
     """
-    from timm.models import is_model, register_model
-
     names = [f"ge_{name}" for name, entry in options("model").items() if entry["name"] == name]
     for name in names:
         if not is_model(name):
-            globals()[name] = register_model(_entry_point(name))  # timm finds a model in the module that defines it
+            register_model(_entry_point(name))
     return names
 
 
@@ -75,7 +56,7 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
             name, ge=ge, num_classes=num_classes, in_channels=in_chans, image_size=image_size, **settings
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        # What timm's data pipeline reads to prepare images for a model.
+        # Read by timm's data pipeline to prepare images for a model.
         model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]
             "architecture": timm_name,
             "num_classes": home["home_classes"] if num_classes is None else num_classes,
@@ -94,7 +75,7 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
 
 
 def _statistics(name: str, channels: int) -> dict[str, Any]:
-    """The crop and the normalisation of the data set that a backbone is at home on."""
+    """Crop and normalisation of a backbone's home data set, ImageNet or CIFAR-10."""
     if options("model")[name]["home_size"] == 224:
         crop, mean, std = 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     else:

@@ -19,8 +19,9 @@ from omegaconf.errors import (
 )
 
 from geexp.config.checks import check
+from geexp.config.class_folders import register_resolvers
 from geexp.config.constraints import check_values
-from geexp.config.errors import ConfigError, bad_value, unknown_key
+from geexp.config.errors import ConfigError, UserError, bad_value, unknown_key
 from geexp.config.hydra_private import outside_of_a_command
 from geexp.config.schema import TrainConfig
 from geexp.registry import config_directory, options
@@ -50,6 +51,7 @@ _OURS_ONLY = {
 def store_schema(name: str, schema: type) -> None:
     """Let the configuration's files name a schema, for its defaults. Types are checked in ``validated``, since options
     from outside bring keys of their own."""
+    register_resolvers()
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)
     for group in OPEN_GROUPS:
@@ -88,7 +90,7 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
     except OmegaConfBaseException as error:
-        raise wrong_type(schema, error) from error
+        raise _raised_in_a_resolver(error) or wrong_type(schema, error) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"{missing[0]}: no value is given. Choose an option of the group or set the key.")
@@ -96,6 +98,13 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     check_values(config)
     check(config)
     return config
+
+
+def _raised_in_a_resolver(error: BaseException | None) -> UserError | None:
+    """The user's mistake that OmegaConf wraps into an error of an interpolation."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def is_ours(target: object) -> bool:
@@ -137,7 +146,8 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
     by_name = [entry for entry in ours.values() if entry.get(name_key) == name]
     # A name that is made of an argument, such as timm's, is told by what makes it.
     by_target = [entry for entry in ours.values() if "${" in str(entry.get(name_key)) and entry["_target_"] == target]
-    found = next(iter(by_name or by_target), {})
+    same = [entry for entry in by_name if entry.get("_target_") == target]  # a folder may be called imagenet
+    found = next(iter(same or by_target or by_name), {})
     if group in ("model", "ge") and name not in (None, MISSING):
         if not found:
             raise bad_value(f"{group}.{name_key}", name, ours)

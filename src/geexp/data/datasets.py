@@ -1,46 +1,63 @@
-"""The data sets: what the images and labels are, before any augmentation."""
+"""The data sets: images and labels before any augmentation."""
 
 import gzip
+import hashlib
+import pickle
+import tarfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torchvision.datasets as tv
 
+from geexp.config.class_folders import class_folders as names_of_classes
 from geexp.config.compose import is_ours
-from geexp.config.errors import ConfigError, DataError
+from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import DataConfig, FeedConfig
-from geexp.data.cifar import CIFAR10, CIFAR100, read_cifar
 from geexp.data.folder import FolderImages
-from geexp.data.folder import class_folders as folders_of_classes
-from geexp.data.images import ArrayImages, Images, MapStyleImages, Split
+from geexp.data.images import ArrayImages, Images, MapStyleImages
 from geexp.data.pack import EncodedPack, RawPack, open_pack
 from geexp.data.presence import pack_folder
-from geexp.registry import locate
+from geexp.registry import bound, locate
+
+SPLITS = {"train": "training", "val": "evaluation"}
 
 
 def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
-    """The training or the evaluation split, or of it the first ``data.keep_classes`` classes in their order.
+    """The training or the evaluation split, reduced to the first ``data.keep_classes`` classes if that is set.
 
     Raises:
-        ConfigError: if the classes or the size of the images are not what the configuration says.
+        ConfigError: if the classes or the size of the images differ from the configuration, or a user's own data set
+            does not take the arguments.
         DataError: if files are damaged, the two splits have different classes, or a pack lacks images that are needed.
     """
-    root = Path(str(data.root)).expanduser()
-    try:
-        whole = _open(data, feed, root, train)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, (ConfigError, DataError)):
+    split = "train" if train else "val"
+    if feed.name != "pack" and not is_ours(data._target_):
+        whole: Images = _users_own(data, train)
+    else:
+        root = Path(str(data.root)).expanduser()
+        try:
+            if feed.name == "pack":
+                whole = open_pack(pack_folder(data, feed), split, data.recipe)
+            else:
+                options: dict[str, object] = {"root": root} if data.root is not None else {}
+                options |= {"download": True} if data.download else {}
+                whole = locate(str(data._target_))(train=train, **options, **data.arguments)
+        except UserError:
             raise
-        raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
-    images = _kept(whole, data, "training" if train else "evaluation")
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
+    images = require_classes(whole, data, split)
     if isinstance(images, EncodedPack | RawPack) and images.left_out and feed.on_error == "stop":
         raise DataError(
             f"{images.path} was made without {len(images.left_out)} images that could not be read, such as "
             f"{images.left_out[0]}. To train without them too: feed.on_error=skip."
         )
-    if isinstance(images, ArrayImages) and data.evaluation_crop is None:
-        height, width = images.images.shape[1:3]
+    if feed.name == "resident" and not isinstance(images, ArrayImages):
+        raise ConfigError(f"feed=resident: data={data.name} gives its images one by one. Use feed=reference.")
+    if isinstance(images, ArrayImages | MapStyleImages) and data.evaluation_crop is None and len(images):
+        width, height = images.picture(0).size
         if (height, width) != (data.image_size, data.image_size):
             raise ConfigError(
                 f"data.image_size={data.image_size}: the images of data={data.name} are {width}x{height} and are "
@@ -49,28 +66,30 @@ def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
     return images
 
 
-def _kept(whole: Split, data: DataConfig, split: str) -> Images:
-    found = len(whole.classes)
-    if data.keep_classes is None:
-        if found != data.num_classes:
-            raise ConfigError(
-                f"data.num_classes={data.num_classes}: data={data.name} has {found} classes in its {split} split."
-            )
-        return whole
-    if found < data.keep_classes:
-        raise ConfigError(
-            f"data.keep_classes={data.keep_classes}: data={data.name} has only {found} classes in its {split} split."
-        )
-    return whole.first_classes(data.keep_classes)
+def require_classes(whole: Images, data: DataConfig, split: str) -> Images:
+    """The images of the classes that the configuration keeps; raises ``ConfigError`` if it has another number."""
+    found, key = len(whole.classes), "num_classes" if data.keep_classes is None else "keep_classes"
+    wanted = getattr(data, key)
+    if found != wanted if data.keep_classes is None else found < wanted:
+        raise ConfigError(f"data.{key}={wanted}: data={data.name} has {found} classes in its {SPLITS[split]} split.")
+    return whole if data.keep_classes is None else whole.first_classes(data.keep_classes)
 
 
-def _open(data: DataConfig, feed: FeedConfig, root: Path, train: bool) -> Split:
-    if feed.name == "pack":
-        return open_pack(pack_folder(data, feed), "train" if train else "val", data.recipe)
-    place = {} if data.root is None else {"root": root if is_ours(data._target_) else str(root)}
-    download = {"download": True} if data.download else {}
-    images = locate(str(data._target_))(train=train, **place, **download, **data.arguments)
-    return images if is_ours(data._target_) else MapStyleImages(images, data.num_classes)
+def require_same_classes(train: list[str], val: list[str]) -> None:
+    """Raise ``ValueError`` for classes that only one split has, which would shift the labels of the other."""
+    only = sorted(set(train) ^ set(val))
+    if only:
+        raise ValueError(f"Only one of train and val has the classes {', '.join(only[:5])}.")
+
+
+def _users_own(data: DataConfig, train: bool) -> MapStyleImages:
+    """The data set that the user's ``_target_`` makes; an exception of that code keeps its traceback."""
+    where = {key: value for key, value in (("root", data.root), ("download", data.download)) if value}
+    try:
+        make = bound(str(data._target_), where | data.arguments, called_with=("train",))
+    except ValueError as error:
+        raise ConfigError(f"data._target_={error}.") from error
+    return MapStyleImages(make(train=train), str(data._target_), data.num_classes)
 
 
 def fashion_mnist_mini(*, train: bool) -> ArrayImages:
@@ -93,28 +112,25 @@ def cifar10(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
     """The official archive, packed or unpacked."""
     if download:
         tv.CIFAR10(str(root), train=train, download=True)
-    return read_cifar(root, CIFAR10, train=train)
+    return read_cifar(root, tv.CIFAR10, train=train)
 
 
 def cifar100(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
     """The official archive, packed or unpacked."""
     if download:
         tv.CIFAR100(str(root), train=train, download=True)
-    return read_cifar(root, CIFAR100, train=train)
+    return read_cifar(root, tv.CIFAR100, train=train)
 
 
 def class_folders(*, root: Path, train: bool) -> FolderImages:
-    """``train/<class>/…`` and ``val/<class>/…``, which must have the same classes.
-
-    Raises:
-        ValueError: naming classes that only one of the two has: labels follow from the order of the folders, which a
-            difference would shift.
-    """
-    train_classes, val_classes = (set(folders_of_classes(root / split)) for split in ("train", "val"))
-    only = sorted(train_classes ^ val_classes)
-    if only:
-        raise ValueError(f"Only one of train and val has the class folders {', '.join(only[:5])}.")
+    """``train/<class>/…`` and ``val/<class>/…``, which must have the same classes (``ValueError``)."""
+    require_same_classes(*(names_of_classes(root / split) for split in SPLITS))
     return FolderImages(root / ("train" if train else "val"))
+
+
+def imagenet(*, root: Path, train: bool) -> FolderImages:
+    """ImageNet-1K as class folders."""
+    return class_folders(root=root, train=train)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -129,3 +145,48 @@ def read_idx(path: Path) -> np.ndarray:
     if not shape or len(content) != 4 + 4 * dimensions + int(np.prod(shape)):
         raise ValueError(f"{path.name} is not a whole IDX file.")
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def read_cifar(root: Path, official: type[tv.CIFAR10], *, train: bool) -> ArrayImages:
+    """A split of CIFAR-10 or -100 as ``uint8 [N, 32, 32, 3]``, from the unpacked folder in ``root`` or the archive.
+
+    Args:
+        official: the class of torchvision that records names and MD5 of the published files.
+
+    Raises:
+        ValueError: for a file that differs from the published one. It is not unpickled.
+        OSError: for a missing one.
+    """
+    wanted = {official.meta["filename"]: official.meta["md5"]}
+    wanted |= dict(official.train_list if train else official.test_list)
+    contents = _contents(root, official, list(wanted))
+    for name, md5 in wanted.items():
+        found = hashlib.md5(contents[name], usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise ValueError(
+                f"{official.base_folder}/{name} is not the official file (MD5 {found}, not {md5}) and is not opened, "
+                "since a pickle can run any code. Fetch the archive again."
+            )
+    meta, *batches = [pickle.loads(contents[name], encoding="latin1") for name in wanted]
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = np.concatenate([batch.get("labels") or batch["fine_labels"] for batch in batches])
+    return ArrayImages(np.ascontiguousarray(images), labels, list(meta[official.meta["key"]]))
+
+
+def _contents(root: Path, official: type[tv.CIFAR10], names: list[str]) -> dict[str, bytes]:
+    folder = root / official.base_folder
+    if folder.is_dir():
+        return {name: (folder / name).read_bytes() for name in names}
+    contents = {}
+    try:
+        with tarfile.open(root / official.filename) as archive:
+            for member in archive:  # in its order: going back in a gzipped file means to unpack it again
+                name = member.name.rpartition("/")[2]
+                if name in names and member.isfile():
+                    contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{official.filename} cannot be unpacked: {error}. Fetch it again.") from error
+    missing = sorted(set(names) - contents.keys())
+    if missing:
+        raise ValueError(f"{official.filename} does not contain {', '.join(missing)}. Fetch it again.")
+    return contents

@@ -1,9 +1,8 @@
-"""Encoded bytes to pixels, by the fastest decoder that is at hand; Pillow is the judge of everything odd.
+"""Encoded bytes to pixels by the fastest decoder available; Pillow decides about everything odd.
 
-All of these decoders rest on libjpeg-turbo and give the same pixels for JPEG files that are in order. Whatever one of
-them refuses, and what one of them is known to see differently, goes to Pillow: so PNGs named .JPEG, CMYK files and EXIF
-orientation (which is ignored, as torchvision's datasets ignore it) look the same whichever decoder is chosen, and a
-file is damaged when Pillow says so.
+All of these decoders rest on libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them
+refuses, or is known to decode differently, go to Pillow: so PNGs named .JPEG, CMYK files and EXIF orientation (ignored,
+as torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
 """
 
 import importlib
@@ -12,6 +11,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -21,14 +21,17 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from geexp.config.errors import ConfigError
-from geexp.data.jpeg_header import JpegHeader, read_jpeg_header
 
-# What comes of a file that cannot be read, and of content that is no image or not all of one.
+# Errors of a file that cannot be read, and of content that is no image or only part of one.
 DAMAGED = (OSError, ValueError)
+# How decoders refuse a file: torchvision and torchcodec with the former, our look at the header with the latter.
+_REFUSED = (RuntimeError, ValueError)
 
-_MODULES = {"torchcodec": "torchcodec.decoders", "simplejpeg": "simplejpeg"}
+_APP1, _SOS = 0xE1, 0xDA
+# Start of frame: all of 0xC0 … 0xCF but the three that mean other things.
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-# Pillow warns of damaged EXIF data and of the transparency that RGB drops; neither concerns us. Said once, here: to
+# Pillow warns of damaged EXIF data and of the transparency that RGB drops; neither concerns us. Set once, here: to
 # silence and restore around each image is not safe among threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -37,25 +40,27 @@ class Decoder:
     """Content of an image file (``uint8 [bytes]``) → ``uint8 [H, W, 3]``; may be called from many threads.
 
     Args:
-        backend: ``auto`` (torchvision), ``torchvision``, ``torchcodec``, ``simplejpeg`` or ``pil``.
+        backend: ``torchvision``, ``torchcodec``, ``pil``, or ``auto``: the first of these that is there.
 
     Raises:
-        ConfigError: if the package of the back end is not installed.
+        ConfigError: if the decoder is not installed or cannot be loaded.
     """
 
     def __init__(self, backend: str = "auto") -> None:
-        self.backend = "torchvision" if backend == "auto" else backend
-        if self.backend in ("torchcodec", "simplejpeg"):
-            if find_spec(self.backend) is None:
+        self.backend = _first_available() if backend == "auto" else backend
+        if self.backend == "torchvision" and not _torchvision_decodes():
+            raise ConfigError(f"feed.decode={backend}: this torchvision has no decoders any more. Use auto.")
+        if self.backend == "torchcodec":
+            if find_spec("torchcodec") is None:
                 raise ConfigError(
-                    f"feed.decode={backend}: the package {self.backend} is not installed. Either pip install "
-                    f"{self.backend}, or leave feed.decode=auto."
+                    f"feed.decode={backend}: the package torchcodec is not installed. Either pip install torchcodec, "
+                    "or leave feed.decode=auto."
                 )
             try:
-                importlib.import_module(_MODULES[self.backend])
-            except Exception as error:  # a shared library that does not load has many ways of saying so
+                importlib.import_module("torchcodec.decoders")
+            except (ImportError, OSError, RuntimeError) as error:  # a shared library that does not load
                 about = str(error).strip().splitlines()[0]
-                raise ConfigError(f"feed.decode={backend}: {self.backend} cannot be loaded ({about}).") from error
+                raise ConfigError(f"feed.decode={backend}: torchcodec cannot be loaded ({about}).") from error
         self._lock = threading.Lock()
         self._fallbacks = 0
 
@@ -66,9 +71,9 @@ class Decoder:
         try:
             header = read_jpeg_header(content)
             if header.height * header.width > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError("so large that Pillow shall say whether it can be")
+                raise ValueError("so large that Pillow shall decide whether to decode it")
             return _BACKENDS[self.backend](content, header)
-        except Exception:  # whatever it is, Pillow says whether the file or the decoder is to blame
+        except _REFUSED:
             return self.fall_back(content)
 
     def fall_back(self, content: np.ndarray) -> Tensor:
@@ -77,7 +82,7 @@ class Decoder:
         return decode_with_pil(content)
 
     def take_fallbacks(self) -> int:
-        """How many images went to Pillow since this was last asked."""
+        """How many images fell back to Pillow since the last call."""
         with self._lock:
             count, self._fallbacks = self._fallbacks, 0
         return count
@@ -89,11 +94,21 @@ class Decoder:
         self.__init__(state["backend"])  # type: ignore[misc]
 
 
+def _torchvision_decodes() -> bool:
+    return hasattr(torchvision.io, "decode_jpeg")  # deprecated from 0.29 on
+
+
+def _first_available() -> str:
+    if _torchvision_decodes():
+        return "torchvision"
+    return "torchcodec" if find_spec("torchcodec") is not None else "pil"
+
+
 def open_with_pil(content: np.ndarray) -> Image.Image:
     """The content as a PIL image in RGB, read to its end.
 
     Raises:
-        ValueError: for content that is no image, or a damaged one; the message says what is wrong with it.
+        ValueError: for content that is no image, or a damaged one, with the reason.
     """
     try:
         with Image.open(io.BytesIO(content.data)) as image:
@@ -109,30 +124,58 @@ def decode_with_pil(content: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(open_with_pil(content)))
 
 
+@dataclass(frozen=True)
+class JpegHeader:
+    """``sampling``: horizontal and vertical factor of each colour; ``app1``: places of the segments that hold EXIF."""
+
+    height: int
+    width: int
+    sampling: tuple[tuple[int, int], ...]
+    app1: tuple[int, ...]
+
+
+def read_jpeg_header(content: np.ndarray) -> JpegHeader:
+    """The segments before the first scan of ``content``, ``uint8 [bytes]``; takes microseconds.
+
+    Raises:
+        ValueError: if it is no JPEG, or its header is damaged.
+    """
+    data, at, app1 = content.data, 2, []
+    frame = None
+    if bytes(data[:2]) != b"\xff\xd8":
+        raise ValueError("no JPEG")
+    try:
+        while data[at] == 0xFF and data[at + 1] != _SOS:
+            if data[at + 1] in _SOF:
+                frame = at
+            elif data[at + 1] == _APP1:
+                app1.append(at)
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+        if data[at] != 0xFF or frame is None:
+            raise ValueError("the header is damaged")
+        height, width = (data[frame + i] << 8 | data[frame + i + 1] for i in (5, 7))
+        factors = [data[frame + 11 + 3 * i] for i in range(data[frame + 9])]
+    except IndexError:
+        raise ValueError("the header is truncated") from None
+    return JpegHeader(height, width, tuple((f >> 4, f & 15) for f in factors), tuple(app1))
+
+
 def _torchvision(content: np.ndarray, header: JpegHeader) -> Tensor:
-    if header.sampling[0] == (1, 2):  # 4:4:0: its libjpeg-turbo is of 2018 and rounds the colours of these otherwise
+    if header.sampling[:1] == ((1, 2),):  # 4:4:0: its libjpeg-turbo is of 2018 and rounds these colours differently
         raise ValueError("torchvision has slightly other colours for it")
     image = torchvision.io.decode_jpeg(torch.from_numpy(content), mode=torchvision.io.ImageReadMode.RGB)
     return image.permute(1, 2, 0)  # its memory is [H, W, C] already
 
 
 def _torchcodec(content: np.ndarray, header: JpegHeader) -> Tensor:
-    if header.app1:  # it would turn the image as EXIF says: let it find none
+    if header.app1:  # it would rotate the image as EXIF says: let it find none
         content = content.copy()
         content[[place + 1 for place in header.app1]] = 0xEF  # APP1 becomes APP15
-    decoders = importlib.import_module(_MODULES["torchcodec"])
+    decoders = importlib.import_module("torchcodec.decoders")
     return decoders.decode_jpeg(torch.from_numpy(content), mode="RGB").permute(1, 2, 0)
-
-
-def _simplejpeg(content: np.ndarray, header: JpegHeader) -> Tensor:
-    if len(header.sampling) == 4:
-        raise ValueError("simplejpeg has other colours for CMYK")
-    simplejpeg = importlib.import_module(_MODULES["simplejpeg"])
-    return torch.from_numpy(simplejpeg.decode_jpeg(content, colorspace="RGB"))
 
 
 _BACKENDS: dict[str, Callable[[np.ndarray, JpegHeader], Tensor]] = {
     "torchvision": _torchvision,
     "torchcodec": _torchcodec,
-    "simplejpeg": _simplejpeg,
 }

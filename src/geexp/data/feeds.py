@@ -1,8 +1,10 @@
 """A feed: batches of (images, labels) from a data set, in an order, for an epoch, from any position in it."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,22 +13,60 @@ from geexp.config.errors import DataError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.decode import Decoder
 from geexp.data.images import ArrayImages, Images
-from geexp.data.order import FixedOrder, TrainingOrder
+from geexp.data.parallel import processors
 from geexp.data.pixel_feed import PixelReader
-from geexp.data.reading import (
-    Batch,
-    Order,
-    Unreadable,
-    Workers,
-    processors,
-    read_here,
-    read_with_threads,
-)
+from geexp.data.reading import Batch, Order, Reader, RowReader, Unreadable, Workers, read_here, read_with_threads
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
 from geexp.data.resident_feed import ResidentImages, read_resident
-from geexp.data.resumable import ResumableFeed
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+class ResumableFeed(ABC, Generic[T]):
+    """Batches in an order, for Lightning. One iteration is one epoch, or the rest of one after a checkpoint.
+
+    Its position goes into checkpoints by Lightning's protocol for stateful loaders, ``state_dict`` and
+    ``load_state_dict``.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.sampler = self.batch_sampler = order  # the names at which Lightning calls set_epoch
+        self._given = 0
+        self._resume: dict[str, int] | None = None
+
+    @abstractmethod
+    def batches(self) -> Iterator[T]:
+        """Those of the order from its ``start`` on. Nothing may be read before the first is asked for."""
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[T]:
+        order, resume = self.sampler, self._resume
+        self._resume = None
+        # The checkpoint of a finished epoch is resumed in the next one, from its start.
+        order.start = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
+        self._given = order.start
+        for batch in self.batches():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self._given, "images": self.sampler.n}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """
+        Raises:
+            DataError: if the split has another number of images than then.
+        """
+        if state["images"] != self.sampler.n:
+            raise DataError(
+                f"the training split has {self.sampler.n} images, and had {state['images']} when the checkpoint was "
+                "written: the run cannot go on as it was begun. Bring the images back, or start over with force=true."
+            )
+        self._resume = state
 
 
 class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
@@ -38,9 +78,7 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
     """
 
-    def __init__(
-        self, batches: Callable[[], Iterator[Batch]], order: TrainingOrder | FixedOrder, on_error: str
-    ) -> None:
+    def __init__(self, batches: Callable[[], Iterator[Batch]], order: Order, on_error: str) -> None:
         super().__init__(order)
         self.on_error = on_error
         self.skipped: dict[int, Unreadable] = {}
@@ -54,7 +92,7 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
             self._note(batch)
             yield batch.images, batch.labels
         if self.fallbacks and not before:
-            log.info("to Pillow went what the chosen decoder refused: %d of the images", self.fallbacks)
+            log.info("%d images fell back to the Pillow decoder", self.fallbacks)
 
     def _note(self, batch: Batch) -> None:
         for one in batch.unreadable:
@@ -80,7 +118,7 @@ def make_feed(
     feed: FeedConfig,
     *,
     train: bool,
-    order: TrainingOrder | FixedOrder,
+    order: Order,
     seed: int,
     device: torch.device,
     processes: int = 1,
@@ -97,7 +135,7 @@ def make_feed(
         resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
         return Feed(lambda: read_resident(resident, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
-    reader: ReferenceReader | PixelReader
+    reader: Reader
     if feed.name == "reference":
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
@@ -107,12 +145,10 @@ def make_feed(
     )
 
 
-def _batches(
-    reader: ReferenceReader | PixelReader, order: Order, engine: str, workers: int, *, pin: bool
-) -> Callable[[], Iterator[Batch]]:
+def _batches(reader: Reader, order: Order, engine: str, workers: int, *, pin: bool) -> Callable[[], Iterator[Batch]]:
     if not workers:
         return lambda: read_here(reader, order)
-    if engine == "threads" and isinstance(reader, PixelReader):
+    if engine == "threads" and isinstance(reader, RowReader):
         return lambda: read_with_threads(reader, order, workers, pin=pin)
     processes = Workers(reader, order, workers, pin=pin)
     return lambda: iter(processes)

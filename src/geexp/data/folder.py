@@ -1,20 +1,19 @@
-"""Class folders of image files: read once into a compact index that is remembered until a folder changes."""
+"""Class folders of image files: read once into a compact index that is cached until a folder changes."""
 
 import hashlib
 import logging
 import os
-import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
-from geexp.data.images import Decoding
-from geexp.data.names import join_names, name_at
+from geexp.config.class_folders import class_folders
+from geexp.data.images import EncodedImages
+from geexp.data.parallel import with_bar
 from geexp.runs.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class FolderIndex:
     read_at: np.ndarray
 
 
-class FolderImages(Decoding):
+class FolderImages(EncodedImages):
     """``<folder>/<class>/**/<file>``; classes and files in the order of their names, as torchvision's ``ImageFolder``.
 
     Args:
@@ -59,41 +58,31 @@ class FolderImages(Decoding):
         self.classes: list[str] = self.index.classes.tolist()
         self.labels = self.index.labels
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def relative_name(self, index: int) -> str:
-        """``<class>/<file>``."""
         return f"{self.classes[self.labels[index]]}/{name_at(self.index.names, self.index.ends, index)}"
 
     def name(self, index: int) -> str:
         return str(self.folder / self.relative_name(index))
 
     def size(self, index: int) -> int:
-        """Bytes of the file."""
         return os.stat(f"{self.folder}/{self.relative_name(index)}").st_size
 
     def content(self, index: int) -> np.ndarray:
         return np.fromfile(f"{self.folder}/{self.relative_name(index)}", dtype=np.uint8)
 
-    def first_classes(self, n: int) -> "FolderImages":
+    def first_classes(self, n: int) -> Self:
         kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
         index = self.index
         fewer = replace(index, classes=index.classes[:n], labels=index.labels[kept], ends=index.ends[kept])
-        return FolderImages(self.folder, fewer)
-
-
-def class_folders(folder: Path) -> list[str]:
-    """The names of the classes, in order; hidden folders are none."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        return type(self)(self.folder, fewer)
 
 
 def read_folder(folder: Path) -> FolderIndex:
     """The index of a folder of class folders, from the cache if no folder has changed since."""
     cache = cache_folder() / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.npz"
-    remembered = _recall(cache)
-    if remembered is not None and _unchanged(remembered):
-        return remembered
+    cached = _cached(cache)
+    if cached is not None and _unchanged(cached):
+        return cached
     start = time.monotonic()
     index = _scan(folder)
     log.info(
@@ -107,7 +96,7 @@ def read_folder(folder: Path) -> FolderIndex:
         with atomic_write(cache) as file:
             np.savez(file, format=np.array(_FORMAT), **asdict(index))
     except OSError as error:
-        log.info("the list of files is not remembered: %s", error)
+        log.info("the list of files is not cached: %s", error)
     return index
 
 
@@ -117,10 +106,7 @@ def _scan(folder: Path) -> FolderIndex:
     classes = class_folders(folder)
     names: list[str] = []
     labels: list[np.ndarray] = []
-    console = Console(stderr=True)
-    for label, name in enumerate(
-        track(classes, escape(f"reading {folder}"), console=console, transient=True, disable=not sys.stderr.isatty())
-    ):
+    for label, name in enumerate(with_bar(classes, f"reading {folder}", len(classes))):
         before = len(names)
         for path, _, files in sorted(os.walk(folder / name, followlinks=True)):
             folders.append(os.fsencode(path))
@@ -156,20 +142,32 @@ def _unchanged(index: FolderIndex) -> bool:
     return now == index.times.tolist()
 
 
-def _recall(cache: Path) -> FolderIndex | None:
+def _cached(cache: Path) -> FolderIndex | None:
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             if arrays["format"] != _FORMAT:
                 return None
             return FolderIndex(**{name: arrays[name] for name in FolderIndex.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, EOFError):
+    except FileNotFoundError:
         return None
-    except Exception:  # zipfile and zlib have their own ways of saying that a file is damaged
-        log.info("%s is damaged and is written again", cache)
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
+        log.info("%s cannot be used (%s) and is written again", cache, error)
         return None
 
 
 def cache_folder() -> Path:
-    """Where things are remembered that can be found out again: ``GEEXP_CACHE``, or ``geexp`` in the user's cache."""
+    """Files that can be made again: in ``GEEXP_CACHE``, or in ``geexp`` of the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.path.expanduser(os.environ.get("GEEXP_CACHE") or f"{home}/geexp"))
+
+
+def join_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A million names as two arrays: their bytes end to end, ``uint8 [bytes]``, and where each ends, ``int64 [n]``."""
+    encoded = [os.fsencode(name) for name in names]
+    ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), ends
+
+
+def name_at(names: np.ndarray, ends: np.ndarray, index: int) -> str:
+    start = ends[index - 1] if index else 0
+    return os.fsdecode(names[start : ends[index]].tobytes())

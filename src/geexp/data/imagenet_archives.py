@@ -3,18 +3,17 @@
 Order, labels and names are those of class folders ``<WordNet id>/<file>``.
 """
 
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from geexp.config.errors import DataError
-from geexp.data.names import join_names, name_at
+from geexp.data.folder import join_names, name_at
+from geexp.data.images import EncodedImages
+from geexp.data.parallel import with_bar
 from geexp.registry import options
 
 TRAINING, VALIDATION, DEVKIT = options("data")["imagenet"]["archives"]
@@ -22,8 +21,8 @@ TRAINING, VALIDATION, DEVKIT = options("data")["imagenet"]["archives"]
 _BLOCK = 512  # the unit of tar; a block of zeros ends an archive
 
 
-class ArchiveImages:
-    """``EncodedImages`` within one file.
+class ArchiveImages(EncodedImages):
+    """Image files within one archive.
 
     Args:
         files: name, offset and size of each image.
@@ -35,11 +34,7 @@ class ArchiveImages:
         self._names, self._name_ends = join_names(name for name, _, _ in files)
         self._places = np.array([place for _, *place in files], dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def relative_name(self, index: int) -> str:
-        """``<class>/<file>``."""
         return f"{self.classes[self.labels[index]]}/{name_at(self._names, self._name_ends, index)}"
 
     def name(self, index: int) -> str:
@@ -65,15 +60,7 @@ def open_training_archive(root: Path) -> ArchiveImages:
     with archive.open("rb") as file:
         parts = sorted(_members(file, 0, archive.stat().st_size), key=lambda part: part[0])
         classes = [name.removesuffix(".tar") for name, _, _ in parts]
-        shown = track(
-            enumerate(parts),
-            f"reading {archive}",
-            total=len(parts),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        for label, (_, offset, size) in shown:
+        for label, (_, offset, size) in enumerate(with_bar(parts, f"reading {archive}", len(parts))):
             images = sorted(_members(file, offset, offset + size))
             files += images
             labels += [label] * len(images)

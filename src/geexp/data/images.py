@@ -1,65 +1,66 @@
-"""What every data set gives, whatever it is stored as: labels, names for messages, and pictures by index."""
+"""The common form of all data sets, whatever they are stored as: labels, names for messages, and pictures by index."""
 
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Subset
 
+from geexp.config.errors import ConfigError
 from geexp.data.decode import Decoder, open_with_pil
 
 
-class Images(Protocol):
-    """``labels`` [n] int64; a picture as PIL image (the reference) or as ``uint8 [H, W, 3]`` (the fast feeds)."""
+class Images(ABC):
+    """``labels`` [n] int64, and a picture by its index, of whatever it is stored as."""
 
     classes: list[str]
     labels: np.ndarray
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Which file or place it is, for a person."""
 
-    def picture(self, index: int) -> Image.Image: ...
+    @abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """For the reference feed."""
 
-    def pixels(self, index: int, decode: Decoder) -> Tensor: ...
+    @abstractmethod
+    def pixels(self, index: int, decode: Decoder) -> Tensor:
+        """``uint8 [H, W, 3]``, for the fast feeds."""
 
-
-class Split(Images, Protocol):
-    """Images of all the classes, of which one can have fewer."""
-
-    def first_classes(self, n: int) -> Images:
+    def first_classes(self, n: int) -> Self:
         """The same kind of images, of the first ``n`` classes only; each keeps its name."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class EncodedImages(Protocol):
+class EncodedImages(Images):
     """Images that are kept as the content of image files."""
 
-    classes: list[str]
-    labels: np.ndarray
+    @abstractmethod
+    def relative_name(self, index: int) -> str:
+        """``<class>/<file>``."""
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def size(self, index: int) -> int:
+        """Bytes of the content."""
 
-    def name(self, index: int) -> str: ...
-
+    @abstractmethod
     def content(self, index: int) -> np.ndarray:
         """``uint8 [bytes]``, writable (nobody does; torch warns of arrays that are not)."""
 
-
-class Decoding:
-    """Makes ``EncodedImages`` into ``Images``."""
-
-    def picture(self: EncodedImages, index: int) -> Image.Image:
+    def picture(self, index: int) -> Image.Image:
         return open_with_pil(self.content(index))
 
-    def pixels(self: EncodedImages, index: int, decode: Decoder) -> Tensor:
+    def pixels(self, index: int, decode: Decoder) -> Tensor:
         return decode(self.content(index))
 
 
-class ArrayImages:
+class ArrayImages(Images):
     """Images of one size held in memory as one array, ``uint8 [N, H, W]`` or ``[N, H, W, 3]``.
 
     Args:
@@ -77,9 +78,6 @@ class ArrayImages:
         self.classes = [str(label) for label in np.unique(labels)] if classes is None else classes
         self.numbers = np.arange(len(labels)) if numbers is None else numbers
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def name(self, index: int) -> str:
         return f"image {self.numbers[index]}"
 
@@ -90,46 +88,74 @@ class ArrayImages:
         image = torch.from_numpy(self.images[index])
         return image if image.ndim == 3 else image[..., None].expand(-1, -1, 3)
 
-    def first_classes(self, n: int) -> "ArrayImages":
+    def first_classes(self, n: int) -> Self:
         kept = self.labels < n
-        return ArrayImages(self.images[kept], self.labels[kept], self.classes[:n], self.numbers[kept])
+        return type(self)(self.images[kept], self.labels[kept], self.classes[:n], self.numbers[kept])
 
 
-class MapStyleImages:
-    """A user's own data set: anything with ``len`` and ``[index]`` → (image, label).
+class MapStyleImages(Images):
+    """A user's own data set: anything with ``len`` and ``[index]`` → (image, label from 0 on).
 
-    Images are PIL images, arrays or tensors: ``uint8``, ``[H, W]``, ``[H, W, C]`` or, as a tensor, ``[C, H, W]``.
+    Images are PIL images, arrays or tensors: ``uint8``, ``[H, W]``, ``[H, W, C]`` or, as a tensor, ``[C, H, W]``. The
+    labels are the data set's ``targets`` or ``labels`` if it has them; otherwise every item is read once. The names of
+    the classes are its ``classes``, if it has them.
 
     Args:
-        classes: how many classes there are; their names are the data set's ``classes``, if it has any.
+        target: the import path that it came from, for messages.
+        classes: how many classes there should be.
+
+    Raises:
+        ConfigError: for labels or images of another kind.
     """
 
-    def __init__(self, dataset: Any, classes: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, target: str, classes: int) -> None:
+        self.dataset, self.target = dataset, target
+        labels = getattr(dataset, "targets", None)
+        labels = getattr(dataset, "labels", None) if labels is None else labels
+        if labels is None or len(labels) != len(dataset):
+            labels = [dataset[index][1] for index in range(len(dataset))]
+        self.labels = np.array([int(label) for label in labels], dtype=np.int64)
+        self.numbers = np.arange(len(self.labels))
         names = getattr(dataset, "classes", None)
-        self.classes = [str(name) for name in names] if names is not None else [str(i) for i in range(classes)]
-        targets = getattr(dataset, "targets", None)
-        if targets is None:
-            targets = [dataset[i][1] for i in range(len(dataset))]
-        self.labels = np.array([int(target) for target in targets], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        found = int(self.labels.max(initial=-1)) + 1
+        self.classes = list(map(str, range(max(classes, found)) if names is None else names))
+        if len(self) and (self.labels.min() < 0 or found > len(self.classes)):
+            raise ConfigError(
+                f"data._target_={target}: its labels go from {self.labels.min()} to {found - 1}, and must be from 0 "
+                f"to {len(self.classes) - 1}, one for each of its classes."
+            )
+        if len(self):
+            self.picture(0)
 
     def name(self, index: int) -> str:
-        return f"image {index}"
+        return f"image {self.numbers[index]}"
 
     def picture(self, index: int) -> Image.Image:
-        image = self.dataset[index][0]
-        if isinstance(image, Tensor):
-            image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
-        return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image).squeeze())
+        try:
+            image = self.dataset[int(self.numbers[index])][0]
+        except ValueError as error:  # among the feeds it would count as a damaged file, which is left out
+            raise RuntimeError(f"data._target_={self.target}: {self.name(index)} raised {error!r}") from error
+        if isinstance(image, Image.Image):
+            return image
+        pixels = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+        if isinstance(image, Tensor) and image.ndim == 3:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,), (4,)):
+            raise ConfigError(
+                f"data._target_={self.target}: {self.name(index)} is {type(image).__name__} of {pixels.dtype} and "
+                f"shape {tuple(np.shape(image))}. Return a PIL image, or uint8 [H, W], [H, W, C], or [C, H, W] as a "
+                "tensor: without ToTensor and normalisation, which the feeds do."
+            )
+        return Image.fromarray(np.ascontiguousarray(pixels))
 
     def pixels(self, index: int, decode: Decoder) -> Tensor:
         return torch.from_numpy(np.array(self.picture(index).convert("RGB")))
 
-    def first_classes(self, n: int) -> "MapStyleImages":
-        kept = MapStyleImages.__new__(MapStyleImages)
-        kept.dataset = Subset(self.dataset, np.flatnonzero(self.labels < n).tolist())
-        kept.classes, kept.labels = self.classes[:n], self.labels[self.labels < n]
+    def first_classes(self, n: int) -> Self:
+        kept = type(self).__new__(type(self))
+        chosen = self.labels < n
+        kept.dataset, kept.target, kept.classes = self.dataset, self.target, self.classes[:n]
+        kept.labels, kept.numbers = self.labels[chosen], self.numbers[chosen]
         return kept

@@ -1,4 +1,4 @@
-"""The DataModule: a data set and a feed, as Lightning wants them."""
+"""The LightningDataModule: a data set and a feed."""
 
 from collections import ChainMap
 from functools import cached_property
@@ -31,7 +31,7 @@ class ImageData(pl.LightningDataModule):
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
-        self._earlier: dict[str, Any] | None = None  # what was to account for before the run was resumed
+        self._earlier: dict[str, Any] | None = None  # the account before the run was resumed
 
     @cached_property
     def training_images(self) -> Images:
@@ -75,10 +75,10 @@ class ImageData(pl.LightningDataModule):
         return images, labels
 
     def account(self) -> dict[str, Any]:
-        """What the feeds of all ranks could not read as intended, since the run began; every rank must ask.
+        """Images that the feeds of all ranks could not read as intended, since the run began; every rank must call it.
 
-        ``fallbacks`` counts images that went to Pillow, epoch by epoch, those that were read ahead in vain too;
-        ``skipped`` names each left out image once, with the reason.
+        ``fallbacks`` counts images that fell back to Pillow, epoch by epoch, including those read ahead in vain;
+        ``skipped`` names each skipped image once, with the reason.
         """
         mine = {
             "train": _account(self.training_images, self.training_feed),
@@ -112,7 +112,7 @@ class ImageData(pl.LightningDataModule):
 
 
 def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) -> dict[str, Any]:
-    """What of the order's arguments depends on the ranks, of whose batches together ``batch_size`` is the size."""
+    """The order's arguments that depend on the ranks; ``batch_size`` is that of all ranks together."""
     if trainer is None:
         return {"batch_size": batch_size}
     ranks = {"rank": trainer.global_rank, "world": trainer.world_size}

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -24,11 +23,9 @@ from torch import Tensor
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig
 from geexp.data.decode import Decoder
-from geexp.data.folder import cache_folder
-from geexp.data.images import Decoding
-from geexp.data.meter import meter
-from geexp.data.names import name_at
-from geexp.data.reading import processors
+from geexp.data.folder import cache_folder, name_at
+from geexp.data.images import EncodedImages, Images
+from geexp.data.parallel import in_threads, meter, processors
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.identity import recipe_slug
 
@@ -36,8 +33,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 AGAIN = "Make it again: python -m geexp.pack with the same data and recipe, and force=true."
-# So many records are one task of a thread.
-_RECORDS = 64
+# Records of one task of a thread.
+_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "EncodedPack | 
     return RawPack(path, index) if recipe.name == "raw" else EncodedPack(path, index)
 
 
-class _Pack:
+class _Pack(Images):
     def __init__(self, path: Path, index: PackIndex) -> None:
         self.path, self.index = path, index
         self.classes: list[str] = index.classes.tolist()
@@ -99,9 +96,6 @@ class _Pack:
 
     def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
         return type(self), (self.path, self.index)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def relative_name(self, index: int) -> str:
         """``<class>/<file>``."""
@@ -126,8 +120,8 @@ class _Pack:
         return int(self.index.ends[index - 1]) if index else 0, int(self.index.ends[index])
 
 
-class EncodedPack(_Pack, Decoding):
-    """Recipes original and jpeg: ``EncodedImages``."""
+class EncodedPack(_Pack, EncodedImages):
+    """Recipes original and jpeg."""
 
     def __init__(self, path: Path, index: PackIndex) -> None:
         super().__init__(path, index)
@@ -138,12 +132,16 @@ class EncodedPack(_Pack, Decoding):
         if hasattr(self, "_file"):
             os.close(self._file)
 
+    def size(self, index: int) -> int:
+        start, end = self._place(index)
+        return end - start
+
     def content(self, index: int) -> np.ndarray:
         return read_between(self._file, *self._place(index))
 
 
 class RawPack(_Pack):
-    """Recipe raw: ``Images`` whose pixels are views of the mapped file."""
+    """Recipe raw: pixels are views of the mapped file."""
 
     def __init__(self, path: Path, index: PackIndex) -> None:
         super().__init__(path, index)
@@ -204,51 +202,46 @@ def read_between(file: int, start: int, end: int) -> np.ndarray:
 
 
 def first_damaged(path: Path, ends: np.ndarray, digests: np.ndarray) -> int:
-    """The first record of a file that is not what its digest says; ``len(ends)`` if all are sound."""
+    """The first record of a file that does not match its digest; ``len(ends)`` if all are sound."""
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
 
-    def first_of(first: int) -> int | None:
-        records = zip(starts[first : first + _RECORDS], ends[first:], digests[first:], strict=False)
-        for index, (start, end, expected) in enumerate(records, first):
-            if digest(read_between(file.fileno(), start, end).data) != expected:
-                return index
+    def verify(records: range) -> int | None:
+        for record in records:
+            if digest(read_between(file.fileno(), starts[record], ends[record]).data) != digests[record]:
+                return record
         return None
 
-    with (
-        path.open("rb", buffering=0) as file,
-        meter(f"verifying {path.name}", len(ends)) as advance,
-        ThreadPoolExecutor(processors()) as pool,
-    ):
-        try:
-            tasks = range(0, len(ends), _RECORDS)
-            for first, bad in zip(tasks, pool.map(first_of, tasks), strict=True):
-                if bad is not None:
-                    return bad
-                last = min(first + _RECORDS, len(ends)) - 1
-                advance(last + 1 - first, int(ends[last] - starts[first]))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with path.open("rb", buffering=0) as file, meter(f"verifying {path.name}", len(ends)) as advance:
+        for records, bad in in_threads(verify, range(len(ends)), step=_STEP, threads=processors()):
+            if bad is not None:
+                return bad
+            advance(len(records), int(ends[records[-1]] - starts[records[0]]))
     return len(ends)
 
 
-def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
-    """Compare every record with its digest, unless this machine has done so with these very files before."""
-    status = path.stat()
-    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
-    remembered = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-    try:
-        if remembered.read_bytes() == facts:
-            return
-    except OSError:
-        pass
-    start = time.monotonic()
+def require_sound(path: Path, index: PackIndex) -> None:
+    """Compare every record of the index with its digest; raises ``DataError`` for the first that differs."""
     bad = first_damaged(path, index.ends, index.digests)
     if bad < len(index.ends):
         name = name_at(index.names, index.name_ends, bad)
         raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {AGAIN}")
+
+
+def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
+    """``require_sound``, unless this machine has verified these very files before."""
+    status = path.stat()
+    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
+    verified = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+    try:
+        if verified.read_bytes() == facts:
+            return
+    except OSError:
+        pass
+    start = time.monotonic()
+    require_sound(path, index)
     log.info("%s: all %d images verified by hash in %.1f s", path, len(index.ends), time.monotonic() - start)
     try:
-        with atomic_write(remembered) as file:
+        with atomic_write(verified) as file:
             file.write(facts)
     except OSError as error:
         log.info("that %s is verified is not remembered: %s", path, error)

@@ -1,5 +1,13 @@
-"""Making packs: images through a recipe into a file, by many threads, in the order of the source."""
+"""Making packs: images through a recipe into a file, by many threads, in the order of the source.
 
+Packing can be killed at any moment and goes on, and a pack never looks whole before it is. ``<split>.bin.partial``
+grows record by record; ``<split>.journal.partial`` has a header, which states what is packed how, and a row for every
+record, written after the record itself. On the disk they may still arrive in another order, so every row is compared
+with its data before going on.
+"""
+
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -7,46 +15,50 @@ import logging
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 from rich.filesize import decimal
 
 from geexp.config.errors import ConfigError, DataError
-from geexp.config.schema import DataConfig, RecipeConfig
+from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
+from geexp.data.datasets import SPLITS, open_dataset, require_classes, require_same_classes
 from geexp.data.decode import DAMAGED, open_with_pil
-from geexp.data.folder import FolderImages
+from geexp.data.folder import join_names
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.images import EncodedImages
-from geexp.data.meter import meter
-from geexp.data.names import join_names
-from geexp.data.pack import FORMAT, PackIndex, digest, index_path, read_index
-from geexp.data.partial_pack import FULL, PartialPack, Record
+from geexp.data.pack import FORMAT, PackIndex, digest, first_damaged, index_path, read_index
+from geexp.data.parallel import in_threads, meter, processors
+from geexp.runs.atomic_write import atomic_write
 from geexp.runs.identity import recipe_slug
 
 log = logging.getLogger(__name__)
 
-# So many images are one task of a thread, and so many tasks per thread are made ahead of the one that is written.
-_IMAGES, _AHEAD = 8, 2
-_LEFT_OUT = Record(b"", digest(b""), 0, 0)
+# Images of one task of a thread.
+_STEP = 8
 _GO_ON = "The same command, without force=true, goes on from there."
+_ROW = np.dtype([("end", "<i8"), ("digest", "<u8"), ("height", "<i4"), ("width", "<i4")])
+# A disk, a quota or the limit of a file's size is used up.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Source(EncodedImages, Protocol):
-    """What can be packed."""
+class Record(NamedTuple):
+    """The stored form of an image: ``content`` is empty for one that is left out."""
 
-    def relative_name(self, index: int) -> str:
-        """``<class>/<file>``."""
+    content: bytes | memoryview
+    digest: int
+    height: int
+    width: int
 
-    def size(self, index: int) -> int:
-        """Bytes of the content."""
+
+_LEFT_OUT = Record(b"", digest(b""), 0, 0)
 
 
 @dataclass(frozen=True)
@@ -62,37 +74,31 @@ class Packed:
     seconds: float | None
 
 
-def open_sources(data: DataConfig, kind: str) -> dict[str, Source]:
-    """The training and the evaluation split of ImageNet-like files, from ``folders`` or ``archives``.
+def open_sources(data: DataConfig, kind: str) -> dict[str, EncodedImages]:
+    """The training and the evaluation split of image files, from ``folders`` or ``archives``.
 
     Raises:
-        ConfigError: if they have another number of classes than the configuration says.
+        ConfigError: if they have another number of classes than the configuration states, or are no files.
         DataError: if files are damaged, or the two splits have different classes.
     """
+    if kind == "folders":
+        opened = {split: open_dataset(data, FeedConfig("folder"), train=split == "train") for split in SPLITS}
+        if not all(isinstance(images, EncodedImages) for images in opened.values()):
+            raise ConfigError(f"data={data.name}: its images are not read from files; there is nothing to pack.")
+        return cast(dict[str, EncodedImages], opened)
     root = Path(str(data.root)).expanduser()
+    archives: dict[str, EncodedImages] = {"train": open_training_archive(root), "val": open_validation_archive(root)}
     try:
-        if kind == "folders":
-            sources: dict[str, Source] = {split: FolderImages(root / split) for split in ("train", "val")}
-        else:
-            sources = {"train": open_training_archive(root), "val": open_validation_archive(root)}
-    except (ConfigError, DataError):
-        raise
+        require_same_classes(*(archive.classes for archive in archives.values()))
     except ValueError as error:
-        raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
-    only = sorted(set(sources["train"].classes) ^ set(sources["val"].classes))
-    if only:  # labels are given by the order of the classes: a difference would shift them without a word
-        raise DataError(f"{root.absolute()}: only one of train and val has the classes {', '.join(only[:5])}.")
-    for split, name in (("train", "training"), ("val", "evaluation")):
-        classes = len(sources[split].classes)
-        if classes != data.num_classes:
-            raise ConfigError(
-                f"data.num_classes={data.num_classes}: data={data.name} has {classes} classes in its {name} split."
-            )
-    return sources
+        raise DataError(f"data={data.name}: the archives in {root.absolute()} cannot be used. {error}") from error
+    for split, archive in archives.items():
+        require_classes(archive, data, split)
+    return archives
 
 
 def pack_split(
-    source: Source,
+    source: EncodedImages,
     folder: Path,
     split: str,
     recipe: RecipeConfig,
@@ -104,7 +110,7 @@ def pack_split(
     """Make ``<folder>/<split>.bin`` and its index, or go on with making them, or leave them if they are there.
 
     Recipe original copies the files as they are and refuses only empty ones; ``python -m geexp.check_data`` decodes
-    them all. The others decode with Pillow, shrink what is larger than the recipe says (bilinear, antialiased), and
+    them all. The others decode with Pillow, shrink what is larger than the recipe states (bilinear, antialiased), and
     keep the pixels (raw) or encode them again (jpeg).
 
     Args:
@@ -117,13 +123,18 @@ def pack_split(
     start = time.monotonic()
     path, n = folder / f"{split}.bin", len(source)
     names = [source.relative_name(index) for index in range(n)]
-    said = {"recipe": json.dumps(asdict(recipe), sort_keys=True), "source": _digest_of(source, names)}
-    partial = PartialPack(path, said)
+    about = {"recipe": json.dumps(asdict(recipe), sort_keys=True), "source": _digest_of(source, names)}
+    partial = PartialPack(path, about)
+
+    def packed(index: PackIndex, seconds: float | None) -> Packed:
+        images = len(index.labels)
+        return Packed(split, str(path), images, n - images, len(index.classes), int(index.ends[-1]), seconds)
+
     if not partial.begun() and not force and index_path(path).exists():
-        index = _finished(path, recipe, said)
+        index = _require_same(path, recipe, about)
         partial.discard_journal()
         log.info("%s is there already (force=true makes it again)", path)
-        return _packed(split, path, index, n, None)
+        return packed(index, None)
     try:
         with partial:
             if on_error == "stop":
@@ -131,27 +142,31 @@ def pack_split(
             if partial.count:
                 log.info("%s: %d of %d images are packed already", path, partial.count, n)
             if recipe.name == "original":
-                _require_space(path, _bytes_from(source, partial.count))
+                _require_space(path, source, partial.count)
             try:
                 _fill(partial, source, recipe, workers, on_error)
             except KeyboardInterrupt:
                 log.warning("interrupted: %d of %d images of %s are packed. %s", partial.count, n, path.name, _GO_ON)
                 raise
-            rows = partial.all_rows()
-            index = _index(source, names, rows, recipe, said)
+            index = _index(source, names, partial.all_rows(), recipe, about)
             partial.finish(index)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in _FULL:
             raise
-        raise _disk_full(partial, source, recipe, error) from error
-    left_out = [names[row] for row in np.flatnonzero(_lengths(rows) == 0)]
+        more = decimal(partial.size // max(partial.count, 1) * (n - partial.count))
+        need = f"the others need about {more} more" if partial.size else "it is not known how much the others need"
+        raise DataError(
+            f"{path}: {error.strerror}. {partial.count:,} of {n:,} images are packed, and {need}. "
+            f"Free up space. {_GO_ON}"
+        ) from error
+    left_out = index.left_out.tolist()
     if left_out:
         log.warning("%s: %d images could not be read and are left out: %s", path, len(left_out), ", ".join(left_out))
-    return _packed(split, path, index, n, round(time.monotonic() - start, 1))
+    return packed(index, round(time.monotonic() - start, 1))
 
 
 def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int]:
-    """Width and height of what the recipe stores; rounded as torchvision's ``Resize`` rounds, and never enlarged.
+    """Width and height that the recipe stores; rounded as torchvision's ``Resize`` rounds, and never enlarged.
 
     So pixels with a short side of 256 are those that evaluation on 256 would make itself.
     """
@@ -164,14 +179,15 @@ def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int
     return short_width, short_height
 
 
-def _fill(partial: PartialPack, source: Source, recipe: RecipeConfig, workers: int, on_error: str) -> None:
-    with (
-        meter(f"packing {partial.path.name}", len(source), partial.count) as advance,
-        closing(_records(source, recipe, partial.count, workers)) as made,
-    ):
-        for results in made:
+def _fill(partial: "PartialPack", source: EncodedImages, recipe: RecipeConfig, workers: int, on_error: str) -> None:
+    def pack(indices: range) -> list[Record | Exception]:
+        return [_record(source, recipe, index) for index in indices]
+
+    rest = range(partial.count, len(source))
+    with meter(f"packing {partial.path.name}", len(source), partial.count) as advance:
+        for indices, results in in_threads(pack, rest, step=_STEP, threads=workers):
             records = []
-            for index, result in enumerate(results, partial.count):
+            for index, result in zip(indices, results, strict=True):
                 if isinstance(result, Record):
                     records.append(result)
                     continue
@@ -185,82 +201,60 @@ def _fill(partial: PartialPack, source: Source, recipe: RecipeConfig, workers: i
             advance(len(records), sum(len(record.content) for record in records))
 
 
-def _records(source: Source, recipe: RecipeConfig, first: int, workers: int) -> Generator[list[Record | Exception]]:
-    """Records in order, some at a time, made by threads a little ahead; an exception for what cannot be read."""
-
-    def make(indices: range) -> list[Record | Exception]:
-        return [_record(source, recipe, index) for index in indices]
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        under_way: deque[Future[list[Record | Exception]]] = deque()
-        try:
-            for start in range(first, len(source), _IMAGES):
-                under_way.append(pool.submit(make, range(start, min(start + _IMAGES, len(source)))))
-                if len(under_way) > workers * _AHEAD:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _record(source: Source, recipe: RecipeConfig, index: int) -> Record | Exception:
+def _record(source: EncodedImages, recipe: RecipeConfig, index: int) -> Record | Exception:
+    """The stored form of an image; the exception for one that cannot be read."""
     try:
         content = source.content(index)
         if not len(content):
             raise ValueError("the file is empty")
-        return _by_recipe(content, recipe)
+        if recipe.name == "original":
+            return Record(content.data, digest(content.data), 0, 0)
+        image = open_with_pil(content)
+        size = shrunk_size(*image.size, recipe)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)  # antialiased, which is Pillow's way of shrinking
+        if recipe.name == "raw":
+            stored = image.tobytes()
+        else:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=recipe.quality)
+            stored = buffer.getvalue()
+        return Record(stored, digest(stored), image.height, image.width)
     except DAMAGED as error:
         return error
 
 
-def _by_recipe(content: np.ndarray, recipe: RecipeConfig) -> Record:
-    """What is stored of the content of an image file."""
-    if recipe.name == "original":
-        return Record(content.data, digest(content.data), 0, 0)
-    image = open_with_pil(content)
-    size = shrunk_size(*image.size, recipe)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)  # with antialiasing, which is Pillow's way of shrinking
-    if recipe.name == "raw":
-        pixels = image.tobytes()
-        return Record(pixels, digest(pixels), image.height, image.width)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=recipe.quality)
-    return Record(buffer.getvalue(), digest(buffer.getvalue()), image.height, image.width)
-
-
-def _index(source: Source, names: list[str], rows: np.ndarray, recipe: RecipeConfig, said: dict[str, str]) -> PackIndex:
-    there = np.flatnonzero(_lengths(rows))
-    left_out = [names[row] for row in np.flatnonzero(_lengths(rows) == 0)]
-    if not len(there):
+def _index(
+    source: EncodedImages, names: list[str], rows: np.ndarray, recipe: RecipeConfig, about: dict[str, str]
+) -> PackIndex:
+    there = np.diff(rows["end"], prepend=0) > 0
+    if not there.any():
         raise DataError(f"not one of the {len(rows)} images can be read; see python -m geexp.check_data")
-    rows = rows[there]
-    joined, name_ends = join_names(names[index] for index in there)
-    pixels = recipe.name == "raw"
+    joined, name_ends = join_names(names[index] for index in np.flatnonzero(there))
+    sizes = rows[there][: None if recipe.name == "raw" else 0]
     return PackIndex(
         format=np.array(FORMAT),
-        recipe=np.array(said["recipe"]),
-        source=np.array(said["source"]),
+        recipe=np.array(about["recipe"]),
+        source=np.array(about["source"]),
         classes=np.array(source.classes),
         labels=source.labels[there],
-        ends=rows["end"].astype(np.int64),
-        digests=rows["digest"].astype(np.uint64),
+        ends=rows["end"][there].astype(np.int64),
+        digests=rows["digest"][there].astype(np.uint64),
         names=joined,
         name_ends=name_ends,
-        heights=rows["height"].astype(np.int32)[: None if pixels else 0],
-        widths=rows["width"].astype(np.int32)[: None if pixels else 0],
-        left_out=np.array(left_out, dtype=str),
+        heights=sizes["height"].astype(np.int32),
+        widths=sizes["width"].astype(np.int32),
+        left_out=np.array([names[index] for index in np.flatnonzero(~there)], dtype=str),
     )
 
 
-def _finished(path: Path, recipe: RecipeConfig, said: dict[str, str]) -> PackIndex:
-    """The index of the pack that is there, which must be the one that is wanted."""
+def _require_same(path: Path, recipe: RecipeConfig, about: dict[str, str]) -> PackIndex:
+    """The index of the pack that is there; raises ``DataError`` if it is not the one that would be made."""
     index, _ = read_index(path)
     theirs = json.loads(str(index.recipe))
     if theirs != asdict(recipe):
         other = f"recipe {recipe_slug(RecipeConfig(**theirs))} instead of {recipe_slug(recipe)}"
-    elif str(index.source) != said["source"]:
+    elif str(index.source) != about["source"]:
         other = "other images"
     else:
         return index
@@ -269,17 +263,8 @@ def _finished(path: Path, recipe: RecipeConfig, said: dict[str, str]) -> PackInd
     )
 
 
-def _packed(split: str, path: Path, index: PackIndex, n: int, seconds: float | None) -> Packed:
-    images = len(index.labels)
-    return Packed(split, str(path), images, n - images, len(index.classes), int(index.ends[-1]), seconds)
-
-
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    return np.diff(rows["end"], prepend=0)
-
-
-def _digest_of(source: Source, names: list[str]) -> str:
-    """Of which images it is a pack, wherever they lie."""
+def _digest_of(source: EncodedImages, names: list[str]) -> str:
+    """Identifies the images of a pack, wherever they lie."""
     whole = hashlib.blake2b(digest_size=16)
     for part in ("\0".join(source.classes), "\0".join(names)):
         whole.update(os.fsencode(part) + b"\0\0")
@@ -287,37 +272,143 @@ def _digest_of(source: Source, names: list[str]) -> str:
     return whole.hexdigest()
 
 
-def _bytes_from(source: Source, first: int) -> int:
-    """What the images from ``first`` on take as they are, but for those that packing will find to be unreadable."""
+def _require_space(path: Path, source: EncodedImages, first: int) -> None:
+    """Whether the images from ``first`` on, as they are, fit on the disk."""
 
-    def bytes_of(indices: range) -> int:
+    def sizes(indices: range) -> int:
         total = 0
         for index in indices:
-            with suppress(OSError):
+            with suppress(OSError):  # found to be unreadable when it is packed
                 total += source.size(index)
         return total
 
-    with ThreadPoolExecutor() as pool:  # many, since they wait for the disk or the network
-        starts = range(first, len(source), 1024)
-        return sum(pool.map(bytes_of, (range(start, min(start + 1024, len(source))) for start in starts)))
-
-
-def _disk_full(partial: PartialPack, source: Source, recipe: RecipeConfig, error: OSError) -> DataError:
-    if recipe.name == "original":
-        more = _bytes_from(source, partial.count)
-    else:
-        more = partial.size // max(partial.count, 1) * (len(source) - partial.count)
-    need = f"the others need about {decimal(more)} more" if more else "it is not known how much the others need"
-    return DataError(
-        f"{partial.path}: {error.strerror}. {partial.count:,} of {len(source):,} images are packed, and {need}. "
-        f"Free up space. {_GO_ON}"
-    )
-
-
-def _require_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
+    # Many threads, since they wait for the disk or the network.
+    parts = in_threads(sizes, range(first, len(source)), step=1024, threads=4 + processors())
+    needed, free = sum(size for _, size in parts), shutil.disk_usage(path.parent).free
     if needed > free:
         raise DataError(
             f"{path.parent}: {path.name} needs {decimal(needed)} and {decimal(free)} are free. Free up space, choose "
             "another folder with out=<folder>, or a recipe that shrinks images: recipe=jpeg."
         )
+
+
+class PartialPack:
+    """A pack ``<split>.bin`` that is being made; used in a ``with``.
+
+    Args:
+        about: what is packed how; a partial pack of anything else is discarded.
+
+    Raises:
+        DataError: on entering, if another process is making this pack.
+    """
+
+    def __init__(self, path: Path, about: dict[str, str]) -> None:
+        self.path, self.index = path, index_path(path)
+        self.data, self.journal = path.with_name(f"{path.name}.partial"), path.with_suffix(".journal.partial")
+        self._header = json.dumps({"format": FORMAT} | about, sort_keys=True).encode() + b"\n"
+        self.count = self.size = 0  # records and bytes that are there
+
+    def begun(self) -> bool:
+        """Whether a part of this very pack is there to go on with."""
+        return self.data.exists() and self._journalled() is not None
+
+    def __enter__(self) -> "PartialPack":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal_file = _open(self.journal)
+        try:
+            fcntl.flock(self._journal_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._journal_file.close()
+            raise DataError(f"{self.path}: another process is packing it already.") from error
+        if self.path.exists() and not self.index.exists() and not self.data.exists():
+            os.replace(self.path, self.data)  # killed in the middle of finishing
+        rows = self._sound_rows()
+        self._data_file = _open(self.data)
+        self._cut_after(rows)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._data_file.close()
+        self._journal_file.close()
+
+    def keep_until_left_out(self) -> None:
+        """Forget the first record that is left out, and all after it."""
+        rows = self.all_rows()
+        left_out = np.flatnonzero(np.diff(rows["end"], prepend=0) == 0)
+        if len(left_out):
+            self._cut_after(rows[: left_out[0]])
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Raises ``OSError``, as ``finish`` does, for instance one of ``_FULL``; records that are whole stay."""
+        rows = np.empty(len(records), dtype=_ROW)
+        end = self.size
+        for row, record in enumerate(records):
+            _write(self._data_file, record.content)
+            end += len(record.content)
+            rows[row] = end, *record[1:]
+        _write(self._journal_file, rows.tobytes())
+        self.count, self.size = self.count + len(rows), end
+
+    def all_rows(self) -> np.ndarray:
+        rows = self._journalled()
+        assert rows is not None
+        return rows
+
+    def finish(self, index: PackIndex) -> None:
+        """Make it the pack. In this order an old index never stands beside new data."""
+        os.fsync(self._data_file.fileno())
+        self.index.unlink(missing_ok=True)
+        os.replace(self.data, self.path)
+        with atomic_write(self.index) as file:
+            np.savez(file, **vars(index))
+        self.discard_journal()
+
+    def discard_journal(self) -> None:
+        """The last step of finishing; all that may be missing when the index is there."""
+        self.journal.unlink(missing_ok=True)
+
+    def _journalled(self) -> np.ndarray | None:
+        """The whole rows of the journal; None if it is of another pack or there is none."""
+        try:
+            content = self.journal.read_bytes()
+        except FileNotFoundError:
+            return None
+        if not content.startswith(self._header):
+            return None
+        rows = content[len(self._header) :]
+        return np.frombuffer(rows[: len(rows) // _ROW.itemsize * _ROW.itemsize], dtype=_ROW)
+
+    def _sound_rows(self) -> np.ndarray:
+        """The rows up to the first whose data are not there or not what it states."""
+        rows, size = self._journalled(), self.data.stat().st_size if self.data.exists() else 0
+        if rows is None and size:
+            log.info("%s is of another recipe or other images and is started over", self.data)
+        if rows is None or not len(rows):
+            return np.empty(0, dtype=_ROW)
+        whole = (np.diff(rows["end"], prepend=0) >= 0) & (rows["end"] <= size)
+        rows = rows[: len(rows) if whole.all() else whole.argmin()]
+        return rows[: first_damaged(self.data, rows["end"], rows["digest"])] if len(rows) else rows
+
+    def _cut_after(self, rows: np.ndarray) -> None:
+        """Both files end with the last of ``rows``, which they begin with."""
+        self.count, self.size = len(rows), int(rows["end"][-1]) if len(rows) else 0
+        self._data_file.truncate(self.size)
+        self._data_file.seek(self.size)
+        if not len(rows):
+            self._journal_file.truncate(0)
+            self._journal_file.seek(0)
+            _write(self._journal_file, self._header)
+        end = self._journal_file.truncate(len(self._header) + rows.nbytes)
+        self._journal_file.seek(end)
+
+
+def _open(path: Path) -> FileIO:
+    """For reading and writing, made if it is not there, unbuffered: what is written survives this process."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+
+
+def _write(file: FileIO, content: bytes | memoryview) -> None:
+    """All of it: a disk that fills up takes a part of the last write without an error."""
+    rest = memoryview(content)
+    while len(rest):
+        rest = rest[file.write(rest) :]

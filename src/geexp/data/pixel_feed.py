@@ -16,14 +16,14 @@ from geexp.config.schema import AugmentationConfig, DataConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
-from geexp.data.reading import Batch, Unreadable
+from geexp.data.reading import Batch, RowReader, Unreadable
 
 # RandomResizedCrop's own defaults, with which the reference feed makes it.
 _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _LOG_ASPECT = torch.log(torch.tensor(_ASPECT)).tolist()  # in float32, as there
 
 
-class PixelReader:
+class PixelReader(RowReader):
     """Keys (epoch, index) → a batch ``uint8 [N, 3, S, S]`` in channels_last memory, not normalised yet.
 
     Args:
@@ -40,10 +40,6 @@ class PixelReader:
     ) -> None:
         self.images, self.decode, self.seed = images, decode, seed
         self.size, self.augmentation = data.image_size, augmentation
-
-    def read(self, keys: list[Key]) -> Batch:
-        batch = self.new_batch(keys)
-        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)), keys)
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch:
         buffer = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8, pin_memory=pin)

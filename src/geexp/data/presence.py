@@ -1,9 +1,12 @@
-"""Are the data there? Asked before torch is imported or a run begins."""
+"""Whether the data are there: checked before torch is imported or a run begins."""
 
+import re
+import shlex
 from pathlib import Path
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, FeedConfig
+from geexp.registry import options
 from geexp.runs.identity import recipe_slug
 
 
@@ -53,13 +56,25 @@ def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
     if missing:
         raise ConfigError(
             f"feed=pack: {' and '.join(missing)} not found in {folder}. Either say where the pack is, with "
-            f"feed.pack=<folder>, or make it: python -m geexp.pack data={data.name} data.root={data.root} "
-            f"recipe={data.recipe.name}{f' out={feed.pack}' if feed.pack else ''}"
+            f"feed.pack=<folder>, or make it: {_packing_command(data, feed)}"
         )
 
 
+def _packing_command(data: DataConfig, feed: FeedConfig) -> str:
+    by_target = [name for name, entry in options("data").items() if entry.get("_target_") == data._target_]
+    option = by_target[0] if by_target and data.name not in options("data") else data.name
+    words = [f"data={option}", _quoted("data.root", data.root), f"recipe={data.recipe.name}"]
+    return shlex.join(["python", "-m", "geexp.pack", *words, *([_quoted("out", feed.pack)] if feed.pack else [])])
+
+
+def _quoted(key: str, value: str | None) -> str:
+    """As Hydra reads it, which takes spaces and the like in quotes only."""
+    plain = re.fullmatch(r"[\w./~+-]+", str(value), re.ASCII)
+    return f"{key}={value}" if plain else f"{key}='{value}'"
+
+
 def pack_source(data: DataConfig, wanted: str) -> str:
-    """What a pack is made from: ``folders`` or ``archives``; ``auto`` takes folders if they are there.
+    """The source of a pack, ``folders`` or ``archives``; ``auto`` takes folders if they are there.
 
     Raises:
         ConfigError: if something is missing.

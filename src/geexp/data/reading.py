@@ -1,19 +1,20 @@
 """Reading whole batches: by threads of this process, or by processes of a DataLoader; the same batches either way."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geexp.config.errors import DataError
 from geexp.data.images import Images
-from geexp.data.order import Key
+from geexp.data.order import FixedOrder, Key, TrainingOrder
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Unreadable:
 
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
-        reason = getattr(error, "strerror", None) or str(error)  # which would name the file once more
+        reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
         name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
         return cls(index, name, reason)
 
 
 @dataclass
 class Batch:
-    """Images, labels ``[N]`` int64, which images are missing from it, and how many the chosen decoder refused."""
+    """Images, labels ``[N]`` int64, the images missing from it, and how many fell back to Pillow."""
 
     images: Tensor
     labels: Tensor
@@ -44,35 +45,43 @@ class Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.fallbacks)
 
 
-class Reader(Protocol):
-    def read(self, keys: list[Key]) -> Batch: ...
+class Reader(ABC):
+    """Keys (epoch, index) → batches; also what a DataLoader takes for a data set that reads whole batches."""
+
+    @abstractmethod
+    def __getitems__(self, keys: list[Key]) -> Batch: ...
 
 
-class RowReader(Reader, Protocol):
-    """A reader whose batches can be made by many hands, a few rows each."""
+class RowReader(Reader):
+    """A reader whose batches can be made by several threads, a few rows each."""
 
+    @abstractmethod
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch: ...
 
+    @abstractmethod
     def read_rows(self, batch: Batch, keys: list[Key], first: int, last: int) -> list[Unreadable]: ...
 
+    @abstractmethod
     def finish(self, batch: Batch, unreadable: list[Unreadable], keys: list[Key]) -> Batch: ...
 
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        batch = self.new_batch(keys)
+        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)), keys)
 
-class Order(Iterable[list[Key]], Sized, Protocol):
-    start: int
 
+Order = TrainingOrder | FixedOrder
 
-# So many rows are one task of a thread: few enough to share a batch out evenly, enough not to feel the hand-over.
+# Rows of one task of a thread: few enough to share a batch out evenly, many enough for the overhead not to matter.
 _ROWS = 8
-# So many batches are made ahead of the one that is being used.
+# Batches that are made ahead of the one in use.
 _AHEAD = 2
-# Seconds after which a batch of worker processes comes no more.
+# Seconds after which a batch of worker processes is given up.
 _TIMEOUT = 900
 
 
 def read_here(reader: Reader, order: Order) -> Iterator[Batch]:
     for keys in order:
-        yield reader.read(keys)
+        yield reader.__getitems__(keys)
 
 
 def read_with_threads(reader: RowReader, order: Order, threads: int, *, pin: bool = False) -> Iterator[Batch]:
@@ -111,7 +120,7 @@ class Workers:
 
     def __init__(self, reader: Reader, order: Order, workers: int, *, pin: bool = False) -> None:
         self._loader: DataLoader = DataLoader(
-            _WholeBatches(reader),
+            cast(Dataset, reader),
             batch_sampler=order,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -127,7 +136,7 @@ class Workers:
 
 @contextmanager
 def explained_workers() -> Iterator[None]:
-    """Make a ``DataError`` of what torch raises when a worker process has died: in the feed, or anywhere else.
+    """Turn what torch raises when a worker process has died, in the feed or anywhere else, into a ``DataError``.
 
     (torch notices by a signal, which interrupts whatever the main thread is doing.)
     """
@@ -135,7 +144,9 @@ def explained_workers() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         about = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in about and "DataLoader timed out" not in about:
+        # Not "Caught RuntimeError in DataLoader worker process 0", which is an error of the code that it runs.
+        died = "DataLoader worker (pid" in about or "DataLoader timed out" in about
+        if isinstance(error, RuntimeError) and not died:
             raise
         raise DataError(
             f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
@@ -143,18 +154,5 @@ def explained_workers() -> Iterator[None]:
         ) from error
 
 
-class _WholeBatches(Dataset):
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __getitems__(self, keys: list[Key]) -> Batch:  # what a DataLoader calls with all of a batch's keys
-        return self.reader.read(keys)
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from geexp.config.schema import DataConfig
 from geexp.data.decode import DAMAGED
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
-from geexp.data.reading import Batch, Unreadable
+from geexp.data.reading import Batch, Reader, Unreadable
 
 
 def training_transform(data: DataConfig) -> T.Compose:
@@ -71,7 +71,7 @@ def _to_tensor(data: DataConfig) -> list[object]:
     return [T.ToTensor(), T.Normalize(data.mean, data.std)]
 
 
-class ReferenceReader:
+class ReferenceReader(Reader):
     """Keys (epoch, index) → a batch of normalised float images ``[N, C, H, W]``.
 
     Augmentation is a pure function of (seed, epoch, index): it depends neither on the number of workers nor on what
@@ -81,7 +81,7 @@ class ReferenceReader:
     def __init__(self, images: Images, transform: T.Compose, seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def read(self, keys: list[Key]) -> Batch:
+    def __getitems__(self, keys: list[Key]) -> Batch:
         rows, labels, unreadable = [], [], []
         for epoch, index in keys:
             try:

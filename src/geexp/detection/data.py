@@ -1,25 +1,97 @@
-"""The DataModule of detection: a set in COCO's layout, read for training and for evaluation."""
+"""Images with boxes in batches, and the DataModule of detection."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
+from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig
+from geexp.data.decode import DAMAGED, Decoder
+from geexp.data.feeds import ResumableFeed
 from geexp.data.module import share_of_ranks
-from geexp.data.order import FixedOrder, TrainingOrder
-from geexp.data.reading import processors
-from geexp.detection.batches import DetectionDataset, DetectionFeed
+from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
+from geexp.data.parallel import processors
+from geexp.data.reading import Workers
 from geexp.detection.coco import CocoImages, require_same_classes
-from geexp.detection.fashion_coco import make_fashion_coco
+from geexp.registry import locate
 
 
-def open_split(data: DataConfig, split: str, *, train: bool) -> CocoImages:
-    """One split of the configured set; the small one is made if it is not there. Raises as ``CocoImages`` does."""
-    root = Path(str(data.root)).expanduser()
-    if data.name == "fashion_coco_mini":
-        make_fashion_coco(root)
-    return CocoImages(root, split, train=train, num_classes=data.num_classes)
+@dataclass
+class DetectionBatch:
+    """``images`` uint8 ``[3, H, W]`` of any sizes, their ``targets`` as torchvision's detectors take them, COCO ids."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    image_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def inputs(self) -> list[Tensor]:
+        """The images as torchvision's detectors take them, float32 in 0 … 1."""
+        return [image.float() / 255 for image in self.images]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "DetectionBatch":
+        images = [image.to(device, non_blocking=non_blocking) for image in self.images]
+        targets = [
+            {key: value.to(device, non_blocking=non_blocking) for key, value in target.items()}
+            for target in self.targets
+        ]
+        return DetectionBatch(images, targets, self.image_ids)
+
+    def pin_memory(self) -> "DetectionBatch":
+        return DetectionBatch([image.pin_memory() for image in self.images], self.targets, self.image_ids)
+
+
+class DetectionReader:
+    """Keys (epoch, index) → a batch.
+
+    Args:
+        flip: mirror half of the images, the only augmentation of He et al. 2016. Which ones is a pure function of
+            (seed, epoch, index).
+        decode: the backend of ``geexp.data.decode.Decoder``.
+    """
+
+    def __init__(self, images: CocoImages, *, flip: bool, seed: int = 0, decode: str = "auto") -> None:
+        self.images, self.flip, self.seed, self.decode = images, flip, seed, Decoder(decode)
+
+    def read(self, keys: list[Key]) -> DetectionBatch:
+        images, targets = zip(*(self.read_one(key) for key in keys), strict=True)
+        return DetectionBatch(list(images), list(targets), [self.images.image_id(index) for _, index in keys])
+
+    def read_one(self, key: Key) -> tuple[Tensor, dict[str, Tensor]]:
+        """The image ``uint8 [3, H, W]`` and its target.
+
+        Raises:
+            DataError: for a file that is no image, or whose size differs from the annotations.
+        """
+        epoch, index = key
+        image, target = read_image(self.decode, self.images.name(index)), self.images.target(index)
+        if tuple(image.shape[1:]) != self.images.size(index):
+            found, annotated = (f"{width}x{height}" for height, width in (image.shape[1:], self.images.size(index)))
+            raise DataError(f"{self.images.name(index)}: {found} pixels, but annotated as {annotated}. Fetch it again.")
+        if self.flip and mix(self.seed, "flip", epoch, index) % 2:
+            image, target["boxes"] = image.flip(2), mirrored(target["boxes"], width=image.shape[2])
+        return image.contiguous(), target
+
+
+class DetectionFeed(ResumableFeed[DetectionBatch]):
+    """Batches in an order, made by ``workers`` processes; with 0, by this one."""
+
+    def __init__(
+        self, reader: DetectionReader, order: TrainingOrder | FixedOrder, *, workers: int = 0, pin: bool = False
+    ) -> None:
+        super().__init__(order)
+        self._batches: Any = Workers(reader, order, workers, pin=pin)  # type: ignore[arg-type]
+
+    def batches(self) -> Iterator[DetectionBatch]:
+        yield from self._batches
 
 
 class DetectionData(pl.LightningDataModule):
@@ -29,15 +101,13 @@ class DetectionData(pl.LightningDataModule):
         batch_size: of all ranks together.
 
     Raises:
-        DataError, ConfigError: for a set that is not whole, or not what the configuration says.
+        DataError, ConfigError: see ``open_split``.
     """
 
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
-        training, evaluation = data.splits
-        self.training_images = open_split(data, training, train=True)
-        self.evaluation_images = open_split(data, evaluation, train=False)
+        self.training_images, self.evaluation_images = open_split(data, train=True), open_split(data, train=False)
         require_same_classes(self.training_images, self.evaluation_images)
 
     def train_dataloader(self) -> DetectionFeed:
@@ -50,12 +120,45 @@ class DetectionData(pl.LightningDataModule):
         return self._feed(self.evaluation_images, FixedOrder(len(self.evaluation_images), **share), flip=False)
 
     def account(self) -> dict[str, Any]:
-        """What of the annotations is not learnt from."""
+        """Numbers of images and annotations that training leaves out."""
         return {"train": self.training_images.left_out, "val": self.evaluation_images.left_out}
 
     def _feed(self, images: CocoImages, order: TrainingOrder | FixedOrder, *, flip: bool) -> DetectionFeed:
         trainer: Any = self.trainer
         device = trainer.strategy.root_device
         workers = max(1, processors() // trainer.num_devices) if self.feed.workers is None else self.feed.workers
-        dataset = DetectionDataset(images, flip=flip, seed=self.seed, decode=self.feed.decode)
-        return DetectionFeed(dataset, order, workers=workers, pin=device.type == "cuda")
+        reader = DetectionReader(images, flip=flip, seed=self.seed, decode=self.feed.decode)
+        return DetectionFeed(reader, order, workers=workers, pin=device.type == "cuda")
+
+
+def open_split(data: DataConfig, *, train: bool) -> CocoImages:
+    """The training or the evaluation split of a configured set.
+
+    Its ``_target_`` is called with ``root``, ``split`` (one of ``data.splits``), ``train`` and the file's arguments.
+
+    Raises:
+        DataError: as ``CocoImages``.
+        ConfigError: if the number of classes is not ``data.num_classes``.
+    """
+    where = {"root": Path(str(data.root)).expanduser(), "split": data.splits[0 if train else 1]}
+    images: CocoImages = locate(str(data._target_))(**where, train=train, **data.arguments)
+    if len(images.classes) != data.num_classes:
+        raise ConfigError(
+            f"data.num_classes={data.num_classes}: {images.path} has {len(images.classes)} categories "
+            f"({', '.join(images.classes[:3])}, …)."
+        )
+    return images
+
+
+def read_image(decode: Decoder, path: str) -> Tensor:
+    """The image ``uint8 [3, H, W]`` of a file. Raises ``DataError`` if it cannot be read as one."""
+    try:
+        return decode(np.fromfile(path, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    except DAMAGED as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}). Fetch it again.") from error
+
+
+def mirrored(boxes: Tensor, *, width: int) -> Tensor:
+    """Boxes x1 y1 x2 y2 ``[n, 4]`` on the mirrored image."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=1)

@@ -1,7 +1,7 @@
-"""A small detection set that needs no download: items of Fashion-MNIST on textured grounds, laid out as COCO is.
+"""A small detection set that needs no download: Fashion-MNIST items on textured backgrounds, in COCO's layout.
 
-``annotations/instances_{train,val}.json`` and the folders ``train`` and ``val``. The items of the two splits are
-disjoint: Fashion-MNIST's own. Every item's box is the tight one around its visible pixels, as COCO's are.
+``annotations/instances_{train,val}.json`` and the folders ``train`` and ``val``. The splits take their items from
+Fashion-MNIST's own splits. As in COCO, each box is the tight one around the visible pixels of its item.
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from geexp.config.errors import DataError
+from geexp.detection.coco import CocoImages
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,18 @@ CLASSES = (
     "ankle boot",
 )
 
-_SPLITS = {"train": "train", "val": "test"}  # what Fashion-MNIST calls them
-# Of an item's brightness, 0 … 255: what is above belongs to it.
+_SPLITS = {"train": "train", "val": "test"}  # Fashion-MNIST's names
+# Pixels of an item brighter than this (0 … 255) belong to it.
 _THRESHOLD = 40
-# An item that covers more than this share of another one is put elsewhere.
+# An item that would cover more than this share of another one is moved elsewhere.
 _MOST_COVERED = 0.4
 _ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the pictures: images of ``size`` x ``size`` pixels with 1 to ``most_items`` items each,
-    which are ``smallest`` to ``largest`` pixels wide before their empty border is cut off."""
+    """All that determines the pictures: images of ``size`` x ``size`` pixels with 1 to ``most_items`` items each,
+    ``smallest`` to ``largest`` pixels wide before their empty border is cropped."""
 
     train: int = 800
     val: int = 200
@@ -58,20 +59,26 @@ class Recipe:
     seed: int = 0
 
 
+def fashion_coco_mini(*, root: Path, split: str, train: bool) -> CocoImages:
+    """One split of the set with the default recipe, made in ``root`` if it is not there."""
+    make_fashion_coco(root)
+    return CocoImages(root, split, train=train)
+
+
 def make_fashion_coco(folder: Path, recipe: Recipe | None = None) -> bool:
     """Make the set in ``folder`` unless it is there; True if it was made.
 
-    The same bytes in every run (with the same Pillow). The folder is there whole or not at all: it is written beside
-    and renamed, so that several processes may do this at once.
+    The bytes are the same in every run (with the same Pillow). It is written to a folder beside and then renamed, so
+    several processes may do this at once.
 
     Raises:
-        DataError: if something else is in the way, or a set that was made by another recipe.
+        DataError: if ``folder`` holds something else, or a set of another recipe.
     """
     recipe = Recipe() if recipe is None else recipe
     if is_made(folder):
         _require_recipe(folder, recipe)
         return False
-    log.info("making %s: %d + %d images of Fashion-MNIST's items", folder, recipe.train, recipe.val)
+    log.info("making %s: %d + %d images of Fashion-MNIST items", folder, recipe.train, recipe.val)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -80,7 +87,7 @@ def make_fashion_coco(folder: Path, recipe: Recipe | None = None) -> bool:
             _make_split(unfinished, split, n, recipe)
         unfinished.rename(folder)
     except OSError as error:
-        if not is_made(folder):  # or else another process was faster
+        if not is_made(folder):  # otherwise another process was faster
             raise DataError(f"{folder}: the detection set cannot be made there: {error.strerror}.") from error
         _require_recipe(folder, recipe)
     finally:
@@ -96,11 +103,11 @@ def _require_recipe(folder: Path, recipe: Recipe) -> None:
     try:
         made = json.loads((folder / "annotations/instances_val.json").read_text())["info"]["recipe"]
     except (ValueError, KeyError):
-        made = "an unknown one"
+        made = "unknown"
     if made != asdict(recipe):
         raise DataError(
-            f"{folder}: there is a set that was made by another recipe ({made}, not {asdict(recipe)}). Remove it, or "
-            "choose another folder."
+            f"{folder}: holds a set of another recipe ({made}, not {asdict(recipe)}). Remove it, or choose another "
+            "folder."
         )
 
 
@@ -141,10 +148,10 @@ def _make_split(folder: Path, split: str, n: int, recipe: Recipe) -> None:
 def _picture(
     random: np.random.Generator, items: np.ndarray, labels: np.ndarray, recipe: Recipe
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """``uint8 [S, S, 3]``, and of every item its label and which pixels ``bool [S, S]`` are to be seen of it."""
+    """The picture ``uint8 [S, S, 3]``, and for each item its label and its visible pixels, ``bool [S, S]``."""
     canvas = _ground(random, recipe.size)
     visible: list[tuple[int, np.ndarray]] = []
-    whole: list[int] = []  # how many pixels each item had before others were put on it
+    whole: list[int] = []  # pixels of each item before others covered it
     for _ in range(int(random.integers(1, recipe.most_items + 1))):
         which = int(random.integers(len(items)))
         colour = random.uniform(0.55, 1.0, 3)
@@ -164,8 +171,8 @@ def _picture(
 
 
 def _placed(random: np.random.Generator, item: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The item at a random scale and place, cut to its content, on black: float ``[S, S]``."""
-    # Sizes are drawn evenly on a logarithmic scale, so that halving one is as likely everywhere.
+    """The item, cropped to its content, at a random scale and position on black: float ``[S, S]``."""
+    # Sizes are log-uniform.
     side = int(np.exp(random.uniform(np.log(recipe.smallest), np.log(recipe.largest + 1))))
     scaled = np.asarray(Image.fromarray(item).resize((side, side), Image.Resampling.BILINEAR), dtype=np.float64)
     rows, columns = (np.flatnonzero((scaled > _THRESHOLD).any(axis)) for axis in (1, 0))
@@ -179,7 +186,7 @@ def _placed(random: np.random.Generator, item: np.ndarray, recipe: Recipe) -> np
 
 
 def _ground(random: np.random.Generator, size: int) -> np.ndarray:
-    """Noise of two grains around a colour, ``float [S, S, 3]``: what is no item is not uniform either."""
+    """A textured background: noise of two grain sizes around a colour, float ``[S, S, 3]``."""
     ground = np.broadcast_to(random.uniform(40, 200, 3), (size, size, 3)).copy()
     for grain, strength in ((int(random.integers(4, 9)), 45), (int(random.integers(24, 49)), 25)):
         noise = Image.fromarray(random.integers(0, 256, (grain, grain, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Detections on their images, and precision against recall by class."""
+"""Pictures of detections, and precision-recall curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,27 +12,24 @@ from torchvision.utils import draw_bounding_boxes, make_grid, save_image
 
 from geexp.detection.evaluation import DetectionScores
 
-# Okabe & Ito's colours, which the colour-blind can tell apart; classes take them in turn.
+# Okabe & Ito's palette, distinguishable with colour blindness; classes take its colours in turn.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
-# Smaller images are enlarged, so that names can be read.
+# Smaller images are enlarged to about this side, so that names can be read.
 _SIDE = 384
 
 
 def draw_detections(
     image: Tensor, detection: dict[str, Tensor], classes: Sequence[str], *, least_score: float = 0.3
 ) -> Tensor:
-    """The boxes with names and scores on an image: ``uint8 [3, H, W]`` → the same, perhaps some times larger.
+    """Draw boxes with names and scores on an image ``uint8 [3, H, W]``, a small one enlarged by a whole factor.
 
     Args:
-        detection: ``boxes``, ``labels`` from 1 on and ``scores``, or without scores the truth, which is drawn whole.
+        detection: ``boxes``, ``labels`` from 1 on and ``scores``; without scores every box is drawn.
     """
     times = max(1, round(_SIDE / max(image.shape[1:])))
     canvas = F.interpolate(image[None].cpu(), scale_factor=times, mode="nearest")[0]
-    boxes, labels, scores = (
-        detection[key].cpu() if key in detection else None for key in ("boxes", "labels", "scores")
-    )
-    assert boxes is not None
-    assert labels is not None
+    boxes, labels = detection["boxes"].cpu(), detection["labels"].cpu()
+    scores = detection["scores"].cpu() if "scores" in detection else None
     if scores is not None:
         shown = (scores >= least_score).nonzero()[:, 0].flip(0)  # the best last, on top
         boxes, labels, scores = boxes[shown], labels[shown], scores[shown]
@@ -47,7 +44,7 @@ def draw_detections(
         texts,
         colours,
         width=2,
-        font=findfont("DejaVu Sans"),  # which matplotlib brings along
+        font=findfont("DejaVu Sans"),  # shipped with matplotlib
         font_size=13,
         label_colors="black",
         fill_labels=True,
@@ -63,7 +60,7 @@ def save_detections(
     least_score: float = 0.3,
     columns: int = 4,
 ) -> None:
-    """One picture of several images with their detections, each on a tile as large as the largest."""
+    """Save several images with their detections as one picture, on tiles of the size of the largest."""
     drawn = [
         draw_detections(image, detection, classes, least_score=least_score)
         for image, detection in zip(images, detections, strict=True)
@@ -75,7 +72,7 @@ def save_detections(
 
 
 def save_precision_recall(path: Path, scores: DetectionScores) -> None:
-    """A panel for each class: precision against recall at IoU 0.50 and 0.75, with the AP over all IoUs."""
+    """Plot a panel per class: precision against recall at IoU 0.50 and 0.75, titled with the AP over all IoUs."""
     import matplotlib
 
     matplotlib.use("Agg")

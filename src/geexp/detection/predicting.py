@@ -1,22 +1,20 @@
-"""What a trained detector finds in images, as numbers and as one picture."""
+"""The detections of a trained detector on images: as numbers and as one picture."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from geexp.config.errors import DataError
 from geexp.config.schema import DetectConfig, TrainConfig
-from geexp.data.decode import DAMAGED, Decoder
-from geexp.detection.data import open_split
-from geexp.detection.learner import CLASSES
+from geexp.data.decode import Decoder
+from geexp.detection.data import open_split, read_image
 from geexp.detection.pictures import save_detections
-from geexp.detection.restoring import restore_detector
+from geexp.detection.task import CLASSES, Detection
 from geexp.runs.run_files import DETECTIONS
-from geexp.training.evaluation import checkpoint_of
+from geexp.training.evaluation import checkpoint_of, restore_network
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -25,57 +23,50 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     """Run the detector of a run over images and save one picture of them.
 
     Returns:
-        By image the objects, the surest first: ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels); and where
-        the picture is.
+        For each image its objects, highest score first: ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels);
+        and the path of the picture.
 
     Raises:
         DataError: for a run without a checkpoint, and for files that are no images.
-        ConfigError: for a run that is no detector's.
+        ConfigError: for a classifier's run.
     """
     path = checkpoint_of(settings.run, settings.which)
-    detector, config, checkpoint = restore_detector(path)
-    classes = checkpoint[CLASSES]
-    images = _images(settings, config)
+    detector, checkpoint = restore_network(Detection(), path)
+    classes = checkpoint.content[CLASSES]
+    images = _images(settings, checkpoint.config)
     device = torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     detector.to(device).eval()
-    found = []
+    detections = []
     with torch.no_grad():
         for image in images.values():
             (one,) = detector([image.to(device).float() / 255])
-            found.append({key: value.cpu() for key, value in one.items()})
+            detections.append({key: value.cpu() for key, value in one.items()})
     out = Path(settings.out).expanduser() if settings.out else path.parents[1] / DETECTIONS
-    save_detections(out, list(images.values()), found, classes, least_score=settings.least_score)
-    said = {
+    save_detections(out, list(images.values()), detections, classes, least_score=settings.least_score)
+    objects = {
         name: [
             {"class": classes[label - 1], "score": score, "box": box}
             for box, label, score in zip(*(one[key].tolist() for key in ("boxes", "labels", "scores")), strict=True)
             if score >= settings.least_score
         ]
-        for name, one in zip(images, found, strict=True)
+        for name, one in zip(images, detections, strict=True)
     }
-    return said, out
+    return objects, out
 
 
 def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
-    """``uint8 [3, H, W]`` by name."""
+    """``uint8 [3, H, W]`` by path."""
     if settings.images is None:
         data = config.data if settings.root is None else replace(config.data, root=settings.root)
-        split = open_split(data, data.splits[1], train=False)
+        split = open_split(data, train=False)
         names = [split.name(index) for index in range(min(settings.most, len(split)))]
     else:
         place = Path(settings.images).expanduser()
         if not place.exists():
-            raise DataError(f"images={settings.images}: there is no such file or folder.")
+            raise DataError(f"images={settings.images}: no such file or folder.")
         files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
         if not files:
-            raise DataError(f"images={settings.images}: no {', '.join(SUFFIXES)} files are there.")
+            raise DataError(f"images={settings.images}: the folder has no {', '.join(SUFFIXES)} files.")
         names = [str(file) for file in files[: settings.most]]
     decode = Decoder(config.feed.decode)
-    images = {}
-    for name in names:
-        try:
-            pixels = decode(np.fromfile(name, dtype=np.uint8))
-        except DAMAGED as error:
-            raise DataError(f"{name}: cannot be read as an image ({error}).") from error
-        images[name] = pixels.permute(2, 0, 1).contiguous()
-    return images
+    return {name: read_image(decode, name) for name in names}

@@ -1,8 +1,8 @@
 """Gather and excite operators: plain PyTorch modules that know nothing of Hydra or Lightning."""
 
 from geexp.operators.excite import Excite, ExciteSubnetwork, excite
-from geexp.operators.finite_tail import finite_average_excite_tail
 from geexp.operators.gather import (
+    IMPLEMENTATIONS,
     ConvGather,
     DepthwiseProduct,
     GlobalConvGather,
@@ -10,7 +10,6 @@ from geexp.operators.gather import (
     check_extent,
 )
 from geexp.operators.gather_excite import VARIANTS, GatherExcite
-from geexp.operators.implementation import IMPLEMENTATIONS
 from geexp.operators.tail import average_excite_tail, tail_failure, takes_tail
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "average_excite_tail",
     "check_extent",
     "excite",
-    "finite_average_excite_tail",
     "tail_failure",
     "takes_tail",
 ]

@@ -1,7 +1,7 @@
-"""Excite: gate the features with what was gathered (paper, section 3): ``x · σ(interp(f(x̂)))``.
+"""Excite: gate the features by the gathered context (paper, section 3): ``x · σ(interp(f(x̂)))``.
 
-Nearest resizing and the sigmoid commute, so the sigmoid is taken on the small grid. Nearest means source index
-⌊i·h/H⌋, which is not i//e where e does not divide H, nor always what ``F.interpolate`` computes in float32.
+Nearest resizing and the sigmoid commute, so the sigmoid is computed on the small grid. Nearest means source index
+⌊i·h/H⌋, which differs from i//e where e does not divide H; ``F.interpolate`` computes it in float32, at times off by 1.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geexp.operators.gather import is_channels_last
-from geexp.operators.implementation import check_implementation
+from geexp.operators.gather import check_implementation, is_channels_last
+from geexp.operators.torch_private import unaliased, upsample_nearest_backward
 
 
 def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
@@ -23,8 +23,8 @@ def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
         implementation: ``auto``, ``reference`` or ``fused``, see ``check_implementation``.
 
     Returns:
-        ``[N, C, H, W]``, in x's dtype and memory format. Backward keeps x and the small logits, no gate of full
-        resolution (but with ``reference``); it can itself be differentiated.
+        ``[N, C, H, W]``, in x's dtype and memory format. Except with ``reference``, x and the small logits are saved
+        for backward, and no gate of full resolution. Twice differentiable.
     """
     logits = logits.to(x.dtype)
     if _is_plain(x, logits, check_implementation(implementation)):
@@ -35,14 +35,14 @@ def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
 
 
 def average_excite(x: Tensor) -> Tensor:
-    """``excite`` of x by its own spatial mean, ``[N, C, H, W]`` → the same: GE-θ⁻ of global extent as a whole."""
+    """``excite`` of x by its own spatial mean, ``[N, C, H, W]`` → the same: all of GE-θ⁻ of global extent."""
     return _AverageExcite.apply(x)[0]
 
 
 class ExciteSubnetwork(nn.Sequential):
     """f of GE-θ⁺ and SE: 1x1 convolution C→C/r, ReLU, 1x1 convolution C/r→C, with biases. ``[N,C,h,w]`` → same.
 
-    Initialised N(0, 0.01²) with zero biases, as the authors' network definitions say.
+    Initialised N(0, 0.01²) with zero biases, as in the authors' network definitions.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -73,17 +73,17 @@ class Excite(nn.Module):
 
 def _is_plain(x: Tensor, logits: Tensor, implementation: str) -> bool:
     (H, W), (h, w) = x.shape[2:], logits.shape[2:]
-    if implementation == "reference" or h == w == 1:  # a gate per channel is small as it is
+    if implementation == "reference" or h == w == 1:  # one gate per channel: nothing is resized
         return True
     if implementation == "fused":
         return False
-    # With e=4 at 14² (N=8, C=1024, float32, one thread of an EPYC 9004) forward and backward take 16 ms, and 19 ms by
-    # our function, which resizes the gate by index twice. In channels_last they take 32 ms, and 9 ms by our function.
+    # With e=4 at 14² (N=8, C=1024, float32, one thread of an EPYC 9004) forward and backward take 16 ms, and 19 ms in
+    # our Function, which resizes the gate by index twice. In channels_last they take 32 ms, and 9 ms in our Function.
     return x.device.type == "cpu" and bool(H % h or W % w) and not is_channels_last(x)
 
 
 class _Excite(torch.autograd.Function):
-    """Saves the logits, not their sigmoid: with the sigmoid saved, double backward would be wrong without an error."""
+    """Saves the logits, not their sigmoid: with a saved sigmoid, double backward would be silently wrong."""
 
     @staticmethod
     def forward(x: Tensor, logits: Tensor) -> Tensor:
@@ -106,9 +106,9 @@ class _Excite(torch.autograd.Function):
 
 
 class _AverageExcite(torch.autograd.Function):
-    """GE-θ⁻ of global extent as one function of x, whose gradient is then written once.
+    """GE-θ⁻ of global extent as one function of x, whose gradient is written once.
 
-    Composed of a mean and a product it is the sum of two tensors of full size, one of them nothing but constants.
+    Composed of a mean and a product, the gradient is a sum of two full-size tensors, one of them constant per plane.
     """
 
     @staticmethod
@@ -124,14 +124,14 @@ class _AverageExcite(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad, _), (x, gate) = grads, ctx.saved_tensors
-        if torch.is_grad_enabled():  # for the second derivative the gate is a function of x again
+        if torch.is_grad_enabled():  # double backward needs the gate as a function of x
             gate = torch.sigmoid(x.mean((2, 3), keepdim=True))
         grad_mean = (grad * x).sum((2, 3), keepdim=True) * gate * (1 - gate)
         return torch.addcmul(grad_mean / (x.shape[2] * x.shape[3]), grad, gate)
 
 
 def scale(x: Tensor, gate: Tensor) -> Tensor:
-    """x times the gate, nearest-resized; where the grids divide, by broadcasting over cells instead of resizing.
+    """x times the nearest-resized gate; where h divides H and w divides W, by broadcasting over cells.
 
     At N=8, C=256, 56² in float32, one thread of an EPYC 9004, e = 2, 4, 8: broadcasting takes 4.5, 3.6 and 3.4 ms in
     channels_last and 5.1, 4.5 and 3.6 ms otherwise, ``F.interpolate`` and a product 5, 4.6 and 4.6 ms and 26 ms.
@@ -148,22 +148,21 @@ def scale(x: Tensor, gate: Tensor) -> Tensor:
         # The gate is widened along W first: the innermost loop then runs over whole rows.
         wide = gate.repeat_interleave(W // w, dim=3)
         y = (x.unflatten(2, (h, H // h)) * wide.unsqueeze(3)).flatten(2, 3)
-    # A Function must not return a view: the in-place sum with the shortcut that follows would be refused.
-    return torch.ops.aten._unsafe_view(y, y.shape)
+    return unaliased(y)
 
 
 def _resized(gate: Tensor, H: int, W: int) -> Tensor:
-    """The plain nearest resizing, ``[N,C,h,w]`` → ``[N,C,H,W]``."""
+    """Nearest resizing by PyTorch's own operations, ``[N,C,h,w]`` → ``[N,C,H,W]``, or to what broadcasts to that."""
     h, w = gate.shape[2:]
     if h == w == 1:
-        return gate  # which broadcasts
-    if H % h or W % w:  # where F.interpolate, which computes the index in float32, may be off by one
+        return gate
+    if H % h or W % w:  # F.interpolate computes the index in float32 and may be off by one
         return _by_index(gate, H, W, channels_last=is_channels_last(gate))
     return F.interpolate(gate, size=(H, W))
 
 
 def _by_index(gate: Tensor, H: int, W: int, *, channels_last: bool) -> Tensor:
-    """Nearest resizing by index. In channels_last whole pixels are moved, which is 3 times as fast at 14² and 7²."""
+    """Nearest resizing by index. In channels_last it moves whole pixels, 3 times as fast at 14² and 7²."""
     cells = _cells(H, W, gate.shape[2], gate.shape[3], gate.device)
     if channels_last:
         pixels = gate.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, cells)
@@ -181,13 +180,13 @@ def cell_sum(t: Tensor, h: int, w: int) -> Tensor:
     if is_channels_last(t):
         return F.avg_pool2d(t, (H // h, W // w), divisor_override=1)
     if (H // h, W // w) == (2, 2):
-        # Sums over pairs are no loops worth the name: 9.8 ms by sums, 4.5 ms so (as scale's figures).
-        return torch.ops.aten.upsample_nearest2d_backward(t, [H, W], [*t.shape[:2], h, w])
+        # Sums over pairs are too short for vectorised loops: 9.8 ms, and 4.5 ms here (setting as in ``scale``).
+        return upsample_nearest_backward(t, h, w)
     return t.unflatten(2, (h, H // h)).sum(3).unflatten(3, (w, W // w)).sum(4)
 
 
 def _index_sum(t: Tensor, h: int, w: int) -> Tensor:
-    """``cell_sum`` by index; in t's own memory format, since crossing over takes 10 times as long."""
+    """``cell_sum`` by index, in t's own memory format; in the other one it takes 10 times as long."""
     N, C, H, W = t.shape
     cells = _cells(H, W, h, w, t.device)
     if is_channels_last(t):
@@ -197,7 +196,7 @@ def _index_sum(t: Tensor, h: int, w: int) -> Tensor:
 
 
 def _cells(H: int, W: int, h: int, w: int, device: torch.device) -> Tensor:
-    """The cell of the small grid that every pixel is nearest to, ⌊i·h/H⌋ and ⌊j·w/W⌋ in integers: ``[H·W]``."""
+    """The index of each pixel's cell in the small grid, by ⌊i·h/H⌋ and ⌊j·w/W⌋ in integers: ``[H·W]``."""
     rows = torch.arange(H, device=device) * h // H
     columns = torch.arange(W, device=device) * w // W
     return (rows[:, None] * w + columns).flatten()

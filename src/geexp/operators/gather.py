@@ -9,17 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geexp.operators.implementation import check_implementation, is_traced
+from geexp.operators.torch_private import is_traced
 
 Extent = int | Literal["global"]
 Size = tuple[int, int]
+IMPLEMENTATIONS = ("auto", "reference", "fused")
+
+
+def check_implementation(implementation: object) -> str:
+    """Return ``implementation`` if it is one of ``IMPLEMENTATIONS``; they differ in speed and memory only.
+
+    ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid, ``auto`` whichever was
+    measured to be faster in the given case. Results agree up to rounding.
+
+    Raises:
+        ValueError: for anything else; the message lists the allowed values.
+    """
+    if isinstance(implementation, str) and implementation in IMPLEMENTATIONS:
+        return implementation
+    raise ValueError(f"implementation={implementation!r}: allowed are {', '.join(map(repr, IMPLEMENTATIONS))}")
 
 
 def check_extent(extent: object) -> Extent:
-    """Return ``extent`` if it is ``"global"`` or a power of two from 2 on.
+    """Return ``extent`` if it is ``"global"`` or a power of two, at least 2.
 
     Raises:
-        ValueError: for anything else; the message lists what is allowed.
+        ValueError: for anything else; the message lists the allowed values.
     """
     if extent == "global":
         return "global"
@@ -31,8 +46,7 @@ def check_extent(extent: object) -> Extent:
 class PoolGather(nn.Module):
     """The gather without parameters (GE-θ⁻, and SE's when global): average or max pooling.
 
-    With extent e the window is 2e-1, the stride e, the padding e-1; at the border only real pixels count.
-    Max pooling is Table 6's.
+    With extent e the window is 2e-1, the stride e, the padding e-1; padding pixels do not count. Max pooling: Table 6.
     """
 
     def __init__(self, extent: Extent, pool: str = "avg", implementation: str = "auto") -> None:
@@ -49,40 +63,25 @@ class PoolGather(nn.Module):
             return x.mean((2, 3), keepdim=True) if self.pool == "avg" else x.amax((2, 3), keepdim=True)
         if self.pool == "max":
             return F.max_pool2d(x, *_windows(self.extent))
-        if self.implementation == "reference":
-            return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=False)
-        return average_windows(x, self.extent)
+        if self.implementation != "reference" and _matrices_pay(x, self.extent):
+            return _PoolByMatrices.apply(x, self.extent)
+        return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=False)
 
     def extra_repr(self) -> str:
         return f"extent={self.extent}, pool={self.pool}"
 
 
-def average_windows(x: Tensor, extent: int) -> Tensor:
-    """The average pooling of ``PoolGather`` for a finite extent: ``[N, C, H, W]`` → ``[N, C, ⌈H/e⌉, ⌈W/e⌉]``."""
-    if _matrices_pay(x, extent):
-        return _PoolByMatrices.apply(x, extent)
-    return F.avg_pool2d(x, *_windows(extent), count_include_pad=False)
-
-
-def average_windows_adjoint(grad: Tensor, like: Tensor, extent: int) -> Tensor:
-    """The gradient of ``average_windows`` for an input like this one, by its shape and memory format."""
-    if _matrices_pay(like, extent):
-        return _adjoint_by_matrices(grad, like.shape[2:], extent)
-    window, stride, padding = ([n, n] for n in _windows(extent))
-    return torch.ops.aten.avg_pool2d_backward(grad, like, window, stride, padding, False, False, None)
-
-
 def _windows(extent: int) -> tuple[int, int, int]:
-    """Window, stride and padding."""
+    """Window, stride and padding of a finite extent."""
     return 2 * extent - 1, extent, extent - 1
 
 
 def _matrices_pay(x: Tensor, extent: int) -> bool:
     """Whether averages over windows are faster as two matrix products, rows then columns, than by ``avg_pool2d``.
 
-    Forward and backward of 56² with e = 2, 4, 8 (N=8, C=256, float32, one thread of an EPYC 9004) take 27, 14 and 10 ms
-    as products and 30, 20 and 17 ms else; but 14² with e=8, for a grid of 2 rows, 11 and 3 ms, and all of 7² is slower.
-    In channels_last ``avg_pool2d`` is near a copy, and in bf16 the matrices would be rounded.
+    Forward and backward at 56² with e = 2, 4, 8 (N=8, C=256, float32, one thread of an EPYC 9004) take 27, 14 and 10 ms
+    as products and 30, 20 and 17 ms otherwise; but at 14² with e=8, a grid of 2 rows, 11 and 3 ms, and 7² is always
+    slower. In channels_last ``avg_pool2d`` is nearly as fast as a copy, and bf16 would round the matrices.
     """
     rows, columns = -(-x.shape[2] // extent), -(-x.shape[3] // extent)
     return (
@@ -97,7 +96,7 @@ def _matrices_pay(x: Tensor, extent: int) -> bool:
 
 
 class _PoolByMatrices(torch.autograd.Function):
-    """``R · x · Cᵀ`` with R and C averaging along either axis. Keeps nothing; autograd would keep R once per plane."""
+    """``R · x · Cᵀ`` with R and C averaging along the two axes. Saves nothing; autograd would save R once per plane."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, extent: int) -> Tensor:
@@ -107,16 +106,13 @@ class _PoolByMatrices(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _adjoint_by_matrices(grads[0], ctx.size, ctx.extent), None
-
-
-def _adjoint_by_matrices(grad: Tensor, sizes: torch.Size, extent: int) -> Tensor:
-    rows, columns = (_averaging(size, extent, grad) for size in sizes)
-    return rows.T @ (grad @ columns)
+        (grad,) = grads
+        rows, columns = (_averaging(size, ctx.extent, grad) for size in ctx.size)
+        return rows.T @ (grad @ columns), None
 
 
 def _averaging(size: int, extent: int, like: Tensor) -> Tensor:
-    """The matrix ``[⌈size/e⌉, size]`` that averages the real pixels less than e from e·i."""
+    """The matrix ``[⌈size/e⌉, size]``, whose row i averages the pixels less than e away from pixel e·i."""
     centres = torch.arange(0, size, extent, device=like.device)
     near = ((torch.arange(size, device=like.device) - centres[:, None]).abs() < extent).to(like.dtype)
     return near / near.sum(1, keepdim=True)
@@ -125,8 +121,8 @@ def _averaging(size: int, extent: int, like: Tensor) -> Tensor:
 class ConvGather(nn.Sequential):
     """The parametrised gather of a finite extent (GE-θ, GE-θ⁺): log2(e) depth-wise 3x3 convolutions of stride 2.
 
-    Each is followed by batch normalisation, and each but the last by a ReLU; ``final_relu`` adds the last one, which
-    GE-θ⁺ has. The paper's text counts e/2 convolutions, its diagram and Table 4's sizes log2(e).
+    Each is followed by batch normalisation, and all but the last by a ReLU; ``final_relu`` adds the last one, as in
+    GE-θ⁺. The paper's text counts e/2 convolutions, its diagram and the sizes in Table 4 log2(e).
     """
 
     def __init__(self, channels: int, extent: int, *, final_relu: bool = False) -> None:
@@ -148,9 +144,11 @@ class ConvGather(nn.Sequential):
 class DepthwiseProduct(nn.Conv2d):
     """A depth-wise convolution as large as its input, computed as one product and one sum per channel.
 
-    Weight ``[C, 1, H, W]``, as a convolution's, and the convolution's result ``[N, C, 1, 1]``; but one pass over
-    memory, where the depth-wise kernels of cuDNN and oneDNN are made for small windows. Accepts maps of its own size
-    only and raises ``ValueError`` for any other.
+    ``[N, C, H, W]`` → ``[N, C, 1, 1]``, weight ``[C, 1, H, W]``: a convolution's result in one pass over memory, where
+    the depth-wise kernels of cuDNN and oneDNN are made for small windows.
+
+    Raises:
+        ValueError: in ``forward``, for a map of another size.
     """
 
     def __init__(self, channels: int, size: Size, implementation: str = "auto") -> None:
@@ -167,7 +165,7 @@ class DepthwiseProduct(nn.Conv2d):
             )
         if self._by_convolution(x):
             return super().forward(x)
-        # Under autocast the weight is float32: the cast keeps a convolution's behaviour and the product small.
+        # Under autocast the weight is float32. Cast it, as a convolution would, so that the product stays in x's dtype.
         weight = self.weight.transpose(0, 1).to(x.dtype)
         if is_channels_last(x):
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -178,16 +176,16 @@ class DepthwiseProduct(nn.Conv2d):
     def _by_convolution(self, x: Tensor) -> bool:
         if self.implementation != "auto":
             return self.implementation == "reference"
-        # oneDNN's forward is the better in channels_last, 8.1 against 10.1 ms at 56² (N=8, C=256, float32, one thread
-        # of an EPYC 9004); its backward is not: 195 against 51 ms for both.
+        # In channels_last oneDNN's forward is faster, 8.1 against 10.1 ms at 56² (N=8, C=256, float32, one thread of an
+        # EPYC 9004), but not forward and backward: 195 against 51 ms.
         return x.device.type == "cpu" and is_channels_last(x) and not torch.is_grad_enabled()
 
 
 class _PlaneDot(torch.autograd.Function):
     """``(x · weight).sum`` over each plane, ``[N, C, H, W]`` and ``[1, C, H, W]`` → ``[N, C, 1, 1]``.
 
-    For the sake of the weight's gradient, which autograd sums over the images in 22 ms for 56² in channels_last (N=8,
-    C=256, float32, one thread of an EPYC 9004): in the order of memory that takes 3.4 ms, image by image 1.6 ms.
+    A Function because of the weight's gradient: autograd's sum over the images takes 22 ms at 56² in channels_last
+    (N=8, C=256, float32, one thread of an EPYC 9004), in the order of memory it takes 3.4 ms, image by image 1.6 ms.
     """
 
     @staticmethod
@@ -207,7 +205,7 @@ class _PlaneDot(torch.autograd.Function):
 
 def _sum_over_images(grad: Tensor, x: Tensor) -> Tensor:
     """``(grad · x).sum(0)`` for ``[N, C, 1, 1]`` and ``[N, C, H, W]``, in x's memory format: ``[1, C, H, W]``."""
-    exact = x.dtype in (torch.float32, torch.float64)  # in fewer bits the product is rounded once, not at each image
+    exact = x.dtype in (torch.float32, torch.float64)  # in fewer bits the running total would be rounded N times
     if exact and x.device.type == "cpu" and not torch.is_grad_enabled():
         total = grad[:1] * x[:1]
         for image in range(1, len(x)):
@@ -221,7 +219,7 @@ def _sum_over_images(grad: Tensor, x: Tensor) -> Tensor:
 class GlobalConvGather(nn.Sequential):
     """The parametrised gather of global extent (GE-θ, GE-θ⁺): a depth-wise convolution of the map's size, then BN.
 
-    ``size`` is the feature map's (H, W), the only one that the module accepts.
+    ``size`` is the feature map's (H, W), the only size that the module accepts.
     """
 
     def __init__(self, channels: int, size: Size, *, final_relu: bool = False, implementation: str = "auto") -> None:
@@ -233,9 +231,10 @@ class GlobalConvGather(nn.Sequential):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of gathered maps, which says what to do when a batch holds one value per channel.
+    """Batch normalisation of gathered maps, with the paper's momentum (moving average factor 0.95).
 
-    Its momentum is the paper's (moving average factor 0.95).
+    Raises:
+        ValueError: in ``forward``, in training, if the batch holds a single value per channel.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""The Gather-Excite operator: one gather and one excite (paper, section 3; SE as a pair of them, section 3.1)."""
+"""The Gather-Excite operator: a gather and an excite (paper, section 3; SE as a special case, section 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +11,27 @@ from geexp.operators.gather import (
     PoolGather,
     Size,
     check_extent,
+    check_implementation,
     is_channels_last,
 )
-from geexp.operators.implementation import check_implementation, is_observed, is_traced
+from geexp.operators.torch_private import has_hooks, is_traced
 
 VARIANTS = ("theta_minus", "theta", "theta_plus", "se")
 
 
 class GatherExcite(nn.Module):
-    """Gate every channel by what an extent of it holds: ``[N, C, H, W]`` → the same shape.
+    """Gate each channel by its gathered context: ``[N, C, H, W]`` → the same shape.
 
     Args:
         channels: C.
-        variant: ``theta_minus`` pools; ``theta`` gathers by depth-wise convolutions; ``theta_plus`` puts the excite
-            sub-network behind that gather; ``se`` puts it behind pooling (Squeeze-and-Excitation when global).
-        extent: extent ratio e, a power of two from 2 on, or ``"global"``.
-        size: the feature map's size, (H, W) or one number; needed by the parametrised global gather alone.
+        variant: ``theta_minus`` pools; ``theta`` gathers by depth-wise convolutions; ``theta_plus`` adds the excite
+            sub-network after that gather; ``se`` adds it after pooling (Squeeze-and-Excitation if global).
+        extent: extent ratio e, a power of two, at least 2, or ``"global"``.
+        size: the feature map's size, (H, W) or one number; required by the parametrised global gather only.
         pool: ``avg`` or ``max`` for the variants that pool (Table 6); the others accept ``avg`` only.
         reduction: r of the sub-network, C → C/r → C.
-        implementation: ``reference`` composes PyTorch's own operations, ``fused`` takes ours wherever they are valid,
-            ``auto`` chooses by case. Values are the same up to rounding, parameters to their names.
+        implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid,
+            ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
 
     Raises:
         ValueError: for an unknown variant, extent, pool or implementation, a missing ``size``, ``pool="max"`` where
@@ -80,19 +81,19 @@ class GatherExcite(nn.Module):
         return self.excite(x, self.gather(x))
 
     @property
-    def averages(self) -> bool:
-        """Whether the gate is the sigmoid of averages over the extent and nothing else: GE-θ⁻, not by maximum."""
+    def is_global_average(self) -> bool:
+        """Whether the gate is the sigmoid of the global average and nothing else: GE-θ⁻, not by maximum."""
+        gather = self.gather
         return (
             self.variant == "theta_minus"
-            and isinstance(self.gather, PoolGather)
-            and self.gather.extent == self.extent
-            and self.gather.pool == "avg"
+            and isinstance(gather, PoolGather)
+            and (self.extent, gather.extent, gather.pool) == ("global", "global", "avg")
         )
 
     def _in_one_sweep(self, x: Tensor) -> bool:
-        if self.implementation == "reference" or self.extent != "global" or not self.averages:
+        if self.implementation == "reference" or not self.is_global_average:
             return False
-        if not (x.requires_grad and torch.is_grad_enabled()) or is_traced(x) or is_observed(self):
+        if not (x.requires_grad and torch.is_grad_enabled()) or is_traced(x) or has_hooks(self):
             return False
         return self.implementation == "fused" or not _slow_addcmul(x)
 
@@ -105,6 +106,6 @@ class GatherExcite(nn.Module):
 
 
 def _slow_addcmul(x: Tensor) -> bool:
-    """In bf16 on a CPU ``addcmul`` is slow but in channels_last: forward and backward of 56² (N=8, C=256, one thread of
-    an EPYC 9004) take 9.9 ms composed and 18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms."""
+    """In bf16 on a CPU ``addcmul`` is slow except in channels_last: forward and backward at 56² (N=8, C=256, one thread
+    of an EPYC 9004) take 9.9 ms composed and 18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms."""
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and not is_channels_last(x)

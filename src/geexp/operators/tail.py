@@ -1,11 +1,11 @@
 """The tail of a residual block as one operator: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
 
-The gather costs nothing here. The mean of a normalised channel over one image is an affine function of its mean
-before, g = a·M + b, and the means M of the images' planes are what the batch statistics are made of. So the tail reads
-and writes, and keeps for backward, what it would without Gather-Excite.
+The gather is free here: the mean of a normalised plane is an affine function of its mean before BN, g = a·M + b, and
+the batch statistics are computed from the planes' means M anyway. So the tail reads, writes and saves for backward the
+same tensors of full size as the tail of a block without Gather-Excite.
 
-Both directions are a pure function for ``torch.compile`` within one autograd function, which leaves to nobody what is
-kept. Shapes are symbolic: a pair is compiled once per dtype and memory format, whatever the stage or the batch.
+Forward and backward are pure functions for ``torch.compile`` inside one autograd Function, which decides what is saved.
+Shapes are symbolic: each is compiled once per dtype and memory format, for all stages and batch sizes.
 """
 
 from typing import Any
@@ -18,44 +18,44 @@ from geexp.operators.excite import average_excite
 
 
 def average_excite_tail(norm: nn.BatchNorm2d, branch: Tensor, shortcut: Tensor) -> Tensor:
-    """``relu(shortcut + y · σ(mean of y))`` with y = ``norm(branch)``, its running statistics kept as it keeps them.
+    """``relu(shortcut + y · σ(mean of y))`` with y = ``norm(branch)``; updates running statistics as ``norm`` does.
 
     Args:
-        norm: with weight and bias, in training or not; see ``takes_tail``.
+        norm: with weight and bias, in training or eval mode; see ``takes_tail``.
         branch, shortcut: ``[N, C, H, W]`` of one dtype, both contiguous or both channels_last.
 
     Returns:
-        ``[N, C, H, W]``, like the branch. Backward keeps the branch and this. It can be differentiated twice, at the
-        plain composition's cost.
+        ``[N, C, H, W]``, in the branch's memory format. The branch and this are saved for backward. Twice
+        differentiable, at the cost of the plain composition.
     """
     on_batch = norm.training or norm.running_mean is None
     mean, var = (None, None) if on_batch else (norm.running_mean, norm.running_var)
     out, batch_mean, batch_var = _Tail.apply(branch, shortcut, norm.weight, norm.bias, mean, var, norm.eps)
     if norm.training and norm.running_mean is not None:
-        _keep(norm, batch_mean, batch_var, branch.numel() // branch.shape[1])
+        _update_running_statistics(norm, batch_mean, batch_var, branch.numel() // branch.shape[1])
     return out
 
 
 def takes_tail(norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
-    """Whether ``average_excite_tail`` is the plain composition's value for these."""
+    """Whether ``average_excite_tail`` supports these and equals the plain composition."""
     if type(norm) is not nn.BatchNorm2d or not norm.affine or (norm.running_mean is None) != (norm.running_var is None):
         return False
     alike = (branch.shape, branch.dtype, branch.device) == (shortcut.shape, shortcut.dtype, shortcut.device)
     if not alike or branch.dim() != 4 or not branch.is_floating_point():
         return False
-    if branch.numel() <= branch.shape[1]:  # nothing, or nothing to normalise over, which BN itself explains
+    if branch.numel() <= branch.shape[1]:  # at most one value per channel: BN has an error message for it
         return False
     formats = (torch.contiguous_format, torch.channels_last)
     return any(all(t.is_contiguous(memory_format=f) for t in (branch, shortcut)) for f in formats)
 
 
 def tail_failure() -> Exception | None:
-    """Why the tail could not be compiled; it is computed without, slowly. None if it could, or was not needed yet."""
+    """Why the tail could not be compiled, in which case it runs uncompiled and slow; None if there was no failure."""
     return _forward.failure or _backward.failure
 
 
 class Compiled:
-    """A pure function, compiled when it is first called; uncompiled if that fails, with the ``failure`` at hand."""
+    """A pure function, compiled at its first call. If that fails it runs uncompiled and ``failure`` holds the error."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -65,12 +65,12 @@ class Compiled:
     def __call__(self, *arguments: Any) -> Any:
         if self.failure is None:
             try:
-                if self.compiled is None:  # not at import: this imports the compiler, which takes seconds
+                if self.compiled is None:  # not at import: importing the compiler takes seconds
                     self.compiled = torch.compile(self.function, dynamic=True)
                 return self.compiled(*arguments)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, OSError) as error:  # of Dynamo, Inductor, the C++ compiler or the cache's disk
+            except (RuntimeError, OSError) as error:  # from Dynamo, Inductor, the C++ compiler or the disk of its cache
                 self.failure = error
         return self.function(*arguments)
 
@@ -102,7 +102,7 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, out, weight, bias, mean, _, *small = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0], average_excite), None, None, None
+            return *_differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0]), None, None, None
         contiguous = z.is_contiguous()
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         with torch.autocast(z.device.type, enabled=False):
@@ -113,23 +113,16 @@ class _Tail(torch.autograd.Function):
         return _map(grad_z, z), _map(grad_shortcut, z), *of_channels, None, None, None
 
 
-def differentiable_backward(
-    saved: tuple[Tensor, ...], eps: float, grad: Tensor, operator: Any
-) -> tuple[Tensor | None, ...]:
-    """The gradients of branch, shortcut, weight and bias by the plain composition, for a graph of the gradient itself.
+def _differentiable_backward(saved: tuple[Tensor, ...], eps: float, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of branch, shortcut, weight and bias by the plain composition, with a graph for double backward.
 
-    They are taken with regard to aliases: what lies before these, where branch and shortcut meet again, is not theirs.
-
-    Args:
-        saved: branch, result, weight and bias, and if BN is frozen its mean and variance, else None and None.
-        eps: BN's.
-        grad: with regard to the result.
-        operator: Gather-Excite, ``[N, C, H, W]`` → the same.
+    ``saved`` are branch, result, weight and bias, and BN's mean and variance if it is frozen, else None and None.
     """
     z, out, weight, bias, mean, var = saved
+    # Differentiate with respect to aliases: branch and shortcut may share an origin, which must not count twice.
     z, weight, bias = (t.view_as(t) for t in (z, weight, bias))
     grad_sum = torch.where(out > 0, grad, 0)
-    y = operator(F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=eps))
+    y = average_excite(F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=eps))
     wanted = [t for t in (z, weight, bias) if t.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, grad_sum, create_graph=True) if wanted else ())
     of_z, of_weight, of_bias = (next(found) if t.requires_grad else None for t in (z, weight, bias))
@@ -146,15 +139,15 @@ def _forward_sweeps(
     eps: float,
     contiguous: bool,
 ) -> tuple[Tensor, ...]:
-    """Two sweeps over memory: the planes' statistics, then the sum. Sums are made in float32 at least.
+    """Two sweeps over memory: the planes' statistics, then the sum. Accumulates in float32 or better.
 
     Maps are ``[N, C, L]`` if ``contiguous``, else ``[N, L, C]``; planes ``[N, C]``; channels ``[C]``.
     """
     kind, line = torch.promote_types(z.dtype, torch.float32), 2 if contiguous else 1
     x = z.to(kind)
     if mean is None or var is None:
-        # BN takes any constant away. With one that lies among the values taken away first, nothing cancels in
-        # E[x²] - E[x]², however far from zero they all are.
+        # BN is invariant to a shift. Shifting by one of the values first avoids the cancellation in E[x²] - E[x]² where
+        # all values are far from zero.
         shift = x.select(line, z.shape[line] // 2).mean(0)
         x = x - _wide(shift, contiguous)
         plane = x.mean(line)
@@ -188,7 +181,7 @@ def _backward_sweeps(
     on_batch: bool,
     contiguous: bool,
 ) -> tuple[Tensor, ...]:
-    """Two sweeps: two sums per plane, from which everything small follows, then the branch's gradient."""
+    """Two sweeps: two sums per plane, which give all small gradients, then the branch's gradient."""
     kind, line = gate.dtype, 2 if contiguous else 1
     size = z.shape[line]
     a, b = weight.to(kind) * inverse, bias.to(kind)
@@ -217,33 +210,28 @@ _forward, _backward = Compiled(_forward_sweeps), Compiled(_backward_sweeps)
 
 
 def _lines(t: Tensor) -> Tensor:
-    """A map with its pixels in one line, as they lie in memory: ``[N, C, L]``, or ``[N, L, C]`` of channels_last."""
-    t = t.detach()  # with its part in autograd it would be another case to the compiler
+    """A map with its pixels flattened in memory order: ``[N, C, L]``, or ``[N, L, C]`` for channels_last."""
+    t = t.detach()  # requires_grad would be a guard of the compiler and cost another compilation
     return t.flatten(2) if t.is_contiguous() else t.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _map(lines: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``_lines``; no view, which a function must not return if anything is to change it in place."""
+    """The inverse of ``_lines``, not as a view: autograd would refuse to change a Function's view in place."""
     if like.is_contiguous():
         return lines.view(like.shape).data
     N, C, H, W = like.shape
     return lines.view(N, H, W, C).permute(0, 3, 1, 2).data
 
 
-def _keep(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics as ``nn.BatchNorm2d`` does: an unbiased variance, an average without momentum."""
+def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """As ``nn.BatchNorm2d``: the unbiased variance; without momentum the cumulative average."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    share = next_share(norm)
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share)
-
-
-def next_share(norm: nn.BatchNorm2d) -> float:
-    """Count a batch as ``nn.BatchNorm2d`` does, and return its share in the running statistics."""
+    share = norm.momentum or 0.0
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
-            return 1 / float(norm.num_batches_tracked)
-    return norm.momentum or 0.0
+            share = 1 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share)

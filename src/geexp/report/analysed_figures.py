@@ -1,22 +1,20 @@
-"""Figures 3, 5, 7 and 8: what python -m geexp.analyze measured on networks that were trained as the paper's."""
+"""Figures 3, 5, 7 and 8: measurements of ``python -m geexp.analyze`` on networks trained as in the paper."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
-import pandas as pd
-
+from geexp.analysis.analyse import FOLDER, Analysis, Network, read_analysis
 from geexp.config.errors import DataError
-from geexp.report.analyses import pruning, selectivity
-from geexp.report.analyses.stored import FOLDER, Analysis, Network, read_analysis
 from geexp.report.measured import Runs
-from geexp.report.rows import Training, rows_of
+from geexp.report.rows import Training, differing, rows_of
 
 
 @dataclass(frozen=True)
 class AnalysedFigure:
-    """Which analysis of which rows of Table 2 a figure shows, the network it is about first."""
+    """The analysis that a figure shows, and the labels of its networks in Table 2, the main one first."""
 
     title: str
     analysis: str
@@ -35,50 +33,52 @@ ANALYSED = {
     7: AnalysedFigure("class selectivity of ResNet-50, GE-θ⁻ and SE", "selectivity", ("GE-θ⁻", "SE", _BASELINE)),
     8: AnalysedFigure("feature importance in SE", "pruning", ("SE", _BASELINE)),
 }
-_KINDS = {"selectivity": selectivity, "pruning": pruning}
 
 
 def draw_analysed(number: int, runs: Runs, path: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """The files of the picture, none if nothing was measured, and the commands for what it lacks."""
+    """The picture's files, none if nothing was measured, and the commands for the missing measurements."""
     figure = ANALYSED[number]
     found = [(training, _found(figure, training, runs)) for training in figure.trainings]
-    lacking = tuple(command for training, one in found if one is None for command in _commands(figure, training, runs))
-    there = [one for _, one in found if one is not None]
-    if not there:
-        return (), lacking
-    title = f"Figure {number}: {figure.title}"
-    return _KINDS[figure.analysis].draw(_together(there), path, title), lacking
+    missing = tuple(_command(figure, training, runs) for training, one in found if one is None)
+    measured = [one for _, one in found if one is not None]
+    if not measured:
+        return (), missing
+    kind = import_module(f"geexp.analysis.{figure.analysis}")  # only now: it imports torch
+    return kind.draw(_joined(measured), path, f"Figure {number}: {figure.title}"), missing
 
 
 def _found(figure: AnalysedFigure, training: Training, runs: Runs) -> tuple[Analysis, Network] | None:
-    """What was measured on a network of this training, beside whichever run of the figure's it lies."""
+    """The analysis of a network with this training, stored beside any run of the figure's networks."""
     for run in (run for one in figure.trainings for run in runs.faithful(one)):
         try:
             analysis = read_analysis(run.folder / FOLDER, figure.analysis)
         except DataError:
             continue
         for network in analysis.networks:
-            if network.is_of(training):
+            if not differing(network.identity, training.identity):
                 return analysis, network
     return None
 
 
-def _together(there: Sequence[tuple[Analysis, Network]]) -> Analysis:
+def _joined(measured: Sequence[tuple[Analysis, Network]]) -> Analysis:
+    import pandas as pd
+
+    first = measured[0][0]
     tables = {
-        name: pd.concat([analysis.of(network, name) for analysis, network in there], ignore_index=True)
-        for name in there[0][0].tables
+        name: pd.concat([analysis.of(network, name) for analysis, network in measured], ignore_index=True)
+        for name in first.tables
     }
-    return replace(there[0][0], networks=tuple(network for _, network in there), tables=tables)
+    return replace(first, networks=tuple(network for _, network in measured), tables=tables)
 
 
-def _commands(figure: AnalysedFigure, training: Training, runs: Runs) -> list[str]:
+def _command(figure: AnalysedFigure, training: Training, runs: Runs) -> str:
     own = runs.faithful(training)
     if not own:
-        return [command_for(training)]
-    return [f"python -m geexp.analyze analysis={figure.analysis} run={shlex.quote(str(own[0].folder))}"]
+        return command_for(training)
+    return f"python -m geexp.analyze analysis={figure.analysis} run={shlex.quote(str(own[0].folder))}"
 
 
 def command_for(training: Training) -> str:
-    """What trains it."""
+    """The command that trains it."""
     root = {"imagenet": "/data/imagenet", "coco2014": "/data/coco"}.get(training.config.data.name, "/data")
     return f"python -m geexp.train experiment={training.preset} data.root={root} trainer=gpu"

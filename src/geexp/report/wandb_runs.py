@@ -10,8 +10,7 @@ from geexp.config.schema import TrainConfig
 from geexp.report.runs import LeftOut, Run, checked
 from geexp.runs.identity import nested
 from geexp.runs.job import make_job
-from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK
-from geexp.training.wandb_login import usual_mode
+from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK, usual_mode
 
 PREFIX = "wandb:"
 

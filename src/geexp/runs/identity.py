@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,9 @@ _NOT_OF_THE_DATA = {"root", "download", "default_feed", *FACTS["data"]}
 _NOT_OF_THE_MODEL = {*FACTS["model"]}
 # Callbacks that only watch, by class; any other may change the result.
 _WATCHING = {
-    "geexp.training.progress.progress",
+    "geexp.training.callbacks.progress",
+    "geexp.training.callbacks.BestCheckpoint",
+    "geexp.training.progress.progress",  # in the configurations of earlier runs
     "geexp.training.checkpoints.BestCheckpoint",
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 }
@@ -124,8 +127,11 @@ def recipe_slug(recipe: RecipeConfig) -> str:
 
 
 def data_slug(config: TrainConfig) -> str:
-    """The data set, with the scale, the number of classes and the recipe where they make it another."""
-    data = config.data.name
+    """The data set, with the scale, the number of classes and the recipe where they make it another.
+
+    A name may be that of any folder: what would need quotes on a command line becomes a dash.
+    """
+    data = re.sub(r"[^\w.+-]+", "-", config.data.name).strip("-.") or "data"
     if config.scale is not None:
         data += f"-{config.scale}"
     elif config.data.keep_classes is not None:

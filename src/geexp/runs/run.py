@@ -40,9 +40,15 @@ class Result:
     backbone: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def as_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        environment = content.pop("environment")
+        if self.backbone is None:
+            del content["backbone"]
+        return {"format": FORMAT, "status": "completed", **content, **environment}
+
     def write(self, folder: Path) -> None:
-        content = {key: value for key, value in asdict(self).items() if key != "environment" and value is not None}
-        write_json(folder / RESULT, {"format": FORMAT, "status": "completed", **content, **self.environment})
+        write_json(folder / RESULT, self.as_json())
 
     @classmethod
     def of_json(cls, content: Any) -> "Result":

@@ -1,43 +1,178 @@
-"""Classification as a task: the network of the configuration, its images, errors counted exactly."""
+"""Classification: the network of the configuration trained with cross-entropy, judged by its top-1 error."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from geexp.backbones.complexity import count_complexity
-from geexp.config.schema import TrainConfig
+from geexp.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from geexp.data.module import ImageData
-from geexp.training.classifier import Classifier
+from geexp.runs.metrics import TOP1_ERROR
+from geexp.training.metrics import ErrorCount
 from geexp.training.network import network_of
-from geexp.training.wandb_content import Confusion
+from geexp.training.task import TrainingModule
+from geexp.training.wandb_content import CONFUSED, CONFUSION
+
+_ERRORS = "training_errors"
+# Larger matrices are unreadable as a picture, and W&B's tables end at 10,000 rows.
+MATRIX_CLASSES, CONFUSED_PAIRS = 100, 200
+
+
+class Classifier(TrainingModule):
+    """``model`` [N, C, H, W] → logits [N, classes], trained with cross-entropy."""
+
+    score = TOP1_ERROR
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        *,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(model, optim, schedule, seed=seed)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.training_errors, self.validation_errors = ErrorCount(), ErrorCount(confusion=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self._loss(batch, self.training_errors)
+        self.nan_watch.add(loss.detach(), self.global_step + 1)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._loss(batch, self.validation_errors)
+
+    def _loss(self, batch: tuple[Tensor, Tensor], errors: ErrorCount) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        errors.add(logits.detach(), labels, loss.detach())
+        return loss
+
+    def on_train_epoch_start(self) -> None:  # not called when training resumes within an epoch
+        self.training_errors.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_errors.reset()
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        self.metrics = {f"val/{name}": value for name, value in self.validation_errors.metrics(self.device).items()}
+        if self.trainer.state.fn == "fit":
+            training = self.training_errors.metrics(self.device)
+            self.metrics |= {f"train/{name}": value for name, value in training.items()}
+            self.metrics["lr"] = self.lr
+            self.rate.observe(self.metrics)
+        shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
+        self.log_dict(shown, prog_bar=False, logger=False)  # for users' callbacks; History writes to the loggers
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # the epoch may be half done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.global_rank == 0 and _ERRORS in checkpoint:  # sums over all ranks
+            self.training_errors.restore(checkpoint[_ERRORS])
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix of a validation (rows true, columns predicted) as charts."""
+
+    counts: Tensor
+    classes: list[str]
+
+    def to_wandb(self) -> dict[str, Any]:
+        """A table of the most frequent confusions and, for up to 100 classes, the whole matrix."""
+        import wandb
+
+        pairs = wandb.Table(["class", "taken for", "images", "% of the class"], self.pairs())
+        if len(self.classes) > MATRIX_CLASSES:
+            return {CONFUSED: pairs}
+        columns = ["Actual", "Predicted", "nPredictions"]
+        matrix = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table([*columns], self.cells()),
+            fields={column: column for column in columns},
+            string_fields={"title": "confusion, last validation"},
+        )
+        return {CONFUSED: pairs, CONFUSION: matrix}
+
+    def cells(self) -> list[Iterable[Any]]:
+        """A row per cell of the matrix: true class, predicted class, images."""
+        counts = self.counts.tolist()
+        return [
+            [actual, predicted, counts[i][j]]
+            for i, actual in enumerate(self.classes)
+            for j, predicted in enumerate(self.classes)
+        ]
+
+    def pairs(self) -> list[Iterable[Any]]:
+        """The most frequent confusions: true class, predicted class, images, percent of the true class."""
+        wrong = self.counts.clone().fill_diagonal_(0)
+        most = wrong.flatten().sort(descending=True, stable=True)
+        class_sizes = self.counts.sum(dim=1).tolist()
+        rows: list[Iterable[Any]] = []
+        for images, index in zip(most.values[:CONFUSED_PAIRS].tolist(), most.indices.tolist(), strict=False):
+            actual, predicted = divmod(index, len(self.classes))
+            if images:
+                share = 100 * images / class_sizes[actual]
+                rows.append([self.classes[actual], self.classes[predicted], images, share])
+        return rows
 
 
 class Classification:
     """See ``Task``."""
+
+    detects = False
+    summary_metrics = ("val/top1_error", "val/top5_error", "val/loss")
 
     def data(self, config: TrainConfig) -> ImageData:
         data = ImageData(config.data, config.feed, batch_size=config.optim.batch_size, seed=config.seed)
         _ = data.training_images, data.evaluation_images
         return data
 
-    def module(self, config: TrainConfig) -> Classifier:
-        model = network_of(config)
+    def network(self, config: TrainConfig) -> nn.Module:
+        network = network_of(config)
         if config.trainer.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.trainer.compile:
-            model.compile(mode=config.trainer.compile_mode)  # in place: the names of its parameters stay
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def module(self, config: TrainConfig, data: ImageData, *, pretrained: bool = True) -> Classifier:
         return Classifier(
-            model, config.optim, config.schedule, seed=config.seed, channels_last=config.trainer.channels_last
+            self.network(config),
+            config.optim,
+            config.schedule,
+            seed=config.seed,
+            channels_last=config.trainer.channels_last,
         )
 
-    def facts(self, config: TrainConfig, module: Any) -> dict[str, Any]:
+    def result_fields(self, config: TrainConfig, module: Classifier) -> dict[str, Any]:
         shape = (config.data.channels, config.data.image_size, config.data.image_size)
         return {"complexity": count_complexity(module.model, shape).as_dict()}
 
-    def ending(self, trainer: pl.Trainer, module: Classifier, data: ImageData, folder: Path) -> Confusion | None:
-        """None if this process made no validation, as of a run that was resumed at its end."""
+    def final_charts(self, trainer: pl.Trainer, module: Classifier, data: ImageData, folder: Path) -> Confusion | None:
         classes = data.evaluation_images.classes
         counts = module.validation_errors.confusion(trainer.strategy.root_device, len(classes))
         return None if counts is None else Confusion(counts, classes)
+
+    def describe(self, measured: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+        lines = []
+        for name in ("top1", "top5"):
+            record = f"recorded {recorded[f'val/{name}_error']:.2f} %" if recorded else "nothing recorded"
+            wrong, images = measured[f"val/{name}_wrong"], measured["val/images"]
+            error = f"{name[:3]}-{name[3]} error {measured[f'val/{name}_error']:.2f} %"
+            lines.append(f"{error}  ({wrong} of {images} images)  {record}")
+        return lines

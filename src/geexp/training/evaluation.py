@@ -1,67 +1,94 @@
-"""Measure a checkpoint again: the network is rebuilt from the checkpoint alone."""
+"""Measure a checkpoint again. The network is rebuilt from the checkpoint alone."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor, nn
 
 from geexp.config.checks import check_feed
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
-from geexp.data.module import ImageData
 from geexp.data.presence import require_data
-from geexp.runs.run_files import checkpoint_folder
-from geexp.training.checkpoints import FORMAT, configuration_of, load_checkpoint
-from geexp.training.classifier import Classifier
-from geexp.training.network import network_of
-from geexp.training.trainer import explained_ranks, make_trainer
+from geexp.runs.run import Run
+from geexp.training.checkpoints import Checkpoint, load_checkpoint
+from geexp.training.task import Task
+from geexp.training.trainer import make_trainer, translate_ddp_errors
 
 
-class Trained(NamedTuple):
-    """What can be measured: a module with its weights and the data for it; of which run, and what is recorded of it."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a checkpoint, ``measured`` now and ``recorded`` with it, by ``val/…`` name.
 
-    module: pl.LightningModule
-    data: pl.LightningDataModule
-    config: TrainConfig
-    about: dict[str, Any]
+    ``identical`` compares all but the loss, which depends on the order of its sum. A checkpoint from before the first
+    validation has nothing recorded; it is None then.
+    """
+
+    checkpoint: str
+    epoch: int
+    measured: dict[str, Any]
+    recorded: dict[str, Any]
+    identical: bool | None
 
 
-def restore(path: Path) -> tuple[Classifier, TrainConfig, dict[str, Any]]:
-    """The trained network, the configuration of its run and the metrics recorded with the checkpoint.
+def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Evaluation:
+    """Run the network of a checkpoint over the evaluation split of its run.
+
+    With ``trainer.limit_val_batches`` it sees as many batches as the run's own validations did.
 
     Raises:
-        DataError: for a file that is no checkpoint of ours, or one of another network than it says.
-        ConfigError: for a detector's.
+        DataError: for data that are not there, and weights that do not fit their network.
+        ConfigError: for a device that is not there.
+    """
+    config = checkpoint.config
+    data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
+    trainer_config = replace(
+        config.trainer,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        nodes=1,
+        accumulate=1,
+        sync_batchnorm=False,  # needs GPUs, and evaluation does not synchronise
+        profiler=None,
+    )
+    data = task.data(replace(config, data=data_config, feed=feed))
+    module = task.module(config, data, pretrained=False)
+    _load_weights(module, checkpoint.weights, checkpoint.path)
+    trainer = make_trainer(replace(config, trainer=trainer_config), checkpoint.path.parent, logger=False, callbacks=[])
+    with translate_ddp_errors():
+        trainer.validate(module, data, verbose=False)
+    measured = {key: value for key, value in module.metrics.items() if key.startswith("val/")}
+    recorded = {key: value for key, value in checkpoint.info.metrics.items() if key.startswith("val/")}
+    counted = [key for key in measured if key != "val/loss"]
+    identical = all(measured[key] == recorded[key] for key in counted) if recorded else None
+    return Evaluation(str(checkpoint.path), checkpoint.info.epoch, measured, recorded, identical)
+
+
+def restore_network(task: Task, path: Path) -> tuple[nn.Module, Checkpoint]:
+    """The trained network of a checkpoint, on the CPU, in the precision of its weights.
+
+    Raises:
+        DataError: for a file that is no checkpoint of ours, or whose weights do not fit the network that it names.
+        ConfigError: for a detector where a classifier is needed, or the other way round.
     """
     checkpoint = load_checkpoint(path)
-    about = checkpoint[FORMAT]
-    config = configuration_of(path, about)
-    if config.detects:
+    config = checkpoint.config
+    if config.detects != task.detects:
+        wanted, hint = "detector", ""
+        if not task.detects:
+            wanted, hint = "classifier", " python -m geexp.detect mode=predict draws its detections."
         raise ConfigError(
-            f"{path} is of a run with detector={config.detector.layout}, and this needs a classifier. A detector is "
-            "measured by python -m geexp.evaluate and drawn by python -m geexp.detect mode=predict."
+            f"{path} is of a run with detector={config.detector.layout}, and this needs a {wanted}. "
+            f"Measure it with python -m geexp.evaluate.{hint}"
         )
-    classifier = Classifier(
-        network_of(config),
-        config.optim,
-        config.schedule,
-        channels_last=config.trainer.channels_last,
-    )
-    load_weights(classifier, checkpoint["state_dict"], path)
-    if config.trainer.channels_last:
-        classifier.to(memory_format=classifier.memory_format)
-    return classifier, config, about
+    network = task.network(config)
+    weights = {name.removeprefix("model."): value for name, value in checkpoint.weights.items()}
+    _load_weights(network, weights, path)
+    return network, checkpoint
 
 
-def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Into a module of their precision, as the run had it.
-
-    Raises:
-        DataError: if they are of another network.
-    """
-    # Trained in another precision than float32, the weights are compared and loaded in it.
+def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Into a module of their precision; converting them would change them."""
     module.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
     try:
         module.load_state_dict(weights)
@@ -69,71 +96,20 @@ def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None
         raise DataError(f"checkpoint {path}: its weights do not fit the network it names. {error}") from error
 
 
-def checkpoint_to_measure(settings: EvaluateConfig) -> Path:
-    """``checkpoint``, or the one of ``run`` that is asked for."""
-    if settings.checkpoint:
-        return Path(settings.checkpoint).expanduser()
-    return checkpoint_of(settings.run, settings.which)
-
-
-def trained_classifier(path: Path, settings: EvaluateConfig) -> Trained:
-    """The classifier of a checkpoint with the data that it is to be measured on.
-
-    Raises:
-        DataError, ConfigError: as ``restore`` and ``data_of`` do.
-    """
-    classifier, config, about = restore(path)
-    data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
-    data = ImageData(data_config, feed, batch_size=config.optim.batch_size, seed=config.seed)
-    return Trained(classifier, data, config, about)
-
-
-def evaluate(trained: Trained, path: Path, settings: EvaluateConfig) -> dict[str, Any]:
-    """Run the network over the evaluation split; returns measured and recorded metrics and whether they are equal.
-
-    Nothing is recorded in the checkpoint before the first epoch; ``identical`` is None then.
-    """
-    module, data, config, about = trained
-    quiet = replace(
-        config.trainer,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        nodes=1,
-        accumulate=1,
-        sync_batchnorm=False,  # needs GPUs, and evaluation synchronises nothing
-        profiler=None,
-    )
-    trainer = make_trainer(replace(config, trainer=quiet), path.parent, logger=False, callbacks=[])
-    with explained_ranks():
-        trainer.validate(module, data, verbose=False)
-    metrics: dict[str, Any] = module.metrics  # type: ignore[assignment]
-    measured = {key: value for key, value in metrics.items() if key.startswith("val/")}
-    recorded = {key: value for key, value in about["metrics"].items() if key.startswith("val/")}
-    # A loss depends on the order of its sum, what is counted does not.
-    counted = [key for key in measured if key != "val/loss"]
-    return {
-        "checkpoint": str(path),
-        "epoch": about["epoch"],
-        "measured": measured,
-        "recorded": recorded,
-        "identical": all(measured[key] == recorded[key] for key in counted) if recorded else None,
-    }
-
-
 def checkpoint_of(run: str | None, which: str) -> Path:
-    """The ``best`` or the ``last`` checkpoint of a run's folder, whether it is there or not.
+    """The path of the ``best`` or ``last`` checkpoint in the folder of a run; the file may be missing.
 
     Raises:
-        DataError: if the folder is not there.
+        DataError: if the folder is missing.
     """
     folder = Path(str(run)).expanduser()
     if not folder.is_dir():
         raise DataError(f"run={run}: there is no such folder")
-    return checkpoint_folder(folder) / f"{which}.ckpt"
+    return Run(folder).checkpoint(f"{which}.ckpt")
 
 
 def data_of(config: TrainConfig, *, root: str | None, workers: int | None) -> tuple[DataConfig, FeedConfig]:
-    """The data of a run and how to read them: as in training, unless told of another folder or number of workers.
+    """The data and the feed of a run, with another root folder or number of workers if given.
 
     Raises:
         DataError: if the data are not there.

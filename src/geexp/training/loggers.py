@@ -1,4 +1,4 @@
-"""Loggers: none, CSV, or Weights & Biases, which must neither ask nor wait."""
+"""Loggers: none, CSV, or Weights & Biases, which must neither prompt nor block."""
 
 import logging
 import os
@@ -15,22 +15,22 @@ from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
 from geexp.runs.identity import flat
 from geexp.runs.name import network_label, run_label, run_name, run_tags
-from geexp.training.task import Ending
-from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary
-from geexp.training.wandb_login import usual_mode
+from geexp.runs.run import Result
+from geexp.training.task import Charts
+from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary, usual_mode
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait at the end for what W&B has not got yet.
+# Seconds to wait for uploads at the end.
 PATIENCE = 60
 
 
 def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
-    """The logger of a run whose folder is ``run``; ``run_id`` is its name at W&B."""
+    """The logger of a run with the folder ``run`` and the id ``run_id`` at W&B."""
     if config.logger.name == "none":
         return None
     if config.logger.name == "csv":
-        return CSVLogger(run, name="csv")  # a folder per start: Lightning empties one that is there already
+        return CSVLogger(run, name="csv")  # a new version per start: Lightning empties an existing folder
     return _wandb(config, run, run_id)
 
 
@@ -53,7 +53,7 @@ def _wandb(config: TrainConfig, run: Path, run_id: str) -> "TolerantWandb":
         "resume": "allow",
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry waits for the server when the process ends
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry blocks the end of the process
     try:
         experiment = wandb.init(mode=mode, settings=quick, **arguments)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -62,25 +62,27 @@ def _wandb(config: TrainConfig, run: Path, run_id: str) -> "TolerantWandb":
         wandb.teardown()  # the failed attempt still holds the run's id
         experiment = wandb.init(mode=mode, settings=quick, **arguments)
     if mode == "offline":
-        # Of a run that was interrupted there are several folders, which W&B puts together in their order.
+        # A resumed run has several folders, which W&B merges in their order.
         log.info("W&B offline; to upload later: wandb sync %s", run / "wandb" / f"offline-run-*-{run_id}")
     define_metrics(experiment)
     return TolerantWandb(experiment=experiment)
 
 
 class TolerantWandb(WandbLogger):
-    """When W&B breaks down, its process killed or its disk full, this is told once, and training goes on."""
+    """If W&B fails (its process is killed, its disk is full), this is logged once, and training continues."""
 
     broken = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._tolerate(lambda: super(TolerantWandb, self).log_metrics(metrics, step))
 
-    def log_end(self, result: dict[str, Any], history: list[dict[str, Any]], ending: Ending | None) -> None:
-        """What a run that is complete has to show."""
+    def log_end(
+        self, result: Result, history: list[dict[str, Any]], final: Charts | None, summary_metrics: tuple[str, ...]
+    ) -> None:
+        """Log the charts and the summary of a finished run."""
         with _staging_in(Path(self.experiment.dir).parent):
-            self._tolerate(lambda: self.experiment.log(charts(history, ending)))
-        self._tolerate(lambda: self.experiment.summary.update(summary(result)))
+            self._tolerate(lambda: self.experiment.log(charts(history, final)))
+        self._tolerate(lambda: self.experiment.summary.update(summary(result, summary_metrics)))
 
     def _tolerate(self, send: Callable[[], None]) -> None:
         if self.broken:
@@ -89,24 +91,25 @@ class TolerantWandb(WandbLogger):
             send()
         except Exception as error:
             self.broken = True
-            log.warning("W&B takes no more of this run (%s); history.jsonl has all of it.", error or type(error))
+            log.warning(
+                "W&B logging failed (%s); continuing without it. history.jsonl is complete.", error or type(error)
+            )
 
 
 @contextmanager
 def _staging_in(folder: Path) -> Iterator[None]:
-    """Tables wait for their upload in the user's home, unless W&B is told of another place."""
-    if wandbs := os.environ.get("WANDB_DATA_DIR") is None:
+    """Keep tables that wait for their upload in ``folder``, not in the user's home, W&B's default."""
+    if unset := os.environ.get("WANDB_DATA_DIR") is None:
         os.environ["WANDB_DATA_DIR"] = str(folder)
     try:
         yield
     finally:
-        if wandbs:
+        if unset:
             del os.environ["WANDB_DATA_DIR"]
 
 
 def finish_wandb() -> None:
-    """End the run at W&B, and wait a minute at most: a server that has gone silent keeps nobody, and what it has not
-    got lies in the run's folder."""
+    """End the run at W&B. An unresponsive server blocks for a minute at most; the run's folder keeps the data."""
     import wandb
 
     folder = Path(wandb.run.dir).parent if wandb.run is not None else ""
@@ -114,7 +117,7 @@ def finish_wandb() -> None:
     waiting.start()
     waiting.join(PATIENCE)
     if waiting.is_alive():
-        log.warning("W&B does not answer; to upload later what it lacks: wandb sync %s", folder)
+        log.warning("W&B does not respond; to upload the rest later: wandb sync %s", folder)
 
 
 def _finish() -> None:
@@ -122,6 +125,6 @@ def _finish() -> None:
 
     try:
         wandb.finish()
-    except Exception:  # of a process that was killed, or when ours has ended meanwhile
+    except Exception:  # its process was killed, or ours is ending
         with suppress(Exception):
-            wandb.teardown()  # or it will be tried once more at exit, and fail with a traceback
+            wandb.teardown()  # else it is tried again at exit and fails with a traceback

@@ -1,4 +1,4 @@
-"""SGD with the paper's parameter groups (from the authors' network definitions)."""
+"""Optimisers over the paper's parameter groups (from the authors' network definitions)."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError
 from geexp.config.protocol import base_rate
 from geexp.config.schema import OptimConfig
-from geexp.registry import locate
+from geexp.registry import bound
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Three groups: ``weights``; ``bn`` (no decay); ``biases`` of other layers (no decay, twice the rate).
 
     ``decay_bn``, ``decay_biases`` and ``bias_lr_factor=1`` switch the differences off one by one. Empty groups are left
-    out. ``base_lr`` is what the schedule multiplies.
+    out. The schedule multiplies ``base_lr``.
     """
     by_name: dict[str, list[nn.Parameter]] = {"weights": [], "bn": [], "biases": []}
     for module in model.modules():
@@ -41,32 +41,39 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """What ``optim._target_`` makes of the parameter groups.
+    """``optim._target_`` over the parameter groups: ``sgd``, or any optimiser of torch or of the user.
 
     Raises:
-        ConfigError: for an import path that leads nowhere, or arguments that the optimiser refuses.
+        ConfigError: for a wrong import path, arguments that the optimiser refuses, or something that is no optimiser.
     """
     groups, lr = parameter_groups(model, optim), base_rate(optim)
     if is_ours(optim._target_):
         momentum = 0.9 if optim.momentum is None else optim.momentum
         return sgd(groups, lr=lr, momentum=momentum, nesterov=bool(optim.nesterov), fused=optim.clip_norm is None)
     try:
-        return locate(str(optim._target_))(groups, lr=lr, **optim.arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim._target_={optim._target_}: {error}") from error
+        make = bound(str(optim._target_), optim.arguments, called_with=("lr",), after=1)
+    except ValueError as error:
+        raise ConfigError(f"optim._target_={error}.") from error
+    where = f"optim._target_={optim._target_}"
+    try:
+        optimizer = make(groups, lr=lr)
+    except ValueError as error:  # torch's optimisers check their values
+        raise ConfigError(f"{where}: {error}.") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"{where}: makes a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
+    return optimizer
 
 
 def sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, fused: bool) -> torch.optim.SGD:
-    """SGD in one pass over parameters, gradients and momenta (``fused``): on the CPU half the time of the plain loop.
+    """``fused``: one pass over parameters, gradients and momenta; on the CPU it takes half the time of the plain loop.
 
-    With clipped gradients it is the plain one: in half precision a fused step unscales gradients by itself, too late to
-    clip them.
+    Clipped gradients need the plain loop: in half precision a fused step unscales the gradients itself, after clipping.
     """
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def group_table(optimizer: torch.optim.Optimizer) -> Table:
-    """The parameter groups as a person checks them before a long run."""
+    """The parameter groups, to be checked by eye before a long run."""
     table = Table(title="parameter groups", title_justify="left")
     for column in ("group", "tensors", "parameters", "learning rate", "weight decay", "momentum"):
         table.add_column(column, justify="left" if column == "group" else "right")

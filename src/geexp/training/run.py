@@ -1,10 +1,10 @@
-"""One run, from a checked configuration to ``result.json``."""
+"""One run, from its job to ``result.json``; read ``train`` from top to bottom."""
 
 import logging
 import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,87 +29,80 @@ from geexp.runs.environment import environment, peak_memory
 from geexp.runs.identity import ge_slug
 from geexp.runs.job import Job, make_job
 from geexp.runs.lock import run_lock
-from geexp.runs.metrics import Score
-from geexp.runs.run_files import (
-    BEST,
-    HISTORY,
-    LAST,
-    PREVIOUS,
-    RESULT,
-    checkpoint_folder,
-    finite,
-    keep_epochs,
-    read_history,
-    write_json,
-)
+from geexp.runs.metrics import score_of
+from geexp.runs.run import Result, Run
+from geexp.runs.run_files import BEST, HISTORY, LAST, PREVIOUS, RESULT, checkpoint_folder, finite, keep_epochs
 from geexp.runs.status import StatusFile
-from geexp.training.checkpoints import (
-    FORMAT,
-    BestCheckpoint,
-    LastCheckpoint,
-    RunInCheckpoint,
-    checkpoint_to_resume,
-    configuration_of,
-    load_checkpoint,
-)
+from geexp.training.callbacks import BestCheckpoint, Heartbeat, History, LastCheckpoint, RunInCheckpoint
+from geexp.training.checkpoints import Checkpoint, checkpoint_to_resume
 from geexp.training.classification import Classification
-from geexp.training.heartbeat import Heartbeat
-from geexp.training.history import History
+from geexp.training.lightning_private import was_interrupted
 from geexp.training.loggers import TolerantWandb, finish_wandb, make_logger
 from geexp.training.optimizer import group_table
-from geexp.training.safe_points import SafePoints
-from geexp.training.speed import said_of_speed
-from geexp.training.stopping import Stopped, StopSignals
+from geexp.training.schedules import require_schedule
+from geexp.training.stopping import SafePoints, Stopped, StopSignals
 from geexp.training.task import Task
-from geexp.training.trainer import explained_ranks, lightnings_refusals, make_trainer
+from geexp.training.trainer import (
+    describe_performance,
+    make_trainer,
+    translate_ddp_errors,
+    translate_lightning_errors,
+)
 
 log = logging.getLogger(__name__)
 
 
-def train(job: Job, task: Task | None = None) -> dict[str, Any] | None:
-    """Train, or go on with, a run; by default for classification.
+def train(job: Job, task: Task | None = None) -> Result | None:
+    """Train a run, or resume it, and write its ``result.json``. The task is classification unless another is given.
 
-    Returns what was written to its ``result.json``; None in the other ranks than the first, which write nothing.
+    Returns:
+        The result; None on other ranks than the first.
 
     Raises:
-        ConfigError: for ``resume=true`` without a checkpoint, and what the data set or the model refuses.
-        DataError: for images or checkpoints that cannot be read, a run that another process trains, a full disk.
-        DivergedError: when the loss is no number any more.
-        Stopped: after a signal (SystemExit with code 75, or 130 for Ctrl-C), when the last checkpoint has been named.
+        ConfigError: for ``resume=true`` without a checkpoint, and settings that the data or the model do not support.
+        DataError: for unreadable images or checkpoints, a run that another process trains, a full disk.
+        DivergedError: when loss or weights become NaN or infinite.
+        Stopped: after a signal, when the last checkpoint is written (SystemExit with code 75, or 130 for Ctrl-C).
         KeyboardInterrupt: after a second Ctrl-C.
     """
     config, folder = job.config, job.folder
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        stack.enter_context(_explained_writing(folder))
+        stack.enter_context(_translate_disk_errors(folder))
         status: StatusFile | None = None
         if rank() == 0:
             stack.enter_context(run_lock(folder))
             status = stack.enter_context(StatusFile(folder, epochs=planned_epochs(config)))
-            stack.enter_context(_explained_writing(folder))  # for the status, too
-            for left in (folder, checkpoint_folder(folder)):
-                remove_unfinished(left)
-        stack.enter_context(explained_ranks())
+            stack.enter_context(_translate_disk_errors(folder))  # inside, so that the status has the message
+            for place in (folder, checkpoint_folder(folder)):
+                remove_unfinished(place)
+        stack.enter_context(translate_ddp_errors())
         return _train(job, task or Classification(), signals, status)
 
 
-def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None) -> dict[str, Any] | None:
-    folder = job.folder
-    resume_from, run_id, group = _resume_from(job)
+def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None) -> Result | None:
+    folder, checkpoint = job.folder, _checkpoint_to_resume(job)
+    group = job.config.logger.group
+    if checkpoint is not None:  # a resumed run keeps its id and its group at W&B
+        group = checkpoint.config.logger.group or group
+    run_id = uuid.uuid4().hex[:8] if checkpoint is None else checkpoint.info.run_id
     config = replace(job.config, logger=replace(job.config.logger, group=group))
     plain = asdict(config)
+    require_schedule(config.schedule)
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: Any = task.data(config)
     if rank() == 0:
         _show(config, folder, plain)
-    module: Any = task.module(config)
+    module = task.module(config, data)
+    if config.trainer.compile:
+        module.model.compile(mode=config.trainer.compile_mode)  # in place: the names of the parameters stay
     if rank() == 0:
         optimizer = module.configure_optimizers()
         if not _in_sweep():
             Console(stderr=True).print(group_table(optimizer))
-        log.info("computing with %s", said_of_speed(config, optimizer))
-    log.info("%s: %s", "going on with" if resume_from else "training into", folder)
+        log.info("%s", describe_performance(config, optimizer))
+    log.info("%s: %s", "resuming" if checkpoint else "training into", folder)
 
     logger = make_logger(config, folder, run_id) if rank() == 0 else None
     every = config.trainer.checkpoint_every_n_steps
@@ -121,15 +114,15 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     try:
         trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
-            _prepare(folder, resume_from)
-        _fit(trainer, module, data, resume_from, folder)
-        account, ending = data.account(), task.ending(trainer, module, data, folder)  # all ranks must ask
+            _prepare(folder, checkpoint)
+        _fit(trainer, module, data, folder, None if checkpoint is None else checkpoint.path)
+        account, charts = data.account(), task.final_charts(trainer, module, data, folder)  # on all ranks
         if rank() != 0:
             return None
-        result = _result(job, module.score, account, callbacks) | task.facts(config, module)
+        result = _result(job, task.result_fields(config, module), account, callbacks)
         if isinstance(logger, TolerantWandb):
-            logger.log_end(result, read_history(folder), ending)
-        write_json(folder / RESULT, result)
+            logger.log_end(result, Run(folder).history(), charts, task.summary_metrics)
+        result.write(folder)
     finally:
         if config.logger.name == "wandb" and rank() == 0:
             finish_wandb()
@@ -138,35 +131,35 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
 
 def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
     tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
-    if not _in_sweep():  # where each job would repeat it
+    if not _in_sweep():  # each job would repeat it
         Console(stderr=True).print(tree)
     (folder / "config_tree.txt").write_text(as_text(tree), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def _prepare(folder: Path, resume_from: Path | None) -> None:
-    """Bring the folder to where the training begins; what an earlier one left goes only now that this one can start."""
-    last = checkpoint_folder(folder) / LAST
-    if resume_from is None:
-        # In this order: killed in between, there is no checkpoint left whose history is gone.
-        for left in (*(last.with_name(name) for name in (LAST, PREVIOUS, BEST)), folder / RESULT, folder / HISTORY):
-            left.unlink(missing_ok=True)
+def _prepare(folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Bring the folder to the state in which training begins. Called late: a start that fails must remove nothing."""
+    last = Run(folder).checkpoint(LAST)
+    if checkpoint is None:
+        # In this order: killed in between, no checkpoint is left without its history.
+        for path in (*(last.with_name(name) for name in (LAST, PREVIOUS, BEST)), folder / RESULT, folder / HISTORY):
+            path.unlink(missing_ok=True)
         return
-    keep_epochs(folder, load_checkpoint(resume_from)[FORMAT]["epoch"])
-    if resume_from != last and last.exists():  # or it would soon take the place of the one that is good
+    keep_epochs(folder, checkpoint.info.epoch)
+    if checkpoint.path != last and last.exists():  # else it would soon replace the good one
         last.replace(last.with_name("damaged.ckpt"))
 
 
 @contextmanager
-def _explained_writing(folder: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written to is nothing that a traceback explains."""
+def _translate_disk_errors(folder: Path) -> Iterator[None]:
+    """DataError for a disk that is full or not writable."""
     try:
         yield
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         raise DataError(
-            f"{error.filename or folder}: {error.strerror}. What was finished is safe; the same command goes on from "
+            f"{error.filename or folder}: {error.strerror}. Finished epochs are safe; the same command resumes from "
             "the last checkpoint."
         ) from error
 
@@ -181,54 +174,48 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
     return callback
 
 
-def _resume_from(job: Job) -> tuple[Path | None, str, str | None]:
-    """The checkpoint to go on from, if any, and the run's name and group at W&B, which it keeps."""
+def _checkpoint_to_resume(job: Job) -> Checkpoint | None:
     config, folder = job.config, job.folder
     start_over = (config.force or config.resume is False) and not restarted()
-    found = None if start_over else checkpoint_to_resume(folder)
-    if found is not None:
-        path, about = found
-        before = configuration_of(path, about)
-        job.require_same(make_job(before).identity)
-        return path, about["run_id"], before.logger.group or config.logger.group
+    checkpoint = None if start_over else checkpoint_to_resume(folder)
+    if checkpoint is not None:
+        job.require_same(make_job(checkpoint.config).identity)
+        return replace(checkpoint, content={})  # Lightning reads the file itself; free the memory
     if config.resume is True:
         raise ConfigError(
             f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave it out to start this run."
         )
-    return None, uuid.uuid4().hex[:8], config.logger.group
+    return None
 
 
 def _fit(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    data: pl.LightningDataModule,
-    resume_from: Path | None,
-    folder: Path,
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, folder: Path, resume: Path | None
 ) -> None:
-    last = checkpoint_folder(folder) / LAST
+    last = Run(folder).checkpoint(LAST)
     try:
-        with lightnings_refusals(), explained_workers():
-            trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+        with translate_lightning_errors(), explained_workers():
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except Stopped as stop:
         if last.is_file() and rank() == 0:
             print(
-                f"\n{stop}: stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; everything "
-                f"up to here is in {last}\nGo on with: {_go_on_command()}",
+                f"\n{stop}: stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; checkpoint: "
+                f"{last}\nResume with: {_resume_command()}",
                 file=sys.stderr,
             )
         raise
-    except SystemExit as stop:  # Lightning turns a second Ctrl-C into one
-        if not trainer.interrupted:
+    except SystemExit as stop:
+        if not was_interrupted(trainer):
             raise
         if last.is_file() and rank() == 0:
             print(
-                f"\nInterrupted at once; the last checkpoint is {last}\nGo on with: {_go_on_command()}", file=sys.stderr
+                f"\nInterrupted at once; the last checkpoint is {last}\nResume with: {_resume_command()}",
+                file=sys.stderr,
             )
         raise KeyboardInterrupt from stop
 
 
-def _go_on_command() -> str:
-    """The command that was typed, made to go on. In a sweep the other jobs have nothing to go on with yet."""
+def _resume_command() -> str:
+    """The command as typed, with resume=true; not in a sweep, whose other jobs have nothing to resume yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
     return _command([*arguments, *([] if _in_sweep() else ["resume=true"])])
 
@@ -237,40 +224,37 @@ def _in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _typed() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
+def _command(arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", "geexp.train", *arguments])
 
 
-def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "geexp.train", *arguments])  # which starts the other processes of its node
-
-
-def _result(
-    job: Job,
-    score: Score,
-    account: dict[str, Any],
-    callbacks: list[pl.Callback],
-) -> dict[str, Any]:
-    config, folder = job.config, job.folder
-    rows = read_history(folder)
-    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None) or min(rows, key=score.loss)
-    return {
-        "format": 1,
-        "status": "completed",
-        "identity": job.identity,
-        "scale": config.scale,
-        "metrics": {"last": rows[-1], "best": finite(best)},
-        "epochs": len(rows),
-        "seconds": round(sum(row["seconds"] for row in rows), 3),
-        "feed": {"name": config.feed.name, **account},
-        "devices": {
+def _result(job: Job, fields: dict[str, Any], account: dict[str, Any], callbacks: list[pl.Callback]) -> Result:
+    """
+    Args:
+        fields: those that depend on the task.
+        account: what the feed reports of its images.
+    """
+    config, history = job.config, Run(job.folder).history()
+    best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None)
+    if best is None:
+        best = min(history, key=score_of(history[-1]).loss)
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
+    return Result(
+        identity=job.identity,
+        scale=config.scale,
+        metrics={"last": history[-1], "best": finite(best)},
+        epochs=len(history),
+        seconds=round(sum(row["seconds"] for row in history), 3),
+        feed={"name": config.feed.name, **account},
+        devices={
             "count": config.trainer.devices * config.trainer.nodes,
             "images_per_device": device_batch(config),
             "accumulate": config.trainer.accumulate,
             "images_per_batchnorm": batchnorm_batch(config),
         },
-        "peak_memory_bytes": peak_memory(),
-        "config": asdict(config),
-        "command": _command(_typed()),
-        **environment(),
-    }
+        peak_memory_bytes=peak_memory(),
+        config=asdict(config),
+        command=_command(typed),
+        environment=environment(),
+        **fields,
+    )

@@ -4,43 +4,102 @@ import math
 from bisect import bisect_right
 from typing import Any
 
-from geexp.config.errors import DivergedError
+from geexp.config.errors import ConfigError, DivergedError
 from geexp.config.protocol import stretched
 from geexp.config.schema import ScheduleConfig
-from geexp.registry import locate
+from geexp.registry import bound
 
 
 def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) -> float:
-    """What the base learning rate is multiplied by at ``position``.
+    """The factor of the base learning rate at ``position``.
 
-    The position is counted in the schedule's own unit: iterations, or epochs (1.5 is the middle of the second).
-    During the warm-up the factor is ``warmup_factor``, or rises linearly from zero. Then ``steps`` multiplies by
-    ``factor`` at every milestone passed, ``cosine`` falls to zero at the end, and ``plateau`` multiplies by ``factor``
-    once for each of the ``reductions`` so far.
+    The position is in the schedule's own unit: iterations, or epochs (1.5 is the middle of the second). During warm-up
+    the factor is ``warmup_factor`` if that is given, else it rises linearly from zero. After it, ``schedule.kind``
+    decides, or the user's ``schedule._target_``: a pure function, called as ``target(progress, **arguments)`` with the
+    share of the schedule's length that is done, 0 to 1.
+
+    Args:
+        reductions: plateaus so far, for ``kind=plateau``.
+
+    Raises:
+        ValueError: for an unknown kind.
+        ConfigError: if the user's function fails or returns something else than a number from zero on.
     """
     if position < schedule.warmup:
         return position / schedule.warmup if schedule.warmup_factor is None else schedule.warmup_factor
-    if schedule.kind == "plateau":
-        return schedule.factor**reductions
-    if schedule.kind == "steps":
-        return schedule.factor ** bisect_right(schedule.milestones, position)
-    length = schedule.epochs if schedule.iterations is None else schedule.iterations
-    assert length is not None  # one of the two is given
     if schedule._target_ is not None:
-        return float(locate(schedule._target_)(position / length, **schedule.arguments))
-    if schedule.kind != "cosine":
-        raise ValueError(f"schedule.kind={schedule.kind}: must be steps, cosine or plateau")
-    done = (position - schedule.warmup) / (length - schedule.warmup)
+        return _user_factor(schedule, min(position / _length(schedule), 1.0))
+    match schedule.kind:
+        case "steps":
+            return steps_factor(schedule, position)
+        case "cosine":
+            return cosine_factor(schedule, position)
+        case "plateau":
+            return plateau_factor(schedule, reductions)
+    raise ValueError(f"schedule.kind={schedule.kind}: must be steps, cosine or plateau")
+
+
+def steps_factor(schedule: ScheduleConfig, position: float) -> float:
+    """``factor`` to the power of the milestones passed."""
+    return schedule.factor ** bisect_right(schedule.milestones, position)
+
+
+def cosine_factor(schedule: ScheduleConfig, position: float) -> float:
+    """Half a cosine wave from one after the warm-up to zero at the end."""
+    done = (position - schedule.warmup) / (_length(schedule) - schedule.warmup)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-class Plateau:
-    """Counts the plateaus of a value that should fall: lowered ``reductions`` times, then finished at the next.
+def plateau_factor(schedule: ScheduleConfig, reductions: int) -> float:
+    """``factor`` to the power of the plateaus so far."""
+    return schedule.factor**reductions
 
-    An epoch is better if its value is below ``(1 - threshold)`` times the best one; after ``patience`` epochs that were
-    not, the next such epoch is a plateau, and counting starts anew. These are the rules of torch's
-    ``ReduceLROnPlateau``, to which the end of training is added. Source: the paper's training on ImageNet; which value,
-    patience and threshold it does not say.
+
+def require_schedule(schedule: ScheduleConfig) -> None:
+    """Try a user's schedule at its start, middle and end, so that a mistake shows before anything is trained.
+
+    Raises:
+        ConfigError: for a wrong import path, wrong arguments, or a value that is not a number from zero on.
+    """
+    if schedule._target_ is not None:
+        for progress in (0.0, 0.5, 1.0):
+            _user_factor(schedule, progress)
+
+
+def _length(schedule: ScheduleConfig) -> int:
+    length = schedule.epochs if schedule.iterations is None else schedule.iterations
+    assert length is not None  # one of the two is given
+    return length
+
+
+def _user_factor(schedule: ScheduleConfig, progress: float) -> float:
+    """``target(progress, **arguments)``: the share of the schedule's length that is done, 0 to 1, to the factor of the
+    base rate. A warm-up is applied before. The function must be pure, or a resumed run would differ."""
+    try:
+        function = bound(str(schedule._target_), schedule.arguments, after=1)
+    except ValueError as error:
+        raise ConfigError(f"schedule._target_={error}.") from error
+    value = function(progress)
+    try:
+        factor = float(value)
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not 0 <= factor < math.inf:
+        raise ConfigError(
+            f"schedule._target_={schedule._target_}: returned {value!r} at progress={progress:g}; it must return the "
+            "factor of optim.lr, a finite number from 0 on."
+        )
+    return factor
+
+
+class Plateau:
+    """Counts the plateaus of a value that should fall: the rate is lowered ``reductions`` times, and training is
+    finished at the plateau after that.
+
+    An epoch is better if its value is below ``(1 - threshold)`` times the best one. A plateau is the epoch that follows
+    ``patience`` epochs without an improvement and brings none either; then counting starts anew. These are the rules of
+    torch's ``ReduceLROnPlateau``, with an end of training added. Source: the paper's training on ImageNet, which does
+    not state the monitored value, the patience or the threshold.
     """
 
     def __init__(self, *, patience: int, threshold: float, reductions: int) -> None:
@@ -51,14 +110,16 @@ class Plateau:
         self.finished = False
 
     def observe(self, value: float) -> None:
-        """One epoch's value.
+        """
+        Args:
+            value: of one epoch.
 
         Raises:
-            DivergedError: if it is not finite: that would pass for an epoch that was not better.
+            DivergedError: if it is not finite; comparisons would take it for an epoch without an improvement.
         """
         if not math.isfinite(value):
             raise DivergedError(
-                f"the value that the schedule watches is {value}: the run has diverged. "
+                f"the value that the schedule monitors is {value}: the run has diverged. "
                 "Try a lower optim.lr, or a warm-up."
             )
         if self.best is None or value < self.best * (1 - self.threshold):
@@ -81,7 +142,7 @@ class Plateau:
 
 
 class LearningRate:
-    """A schedule in use: the factor at a step, what it learns from an epoch's metrics, and when it is over."""
+    """A schedule during training, with the state of its plateau."""
 
     def __init__(self, schedule: ScheduleConfig) -> None:
         self.schedule = stretched(schedule)
@@ -90,17 +151,17 @@ class LearningRate:
         )
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """For the step that follows ``step`` finished ones."""
+        """The factor of the base rate for the step after ``step`` finished ones."""
         position = step / steps_per_epoch if self.schedule.iterations is None else step
         return lr_factor(self.schedule, position, self.plateau.reductions)
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """The metrics of a finished epoch, over all ranks, so that every rank decides alike."""
+        """Take the metrics of a finished epoch; over all ranks, so that every rank decides alike."""
         if self.schedule.kind == "plateau":
             self.plateau.observe(metrics[self.schedule.monitor])
 
     def over(self, step: int) -> bool:
-        """Whether training ends after ``step`` finished steps, whatever the number of epochs."""
+        """Whether training ends after ``step`` finished steps, before the last epoch."""
         return self.plateau.finished or (self.schedule.iterations is not None and step >= self.schedule.iterations)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,20 +1,32 @@
-"""Signals that ask a training to stop: noted while it trains, obeyed where nothing is lost."""
+"""Where training may stop: signals are noted while it trains and obeyed between two steps, by all ranks at once; so
+are a diverged loss and the end of the schedule."""
 
+import hashlib
+import json
+import math
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from geexp.config.errors import INTERRUPTED, PREEMPTED
-from geexp.config.ranks import rank
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
 
-_NOTED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from geexp.config.errors import INTERRUPTED, PREEMPTED, ConfigError, DivergedError, TrainingError
+from geexp.config.ranks import rank
+from geexp.runs.identity import flat
+from geexp.training.checkpoints import newest_checkpoint
+from geexp.training.metrics import is_finite
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """The end of a process that was asked to stop: by a cluster that wants its machine back, or by Ctrl-C."""
+    """Ends a process after a signal: preempted by the cluster (exit code 75), or interrupted by Ctrl-C (130)."""
 
     def __init__(self, signum: int) -> None:
         by_user = signum == signal.SIGINT
@@ -27,10 +39,10 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While entered, takes SIGTERM, SIGUSR1 (clusters' warnings) and SIGINT (Ctrl-C).
+    """Context manager that handles SIGTERM, SIGUSR1 (a cluster's warning) and SIGINT (Ctrl-C).
 
-    While ``training`` the signal is kept in ``received`` for the training to find; at other times there is nothing to
-    save, and it ends the process at once. So does a second Ctrl-C.
+    While ``training``, the signal is kept in ``received`` until the next safe point. At other times there is nothing to
+    save, and it ends the process at once; so does a second Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -40,19 +52,19 @@ class StopSignals:
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
-            for signum in _NOTED:
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
+            for signum in _SIGNALS:
                 if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                     self._before[signum] = signal.getsignal(signum)
             if rank() == 0:
                 self.take()
-            else:  # waits for the first one to begin in a place where no handler of Python is called
+            else:  # it waits for rank 0 inside C++ code, where Python's handlers do not run
                 for number in self._before:
                     signal.signal(number, signal.SIG_DFL)
         return self
 
     def take(self) -> None:
-        """Become the handler; once more after somebody else has put one in front."""
+        """Install the handlers; again after Lightning has installed its own."""
         for signum in self._before:
             signal.signal(signum, self._note)
 
@@ -62,7 +74,7 @@ class StopSignals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         again = bool(self.received)
-        if os.getpid() != self._process:  # a worker that was forked: a signal to all is meant for whom it feeds
+        if os.getpid() != self._process:  # a forked worker: a signal to the process group is meant for its parent
             if again and signum == signal.SIGTERM:
                 os._exit(128 + signum)
             self.received = signum
@@ -76,3 +88,120 @@ class StopSignals:
             return
         hint = "; Ctrl-C once more stops at once" if signum == signal.SIGINT else ""
         print(f"\n{Stopped(signum)}: stopping after this step, with a checkpoint{hint}", file=sys.stderr, flush=True)
+
+
+class SafePoints(pl.Callback):
+    """Stops training at the end of the schedule, and when it has diverged, before another checkpoint is written.
+
+    ``stop`` is the signal that all ranks have agreed to obey at this step, or 0; ``LastCheckpoint`` obeys it.
+
+    Args:
+        signals: those that this process receives.
+        saves_every: steps between checkpoints within an epoch; the weights are checked before each.
+        config: this process's configuration; all ranks must have the same.
+    """
+
+    def __init__(self, signals: StopSignals, *, saves_every: int | None, config: dict[str, Any]) -> None:
+        self.signals, self.saves_every, self.config = signals, saves_every, config
+        self.stop = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.take()  # Lightning's handler saves nothing and exits with code 0
+        self.signals.training = True
+        # Reading a number from a GPU synchronises with it: do it rarely.
+        self._every = 1 if trainer.strategy.root_device.type == "cpu" else 10
+        if dist.is_available() and dist.is_initialized():
+            require_one_configuration(self.config)
+            self._require_one_start(trainer)
+        self._end_of_schedule(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # within a step
+        self._end_of_schedule(trainer, pl_module)
+        step = trainer.global_step
+        saving = self.saves_every is not None and step % self.saves_every == 0
+        if saving or step % self._every == 0:
+            self._agree(trainer, pl_module, saving=saving)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.signals.training:
+            self._agree(trainer, pl_module, saving=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.signals.training:
+            self._end_of_schedule(trainer, pl_module)
+            self._agree(trainer, pl_module, saving=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.training = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.signals.training = False
+
+    def _end_of_schedule(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if pl_module.rate.over(trainer.global_step):
+            trainer.should_stop = True  # Lightning validates, then ends
+
+    def _require_one_start(self, trainer: pl.Trainer) -> None:
+        """Each rank finds its checkpoint itself, on a disk that may not be the same for all."""
+        step = trainer.global_step
+        ends = torch.tensor([step, -step], device=trainer.strategy.root_device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        latest, earliest = ends[0].item(), -ends[1].item()
+        if latest != earliest:
+            raise TrainingError(
+                f"the processes resume from different checkpoints, this one from step {step}, others from step "
+                f"{earliest} or {latest}: the run's folder must be the same one on every node."
+            )
+
+    def _agree(self, trainer: pl.Trainer, pl_module: Any, *, saving: bool) -> None:
+        asked = self.signals.received  # can change at any moment
+        sound = is_finite(pl_module) if saving or asked else True  # checked only before a checkpoint
+        broken = [pl_module.nan_watch.first(), 0 if sound else trainer.global_step]
+        first = [
+            -step if step else -math.inf for step in broken
+        ]  # negative: the maximum over ranks is the earliest step
+        flags = torch.tensor([asked, *first], dtype=torch.float32)
+        if dist.is_available() and dist.is_initialized():
+            flags = flags.to(trainer.strategy.root_device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        received, loss, weights = flags.tolist()
+        if max(loss, weights) > -math.inf:
+            what = f"weights are not finite after step {-weights:.0f}"
+            if loss > -math.inf:
+                what = f"training loss is not finite at step {-loss:.0f}"
+            raise DivergedError(
+                f"the {what}, in epoch {trainer.current_epoch + 1} (learning rate {pl_module.lr:g}): the run has "
+                f"diverged. {newest_checkpoint(Path(trainer.default_root_dir))} Try a lower optim.lr, or a warm-up."
+            )
+        self.stop = int(received)
+
+
+# Data may be stored in a different place on every node.
+_MAY_DIFFER = ("data.root", "feed.pack")
+
+
+def require_one_configuration(config: dict[str, Any]) -> None:
+    """Compare the configurations that the ranks have composed, each for itself.
+
+    Raises:
+        ConfigError: in every rank, naming the keys that differ and the values of each rank.
+    """
+    ours = {key: value for key, value in flat(config).items() if key not in _MAY_DIFFER}
+    digest = hashlib.sha256(json.dumps(ours, sort_keys=True, default=str).encode()).hexdigest()
+    digests: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, digest)
+    if len(set(digests)) == 1:
+        return
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, ours)
+    keys = sorted({key for leaves in theirs for key in leaves})
+    different = [key for key in keys if len({str(leaves.get(key)) for leaves in theirs}) > 1]
+    values = "; ".join(f"{key}: {', '.join(str(leaves.get(key)) for leaves in theirs)}" for key in different)
+    raise ConfigError(
+        f"the {len(theirs)} processes of this training were started with different configurations; by rank: "
+        f"{values}. Start all of them with one command."
+    )

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, as every run here wants it."""
+"""Lightning's Trainer as all runs use it, and the translation of its errors."""
 
 import logging
 import warnings
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -25,27 +26,33 @@ log = logging.getLogger(__name__)
 
 
 def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Trainer:
-    """Lightning's Trainer for a configuration, without its own checkpoints, sanity check and sampler."""
+    """Lightning's Trainer for a configuration, without Lightning's checkpoints, sanity check and sampler.
+
+    Raises:
+        ConfigError: for what this machine does not support, such as a GPU or a precision.
+    """
     settings = config.trainer
     several = settings.devices * settings.nodes > 1
-    for chatty in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
-    warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # the feed has done it already
+    warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # our feeds do it
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is of all ranks already
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # our launchers say how it is used
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # a 1x1 grid has many
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # logged values are over all ranks already
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # geexp's launchers use it
+    warnings.filterwarnings(
+        "ignore", message="Grad strides do not match bucket view strides"
+    )  # a 1x1 map has ambiguous strides
     epochs = planned_epochs(config)
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
-    with lightnings_refusals():
+    with translate_lightning_errors():
         trainer = pl.Trainer(
             default_root_dir=folder,
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.nodes,
-            # Statistics of BN are made equal once, before a validation, which may then have uneven shares.
+            # TrainingModule broadcasts BN statistics once before validation, where shares may be uneven.
             strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
             sync_batchnorm=settings.sync_batchnorm,
             accumulate_grad_batches=settings.accumulate,
@@ -66,17 +73,36 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             enable_progress_bar=has_bar,
             **options,
         )
-    if trainer.precision != settings.precision:  # Lightning takes another with a warning only
+    if trainer.precision != settings.precision:  # Lightning warns and uses another
         raise ConfigError(
-            f"trainer.precision={settings.precision}: this device cannot; Lightning would take {trainer.precision}."
+            f"trainer.precision={settings.precision}: not supported on this device; Lightning would use "
+            f"{trainer.precision}."
         )
     if settings.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
     return trainer
 
 
+def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str:
+    """``precision=32-true, memory_format=channels_last, fused SGD, not compiled, ge.implementation=auto``."""
+    trainer = config.trainer
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    name = type(optimizer).__name__
+    words = [
+        f"precision={trainer.precision}",
+        f"memory_format={'channels_last' if trainer.channels_last else 'contiguous'}",
+        f"fused {name}" if fused else name,
+        f"compiled ({trainer.compile_mode})" if trainer.compile else "not compiled",
+    ]
+    if config.ge.variant != "none" and config.ge.implementation is not None:
+        words.append(f"ge.implementation={config.ge.implementation}")
+    if trainer.accumulate > 1:
+        words.append(f"{trainer.accumulate} batches per step")
+    return ", ".join(words)
+
+
 def _profiler(name: str | None, folder: Path) -> Profiler | None:
-    """One that writes its report into the run's folder."""
+    """Lightning's profiler of this name, reporting into the run's folder."""
     if name is None:
         return None
     log.info("profile: %s", folder / "fit-profile.txt")
@@ -85,8 +111,8 @@ def _profiler(name: str | None, folder: Path) -> Profiler | None:
 
 
 @contextmanager
-def lightnings_refusals() -> Iterator[None]:
-    """No GPU, a share of the batches that is none, a callback without its logger: the user's to mend."""
+def translate_lightning_errors() -> Iterator[None]:
+    """ConfigError for what Lightning rejects: no GPU, an invalid limit of batches, a callback that lacks its logger."""
     try:
         yield
     except MisconfigurationException as error:
@@ -94,25 +120,26 @@ def lightnings_refusals() -> Iterator[None]:
 
 
 @contextmanager
-def explained_ranks() -> Iterator[None]:
-    """Of several processes one has gone; the others find nobody to talk to. At the end, all part in order."""
+def translate_ddp_errors() -> Iterator[None]:
+    """TrainingError if another rank has died; at the end, leave the process group in order."""
     try:
         yield
     except Stopped:
-        _part()
+        _leave_process_group()
         raise
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # gloo has no class of its own
+        gloo = "gloo/transport" in str(error)  # gloo raises plain RuntimeErrors
+        if not gloo and not isinstance(error, dist.DistError):
             raise
         raise TrainingError(
-            "another process of this training has failed or was killed; what it printed last, if anything, says why. "
-            "The same command goes on from the last checkpoint."
+            "another process of this training has failed or was killed; see its last output for the reason. "
+            "The same command resumes from the last checkpoint."
         ) from error
     else:
-        _part()
+        _leave_process_group()
 
 
-def _part() -> None:
-    """Where no rank waits for another: a process that ends while still connected to them is aborted now and then."""
+def _leave_process_group() -> None:
+    """To be called where no rank waits for another. A process that ends without it is sometimes aborted."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -1,75 +1,47 @@
-"""What W&B shows of a run beyond its history: which figures sum it up, and charts at its end."""
+"""What W&B shows of a run beyond its history: the summary, charts at the end; and whether it is used online."""
 
+import netrc
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from geexp.runs.metrics import AP, score_of
-from geexp.training.task import Ending
+from geexp.runs.run import Result
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from geexp.training.task import Charts
 
-# Keys beside the configuration's, to group runs by: the network, and all but the seed. Without dots, which W&B's own
+# Keys beside the configuration's, to group runs by: the network, and all but the seed. Without dots, which W&B's
 # interface takes for levels.
 NETWORK, LABEL = "network", "label"
 # Metrics of every epoch, as in history.jsonl.
 EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
-# Figures of the summary that dashboards show; the rest of result.json stands below "result".
+# Figures of the summary that dashboards show; the rest of result.json is below "result".
 BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
 BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
 # The charts of the end.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
-# A matrix of more classes is no picture, and W&B's tables end at 10,000 rows.
-MATRIX_CLASSES, CONFUSED_PAIRS = 100, 200
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Images by class (rows) and by the class they were taken for."""
+def usual_mode() -> str:
+    """``online`` if an API key is configured, in the environment or in the netrc file; else ``offline``.
 
-    counts: "Tensor"
-    classes: list[str]
+    W&B is not contacted.
+    """
+    import wandb
 
-    def charts(self) -> dict[str, Any]:
-        """The pairs that are confused most often as a table and, of not too many classes, the whole matrix."""
-        import wandb
-
-        pairs = wandb.Table(["class", "taken for", "images", "% of the class"], self.pairs())
-        if len(self.classes) > MATRIX_CLASSES:
-            return {CONFUSED: pairs}
-        columns = ["Actual", "Predicted", "nPredictions"]
-        matrix = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table([*columns], self.matrix()),
-            fields={column: column for column in columns},
-            string_fields={"title": "confusion, last validation"},
-        )
-        return {CONFUSED: pairs, CONFUSION: matrix}
-
-    def matrix(self) -> list[Iterable[Any]]:
-        counts = self.counts.tolist()
-        return [
-            [actual, predicted, counts[i][j]]
-            for i, actual in enumerate(self.classes)
-            for j, predicted in enumerate(self.classes)
-        ]
-
-    def pairs(self) -> list[Iterable[Any]]:
-        """The pairs that are taken for each other most often: class, taken for, images, and their percentage."""
-        wrong = self.counts.clone().fill_diagonal_(0)
-        most = wrong.flatten().sort(descending=True, stable=True)
-        of_class = self.counts.sum(dim=1).tolist()
-        rows: list[Iterable[Any]] = []
-        for images, index in zip(most.values[:CONFUSED_PAIRS].tolist(), most.indices.tolist(), strict=False):
-            actual, predicted = divmod(index, len(self.classes))
-            if images:
-                rows.append([self.classes[actual], self.classes[predicted], images, 100 * images / of_class[actual]])
-        return rows
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
+    try:
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    except (OSError, netrc.NetrcParseError):
+        return "offline"
 
 
 def define_metrics(run: Any) -> None:
-    """The epoch is the axis of every curve, and the summary has the lowest error beside the last one."""
+    """Make the epoch the axis of every curve; the summary has the best score beside the last one."""
     run.define_metric(EPOCH)
     for name in ("train/*", "val/*", "lr", "seconds"):
         run.define_metric(name, step_metric=EPOCH)
@@ -78,41 +50,43 @@ def define_metrics(run: Any) -> None:
     run.define_metric(AP.key, step_metric=EPOCH, summary="max,last")
 
 
-def charts(history: list[dict[str, Any]], ending: Ending | None) -> dict[str, Any]:
-    """The curves, from the first epoch on also where a run was resumed, and what the last validation has to show."""
+def charts(history: list[dict[str, Any]], final: "Charts | None") -> dict[str, Any]:
+    """The curves over all epochs, including those before a resumed start, and the charts of the last validation."""
     import wandb
 
     columns, score = list(history[-1]), score_of(history[-1])
-    of_training = score.key.replace("val/", "train/")
-    drawn = {"training images, augmented": of_training, "validation images": score.key}
-    drawn = {title: key for title, key in drawn.items() if key in columns}
+    lines = {"training images, augmented": score.key.replace("val/", "train/"), "validation images": score.key}
+    lines = {title: key for title, key in lines.items() if key in columns}
     rows: list[Iterable[Any]] = [[row.get(column) for column in columns] for row in history]
     shown: dict[str, Any] = {
         CURVES: wandb.plot.line_series(
             [row[EPOCH] for row in history],
-            [[row.get(key) for row in history] for key in drawn.values()],
-            keys=list(drawn),
+            [[row.get(key) for row in history] for key in lines.values()],
+            keys=list(lines),
             title=f"{score.name}, %",
             xname=EPOCH,
         ),
         HISTORY: wandb.Table([*columns], rows),
     }
-    return shown if ending is None else shown | ending.charts()
+    return shown if final is None else shown | final.to_wandb()
 
 
-def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """``result.json`` without the configuration, which the run has already, and its main figures on top."""
-    metrics, complexity = result["metrics"], result["complexity"]
+def summary(result: Result, metrics: tuple[str, ...]) -> dict[str, Any]:
+    """The main figures of a finished run, and below ``result`` all of result.json but the configuration.
+
+    Args:
+        metrics: keys whose best and last values are shown, ``Task.summary_metrics``.
+    """
     figures = {
-        f"{which}/{name}": metrics[which][f"val/{name}"]
+        f"{which}/{key.removeprefix('val/')}": result.metrics[which][key]
         for which in ("best", "last")
-        for name in (("AP", "AP50") if score_of(metrics["last"]) is AP else ("top1_error", "top5_error", "loss"))
+        for key in metrics
     }
-    kept = {key: value for key, value in result.items() if key not in ("config", "identity")}
+    kept = {key: value for key, value in result.as_json().items() if key not in ("config", "identity")}
     return figures | {
-        "best/epoch": metrics["best"]["epoch"],
-        PARAMS: complexity["params"],
-        MACS: complexity["macs"],
-        "seconds": result["seconds"],
+        "best/epoch": result.metrics["best"]["epoch"],
+        PARAMS: result.complexity["params"],
+        MACS: result.complexity["macs"],
+        "seconds": result.seconds,
         "result": kept,
     }

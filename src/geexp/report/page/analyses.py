@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from geexp.analysis.analyse import FOLDER, read_analysis
 from geexp.config.errors import DataError
-from geexp.report.analyses.stored import FOLDER, read_analysis
 from geexp.report.page import words
 from geexp.report.runs import Run
 from geexp.runs.run_files import DETECTIONS, PRECISION_RECALL

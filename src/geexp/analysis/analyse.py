@@ -1,0 +1,244 @@
+"""An analysis of one run, or of two for comparison: measured, stored beside the run, drawn.
+
+The data are tidy tables as CSV with a JSON file about their origin, so that a picture can be drawn again without the
+network.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from geexp.analysis.wandb_picture import log_picture, wandb_run_of
+from geexp.config.errors import ConfigError, DataError, UserError
+from geexp.config.labels import ge_label, model_label
+from geexp.config.ranks import rank
+from geexp.config.schema import AnalyzeConfig
+from geexp.runs.atomic_write import atomic_write
+from geexp.runs.environment import environment
+from geexp.runs.identity import flat
+from geexp.runs.job import make_job
+from geexp.runs.run_files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+FOLDER = "analysis"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Network:
+    """An analysed network. ``label`` names it in the tables' column ``network`` and in the picture.
+
+    ``identity`` has dotted keys and no seed; ``epoch`` is that of the checkpoint.
+    """
+
+    label: str
+    run: str
+    seed: int
+    checkpoint: str
+    epoch: int
+    split: str
+    images: int
+    identity: dict[str, Any]
+
+    @property
+    def variant(self) -> str:
+        return str(self.identity["ge.variant"])
+
+    @property
+    def model(self) -> str:
+        return model_label(self.identity["model.name"])
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis of one network, or of two for comparison. ``tables`` are tidy; the first column is ``network``."""
+
+    name: str
+    networks: tuple[Network, ...]
+    settings: dict[str, Any]
+    tables: "dict[str, pd.DataFrame]"
+    made: dict[str, Any]
+
+    def of(self, network: Network, table: str) -> "pd.DataFrame":
+        """The rows of one network."""
+        rows = self.tables[table]
+        return rows[rows["network"] == network.label]
+
+
+def analyse(settings: AnalyzeConfig) -> Analysis | None:
+    """Measure, or read earlier data with ``redraw=true``, and draw. Returns None on ranks other than 0.
+
+    Raises:
+        ConfigError, DataError: for runs that cannot be analysed, if possible before any computation.
+    """
+    kind = import_module(f"geexp.analysis.{settings.analysis}")
+    run = Path(str(settings.run)).expanduser()
+    folder = Path(settings.out).expanduser() if settings.out else run / FOLDER
+    wandb_run = wandb_run_of(run) if settings.wandb else None
+    if settings.images is None:
+        settings = replace(settings, images=getattr(kind, "DEFAULT_IMAGES", None))
+    analysis = read_analysis(folder, settings.analysis) if settings.redraw else _measured(kind, settings)
+    if rank() != 0:
+        return None
+    files = [] if settings.redraw else write_analysis(analysis, folder)
+    pictures = kind.draw(analysis, folder / settings.analysis)
+    about = {
+        "analysis": analysis.name,
+        "networks": [{"label": one.label, "run": one.run, "images": one.images} for one in analysis.networks],
+    }
+    show(settings, about, analysis.tables, kind.summary(analysis), files, pictures)
+    if wandb_run is not None:
+        log_picture(wandb_run, f"{FOLDER}/{settings.analysis}", pictures)
+    return analysis
+
+
+def show(
+    settings: AnalyzeConfig,
+    about: dict[str, Any],
+    tables: "dict[str, pd.DataFrame]",
+    summary: Table,
+    data: Sequence[Path],
+    pictures: Sequence[Path],
+) -> None:
+    """The summary, or with ``format=json`` all tables as lists of rows, on standard output; the files on stderr."""
+    if settings.format == "json":
+        rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        print(json.dumps({**about, "tables": rows, "pictures": [str(p) for p in pictures]}, ensure_ascii=False))
+    else:
+        Console().print(summary)
+    for what, files in (("data", data), ("picture", pictures)):
+        for file in files:
+            print(f"{what}: {file}", file=sys.stderr)
+
+
+def _measured(kind: Any, settings: AnalyzeConfig) -> Analysis:
+    import pandas as pd
+
+    from geexp.analysis.loaded_run import load_run, require_same_images
+
+    loaded = [load_run(str(settings.run), settings)]
+    if settings.against is not None:
+        loaded.append(load_run(settings.against, settings, is_reference=True))
+        require_same_images(*loaded)
+    identities = [flat(make_job(one.config).identity) for one in loaded]
+    seeds = [int(leaves.pop("seed")) for leaves in identities]
+    labels = labels_of(identities, seeds, [one.config.ge.label for one in loaded])
+    tables: dict[str, list[pd.DataFrame]] = {}
+    networks = []
+    for one, leaves, seed, label in zip(loaded, identities, seeds, labels, strict=True):
+        try:
+            with one.precision():
+                found = kind.measure(one)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"run={one.folder}: {str(error).rstrip('.')}.") from error
+        for name, table in found.items():
+            table.insert(0, "network", label)
+            tables.setdefault(name, []).append(table)
+        networks.append(
+            Network(
+                label,
+                run=str(one.folder),
+                seed=seed,
+                checkpoint=str(one.checkpoint),
+                epoch=one.epoch,
+                split=settings.split,
+                images=one.image_count,
+                identity=leaves,
+            )
+        )
+    made = {
+        "at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": f"python -m geexp.analyze {shlex.join(sys.argv[1:])}",
+        "environment": environment(),
+    }
+    return Analysis(
+        settings.analysis,
+        tuple(networks),
+        {key: getattr(settings, key) for key in ("blocks", "stage", "ratios", "images")},
+        {name: pd.concat(several, ignore_index=True) for name, several in tables.items()},
+        made,
+    )
+
+
+def labels_of(identities: Sequence[dict[str, Any]], seeds: Sequence[int], variants: Sequence[str | None]) -> list[str]:
+    """A distinct label per network: its variant, with its backbone or its seed where needed.
+
+    ``variants`` are the labels in the runs' own configurations, for a user's variants; None for the usual one.
+    """
+    ge = [
+        ge_label({key[3:]: value for key, value in one.items() if key.startswith("ge.")}, label)
+        for one, label in zip(identities, variants, strict=True)
+    ]
+    models = [model_label(one["model.name"]) for one in identities]
+    labels = ge if len(set(models)) == 1 else [f"{model} {variant}" for model, variant in zip(models, ge, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label}, seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({n})" for n, label in enumerate(labels, 1)]
+    return labels
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    with atomic_write(path) as file:
+        file.write(table.to_csv(index=False).encode())
+
+
+def write_analysis(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write ``<name>_<table>.csv``, and ``<name>.json`` last, so that it implies the tables. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: _table_file(folder, analysis.name, name) for name in analysis.tables}
+    for name, table in analysis.tables.items():
+        write_table(files[name], table)
+    content = asdict(replace(analysis, tables={})) | {"format": FORMAT, "tables": list(files)}
+    write_json(folder / f"{analysis.name}.json", content)
+    return [*files.values(), folder / f"{analysis.name}.json"]
+
+
+def read_analysis(folder: Path, name: str) -> Analysis:
+    """The inverse of ``write_analysis``.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    import pandas as pd
+
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file, so there are no data to draw from. Leave redraw out.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: has format {content['format']}, and this version reads {FORMAT}.")
+        tables = {
+            table: pd.read_csv(_table_file(folder, name, table), keep_default_na=False, na_values=[""])
+            for table in content["tables"]
+        }
+        networks = tuple(Network(**network) for network in content["networks"])
+        for table in tables.values():
+            unknown = set(table["network"]) - {network.label for network in networks}
+            if unknown:
+                raise ValueError(f"the tables have unknown networks: {', '.join(map(str, sorted(unknown)))}")
+        return Analysis(name, networks, content["settings"], tables, content["made"])
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: it or its tables are damaged ({error}). Leave redraw out to make them again."
+        ) from error
+
+
+def _table_file(folder: Path, name: str, table: str) -> Path:
+    return folder / f"{name}_{table}.csv"

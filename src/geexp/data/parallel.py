@@ -1,0 +1,86 @@
+"""Work on many images: by threads, results in order, with a progress bar."""
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_LOG_EVERY = 60.0  # seconds
+# Tasks per thread that are made ahead of the one in use.
+_AHEAD = 2
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(work: Callable[[range], T], indices: range, *, step: int, threads: int) -> Iterator[tuple[range, T]]:
+    """``work`` on ``step`` indices at a time by threads; yields each part with its result, in order."""
+    with ThreadPoolExecutor(threads, thread_name_prefix=work.__name__) as pool:
+        under_way: deque[tuple[range, Future[T]]] = deque()
+        try:
+            for start in range(0, len(indices), step):
+                part = indices[start : start + step]
+                under_way.append((part, pool.submit(work, part)))
+                if len(under_way) > threads * _AHEAD:
+                    part, future = under_way.popleft()
+                    yield part, future.result()
+            while under_way:
+                part, future = under_way.popleft()
+                yield part, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def with_bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, with a progress bar if standard error is a terminal."""
+    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    yield from track(items, escape(what), total=total, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def meter(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """Gives ``advance(images, bytes)``: a bar on a terminal, otherwise a log line now and then.
+
+    ``done`` of the ``total`` images need no more work.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    on_terminal = sys.stderr.isatty()
+    start = logged = time.monotonic()
+    images = size = 0
+
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as bar:
+        task = bar.add_task(what, total=total, completed=done, speed="")
+
+        def advance(more_images: int, more_bytes: int) -> None:
+            nonlocal images, size, logged
+            images, size, now = images + more_images, size + more_bytes, time.monotonic()
+            rate = images / max(now - start, 1e-9)
+            speed = f"{rate:,.0f} images/s, {decimal(size)}"
+            bar.update(task, completed=done + images, speed=speed)
+            if not on_terminal and now - logged >= _LOG_EVERY:
+                logged = now
+                left = (total - done - images) / max(rate, 1e-9)
+                log.info("%s: %d of %d, %s, %.0f s left", what, done + images, total, speed, left)
+
+        yield advance

@@ -1,1 +1,0 @@
-"""Analyses of trained networks, from the network to data and pictures beside the run."""

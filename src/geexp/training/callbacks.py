@@ -1,0 +1,223 @@
+"""Callbacks: the run's files (checkpoints, history, status) and the progress on standard error."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from geexp.config.ranks import rank
+from geexp.runs.run import CheckpointInfo, Run
+from geexp.runs.run_files import BEST, LAST, append_row
+from geexp.runs.status import StatusFile
+from geexp.training.checkpoints import INFO
+from geexp.training.lightning_private import DescribedProgressBar
+from geexp.training.stopping import Stopped
+
+
+class RunInCheckpoint(pl.Callback):
+    """Puts ``CheckpointInfo`` into every checkpoint: the configuration and the metrics of the last finished epoch."""
+
+    def __init__(self, config: dict[str, Any], *, run_id: str) -> None:
+        self.config, self.run_id = config, run_id
+        self.epochs = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs = trainer.current_epoch + 1
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        info = CheckpointInfo(self.config, self.run_id, self.epochs, dict(pl_module.metrics))
+        checkpoint[INFO] = asdict(info)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        info = CheckpointInfo(**checkpoint[INFO])
+        self.epochs, pl_module.metrics = info.epoch, dict(info.metrics)
+
+
+class LastCheckpoint(Checkpoint):
+    """``checkpoints/last.ckpt``: before the first step, after every validation, and in between.
+
+    Args:
+        every_n_steps: also within epochs. None: a run that is killed repeats the epoch from its start. Either way it
+            sees the same images.
+        stop: returns the signal that all ranks have agreed to obey at this step, or 0. A checkpoint is written, then
+            ``Stopped`` is raised.
+    """
+
+    def __init__(self, folder: Path, *, every_n_steps: int | None = None, stop: Callable[[], int] = lambda: 0) -> None:
+        self.path, self.every_n_steps, self.stop = folder / LAST, every_n_steps, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # checkpoints do not hold the gradients of half a step
+        if trainer.is_last_batch or trainer.should_stop:
+            return  # validation follows; Lightning would skip it after resuming from here
+        if self.stop() or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            trainer.save_checkpoint(self.path)
+            self._stop_if_asked()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        if not trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs:  # else training is complete
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop():
+            raise Stopped(self.stop())
+
+
+class BestCheckpoint(Checkpoint):
+    """``checkpoints/best.ckpt``: the epoch with the best score (top-1 error or mAP); of equal ones the first."""
+
+    def __init__(self) -> None:
+        self.best: dict[str, float] | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        metrics, score = pl_module.metrics, pl_module.score
+        if self.best is None or score.better(metrics[score.key], than=self.best[score.key]):
+            self.best = {"epoch": trainer.current_epoch + 1, **metrics}
+            trainer.save_checkpoint(Run(Path(trainer.default_root_dir)).checkpoint(BEST))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class History(pl.Callback):
+    """Appends a row per epoch to ``history.jsonl``, and sends it to the loggers.
+
+    The row is written before the checkpoint, so that no checkpointed epoch lacks one. An epoch that was repeated after
+    an interruption may have two rows; readers take the last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = time.monotonic()
+        self._before = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start, self._before = time.monotonic(), 0.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": round(self._seconds(), 3),
+            "time": round(time.time(), 3),
+            **pl_module.metrics,
+        }
+        append_row(self.path, row)
+        step = row.pop("step")
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
+
+    def _seconds(self) -> float:
+        """Spent on the epoch, including the time before an interruption."""
+        return self._before + time.monotonic() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["seconds"]
+
+
+class Heartbeat(pl.Callback):
+    """Passes epoch, step and batch count to the status file, which is written by its own timer."""
+
+    def __init__(self, status: StatusFile) -> None:
+        self.status = status
+        self.batches = 0  # includes validation, during which there are no steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._note(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches += 1
+        self._note(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.batches += 1
+        self._note(trainer)
+
+    def _note(self, trainer: pl.Trainer) -> None:
+        self.status.at(epoch=trainer.current_epoch + 1, step=trainer.global_step, batches=self.batches)
+
+
+def progress() -> Callback:
+    """A live bar on a terminal, one line per epoch elsewhere (logs, batch jobs); on rank 0 only."""
+    if rank() != 0:
+        return Callback()
+    return TerminalBar() if sys.stderr.isatty() else EpochLines()
+
+
+class TerminalBar(DescribedProgressBar):
+    """Lightning's bar with the score of the last epoch, without the version number, and with epochs counted from 1."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True, console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, int | str | float | dict]:
+        metrics, score = pl_module.metrics, pl_module.score
+        return {f"val-{score.name.replace(' ', '-')}": f"{metrics[score.key]:.2f}%"} if score.key in metrics else {}
+
+    def describe_epoch(self, current_epoch: int) -> str:
+        return epoch_of(self.trainer, current_epoch)
+
+
+class EpochLines(Callback):
+    """One line after the validation of every epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        metrics, score = pl_module.metrics, pl_module.score
+        seconds = time.monotonic() - self._start
+        training_key = score.key.replace("val/", "train/")
+        training = f", {score.name} {metrics[training_key]:.2f} %" if training_key in metrics else ""
+        print(
+            f"{epoch_of(trainer, trainer.current_epoch)}  train loss {metrics['train/loss']:.3f}{training}  "
+            f"val {score.name} {metrics[score.key]:.2f} %  {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def epoch_of(trainer: pl.Trainer, epoch: int) -> str:
+    """``epoch 3/300``, or ``epoch 3, step 1,170 of 64,000`` where the schedule counts iterations."""
+    if trainer.max_epochs != -1:
+        return f"epoch {epoch + 1}/{trainer.max_epochs}"
+    module: Any = trainer.lightning_module
+    return f"epoch {epoch + 1}, step {trainer.global_step:,} of {module.rate.schedule.iterations:,}"

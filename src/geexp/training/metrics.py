@@ -1,0 +1,113 @@
+"""What is computed from the batches: exact error counts, and whether loss and weights are finite.
+
+Both stay on the device of the network, so that no step waits for a transfer to the host.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+
+class ErrorCount:
+    """Top-1 and top-5 errors as integer counts, and the summed loss: exact for any division into batches.
+
+    With fewer than five classes, top-5 means all of them. Counts are int64 and the loss float64 (float32 on mps),
+    whatever the precision of the network.
+
+    Args:
+        confusion: also count predicted against true classes, for ``confusion``.
+    """
+
+    def __init__(self, *, confusion: bool = False) -> None:
+        self.counts_confusion = confusion
+        self.reset()
+
+    def reset(self) -> None:
+        self._pairs: list[Tensor] = []
+        self._counts: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._before = [0.0, 0.0, 0.0, 0.0]
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """``logits`` [N, classes], ``labels`` [N], ``loss`` the mean of the batch."""
+        classes = logits.shape[1]
+        top = logits.topk(min(5, classes), dim=1).indices
+        hit = top == labels[:, None]
+        if self.counts_confusion:
+            self._pairs.append(labels * classes + top[:, 0])
+        images = torch.tensor(len(labels), device=logits.device)
+        counts = torch.stack([images, (~hit[:, 0]).sum(), (~hit.any(dim=1)).sum()])
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
+        total = loss.detach().to(wide) * len(labels)
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._loss = total if self._loss is None else self._loss + total
+
+    def totals(self, device: torch.device) -> list[float]:
+        """Images, top-1 errors, top-5 errors and summed loss over all ranks, which must all call it."""
+        sums = torch.tensor(self._before, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        if self._counts is not None and self._loss is not None:
+            sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
+            sums[3] += self._loss.to(sums)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def restore(self, totals: list[float]) -> None:
+        """Continue from a result of ``totals``; on one rank only."""
+        self._before = list(totals)
+
+    def metrics(self, device: torch.device) -> dict[str, float]:
+        """``loss``, ``top1_error`` and ``top5_error`` (percent) with the counts behind them, over all ranks.
+
+        Empty if no images were counted. Every rank must call it.
+        """
+        *counts, loss = self.totals(device)
+        images, top1, top5 = map(int, counts)
+        if not images:
+            return {}
+        return {
+            "loss": loss / images,
+            "top1_error": 100 * top1 / images,
+            "top5_error": 100 * top5 / images,
+            "top1_wrong": top1,
+            "top5_wrong": top5,
+            "images": images,
+        }
+
+    def confusion(self, device: torch.device, classes: int) -> Tensor | None:
+        """The confusion matrix ``[classes, classes]``, int64 on the CPU: rows true, columns predicted; over all ranks,
+        which must all call it. None if no images were counted."""
+        pairs = torch.cat(self._pairs) if self._pairs else torch.empty(0, dtype=torch.int64)
+        counts = torch.bincount(pairs.cpu(), minlength=classes * classes)
+        if dist.is_available() and dist.is_initialized():
+            counts = counts.to(device)
+            dist.all_reduce(counts)
+            counts = counts.cpu()
+        return counts.view(classes, classes) if counts.any() else None
+
+
+class NonFiniteWatch:
+    """Remembers, on the device of the loss, the first step whose loss became NaN or infinite."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def add(self, loss: Tensor, step: int) -> None:
+        if self._first is None:
+            self._first = torch.zeros((), dtype=torch.int64, device=loss.device)
+        broken = ~torch.isfinite(loss) & (self._first == 0)
+        self._first = torch.where(broken, step, self._first)
+
+    def first(self) -> int:
+        """Counted from 1; 0 if there is none."""
+        return 0 if self._first is None else int(self._first)
+
+
+def is_finite(network: nn.Module) -> bool:
+    """Whether all weights and buffers are finite. A step with a finite loss can still overflow them."""
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    return math.isfinite(get_total_norm(values, math.inf))

@@ -1,0 +1,193 @@
+"""COCO's layout: what is read, left out and refused; batches, and feeds that resume."""
+
+import logging
+from itertools import islice
+
+import pytest
+import torch
+
+from geexp.config.errors import ConfigError, DataError
+from geexp.data.order import FixedOrder, TrainingOrder
+from geexp.detect import training_arguments
+from geexp.detection.coco import CocoImages, require_same_classes
+from geexp.detection.data import DetectionFeed, DetectionReader, mirrored, open_split
+from tests.support.coco import annotation, annotations, changed, write_coco
+from tests.support.configuration import train_config
+
+
+def split_of(root, content=None, *, train=True):
+    return CocoImages(write_coco(root, content or annotations()), "train2014", train=train)
+
+
+def test_images_and_targets(tmp_path):
+    images = split_of(tmp_path)
+    assert images.classes == ["person", "dog", "toothbrush"]  # in the order of their ids
+    assert len(images) == 4
+    assert images.image_id(1) == 93
+    assert images.size(1) == (40, 60)
+    target = images.target(1)
+    assert target["labels"].tolist() == [2, 3]
+    assert target["boxes"].tolist() == [[6.0, 4.0, 26.0, 14.5], [6.0, 4.0, 26.0, 15.5]]
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].dtype == torch.int64
+    assert images.category_ids[target["labels"].numpy() - 1].tolist() == [18, 90]
+
+
+def test_truth_has_the_annotations_of_the_file(tmp_path):
+    content = annotations()
+    content["annotations"].append(annotation(99, 100, 1, [-10.0, 0.0, 500.0, 3.25], iscrowd=1, area=7.5))
+    truth = split_of(tmp_path, content, train=False).truth()
+    ours, theirs = (
+        sorted(repr(sorted((k, v) for k, v in one.items() if k != "id")) for one in whole["annotations"])
+        for whole in (truth, content)
+    )
+    assert ours == theirs
+    assert min(one["id"] for one in truth["annotations"]) == 1
+    assert {image["id"] for image in truth["images"]} == {image["id"] for image in content["images"]}
+
+
+def test_training_leaves_out_what_has_nothing_to_learn_from(tmp_path, caplog):
+    content = annotations(n=6)
+    ids = [image["id"] for image in content["images"]]
+    content["annotations"] = [
+        annotation(1, ids[0], 1, [50.0, 30.0, 30.0, 30.0]),  # partly outside
+        annotation(2, ids[1], 1, [0.0, 0.0, 60.0, 40.0], iscrowd=1),
+        annotation(3, ids[2], 1, [5.0, 5.0, 0.0, 9.0]),
+        annotation(4, ids[3], 1, [70.0, 5.0, 5.0, 9.0]),  # wholly outside
+        annotation(5, ids[4], 1, [1.0, 1.0, 2.0, 2.0]),
+        annotation(6, ids[4], 1, [1.0, 1.0, 2.0, 2.0], iscrowd=1),
+    ]
+    with caplog.at_level(logging.INFO):
+        train = split_of(tmp_path, content)
+    assert [train.image_id(i) for i in range(len(train))] == [ids[0], ids[4]]
+    assert train.target(0)["boxes"].tolist() == [[50.0, 30.0, 60.0, 40.0]]
+    assert len(train.target(1)["boxes"]) == 1
+    assert train.left_out == {"images without a box": 4, "crowds": 2, "boxes without an area": 2}
+    assert "4 images without a box, 2 crowds, 2 boxes without an area; 2 boxes clipped" in caplog.text
+    evaluation = CocoImages(tmp_path, "train2014", train=False)
+    assert len(evaluation) == 6
+    assert evaluation.target(1)["boxes"].shape == (0, 4)
+    assert len(evaluation.truth()["annotations"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("categories"), "'categories' is missing"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "format"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "NaN"),
+        (lambda content: content["annotations"][0].update(image_id=5), "image_id of 1 annotations is not listed.* 5"),
+        (lambda content: content["annotations"][0].update(category_id=2), "category_id of 1 annotations is .* 2"),
+        (lambda content: content["images"][0].update(id=93), "images have the same id"),
+        (lambda content: content["categories"][0].update(id=1), "categories have the same id"),
+        (lambda content: content.update(annotations=[], images=[]), "no images with a box"),
+    ],
+)
+def test_inconsistent_annotations_are_refused(tmp_path, change, message):
+    with pytest.raises(DataError, match=rf"instances_train2014\.json.*{message}"):
+        split_of(tmp_path, changed(change))
+
+
+def test_annotation_files_that_are_no_json(tmp_path):
+    path = write_coco(tmp_path, annotations()) / "annotations/instances_train2014.json"
+    for content, message in ((path.read_text()[:500], "not a complete JSON file"), ("[]", "not in the format")):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            CocoImages(tmp_path, "train2014", train=True)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        CocoImages(tmp_path, "train2014", train=True)
+
+
+def test_missing_images_are_counted(tmp_path):
+    content = annotations()
+    write_coco(tmp_path, content)
+    for image in content["images"][1:3]:
+        (tmp_path / "train2014" / image["file_name"]).unlink()
+    with pytest.raises(DataError, match=r"2 of the 4 images .* such as COCO_train2014_000000000093\.jpg"):
+        CocoImages(tmp_path, "train2014", train=True)
+
+
+def test_classes_must_be_those_of_the_configuration_and_equal_in_both_splits(tmp_path):
+    train = split_of(tmp_path)
+    config = train_config(*training_arguments([f"data.root={tmp_path}"]))
+    with pytest.raises(ConfigError, match=r"data\.num_classes=80: .* has 3 categories \(person, dog, toothbrush"):
+        open_split(config.data, train=True)
+    require_same_classes(train, train)
+    other = changed(lambda content: content["categories"][0].update(id=91)) | {"annotations": []}
+    write_coco(tmp_path, other, "val2014")
+    with pytest.raises(DataError, match="different categories"):
+        require_same_classes(train, CocoImages(tmp_path, "val2014", train=False))
+
+
+def test_damaged_and_exchanged_images(tmp_path):
+    reader = DetectionReader(split_of(tmp_path), flip=False)
+    file = tmp_path / "train2014" / annotations()["images"][0]["file_name"]
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        reader.read([(0, 0)])
+    write_coco(tmp_path / "other", annotations(size=(50, 40)))
+    (tmp_path / "other/train2014" / file.name).rename(file)
+    with pytest.raises(DataError, match="50x40 pixels, but annotated as 60x40"):
+        reader.read([(0, 0)])
+
+
+def test_flip_mirrors_image_and_boxes(tmp_path):
+    images = split_of(tmp_path)
+    original, truth = DetectionReader(images, flip=False).read_one((0, 2))
+    reader, flipped = DetectionReader(images, flip=True, seed=1), 0
+    for epoch in range(20):
+        image, target = reader.read_one((epoch, 2))
+        if torch.equal(image, original):
+            assert torch.equal(target["boxes"], truth["boxes"])
+        else:
+            flipped += 1
+            assert torch.equal(image.flip(2), original)
+            assert torch.equal(mirrored(target["boxes"], width=60), truth["boxes"])
+            assert (target["boxes"][:, 2] > target["boxes"][:, 0]).all()
+    assert 4 < flipped < 16
+
+
+def equal(a, b):
+    return (
+        a.image_ids == b.image_ids
+        and all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+        and all(torch.equal(x["boxes"], y["boxes"]) for x, y in zip(a.targets, b.targets, strict=True))
+    )
+
+
+def test_an_epoch_resumes_where_it_stopped(tmp_path):
+    images = split_of(tmp_path, annotations(n=12))
+
+    def feed(workers=0):
+        order = TrainingOrder(len(images), batch_size=2, seed=3)
+        order.set_epoch(5)
+        return DetectionFeed(DetectionReader(images, flip=True, seed=3), order, workers=workers)
+
+    whole = list(feed())
+    assert len(whole) == len(feed()) == 6
+    stopped, resumed = feed(), feed(workers=2)
+    assert all(equal(a, b) for a, b in zip(islice(stopped, 4), whole, strict=False))
+    resumed.load_state_dict(stopped.state_dict())
+    assert all(equal(a, b) for a, b in zip(resumed, whole[4:], strict=True))
+    with pytest.raises(DataError, match=r"12 images.* 11"):
+        resumed.load_state_dict(stopped.state_dict() | {"images": 11})
+
+
+def test_evaluation_shows_every_image_once(tmp_path):
+    images = split_of(tmp_path, annotations(n=7), train=False)
+    shown = []
+    for rank in range(3):
+        order = FixedOrder(len(images), batch_size=2, rank=rank, world=3)
+        shown += [i for batch in DetectionFeed(DetectionReader(images, flip=False), order) for i in batch.image_ids]
+    assert sorted(shown) == sorted(images.image_ids.tolist())
+
+
+def test_inputs_of_a_batch(tmp_path):
+    batch = DetectionReader(split_of(tmp_path), flip=False).read([(0, 0), (0, 1)]).to(torch.device("cpu"))
+    assert len(batch) == 2
+    assert batch.images[0].dtype == torch.uint8
+    first = batch.inputs()[0]
+    assert first.shape == (3, 40, 60)
+    assert first.dtype == torch.float32
+    assert torch.equal((first * 255).round().byte(), batch.images[0])

@@ -1,0 +1,20 @@
+"""The fused tail of a block without its compiler, or with a broken one."""
+
+import pytest
+import torch
+
+from geexp.operators import tail
+
+
+def run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for sweeps in (tail._forward, tail._backward):
+        monkeypatch.setattr(sweeps, "compiled", sweeps.function)
+
+
+def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    for name in ("_forward", "_backward"):
+        monkeypatch.setattr(tail, name, tail.Compiled(getattr(tail, name).function))
+    monkeypatch.setattr(torch, "compile", broken)

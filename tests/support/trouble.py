@@ -1,0 +1,187 @@
+"""Faults, made to happen in trainings: callbacks, and functions for a process to begin with.
+
+Importing this keeps the callbacks out of the identity of runs, which can so be resumed without them.
+"""
+
+import ctypes
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from geexp.runs import identity
+
+
+class Poison(pl.Callback):
+    """One rank's images of a step are no numbers."""
+
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
+            batch[0].fill_(torch.nan)
+
+
+class PoisonValidation(pl.Callback):
+    """The images that an epoch is validated with are no numbers."""
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        batch[0].fill_(torch.nan)
+
+
+class Full(pl.Callback):
+    """From the start of an epoch on, no room is left for a file: writing it gives ENOSPC.
+
+    Args:
+        name: of a file below the run's folder, to which lines are added, or which is written aside and renamed.
+    """
+
+    def __init__(self, name: str, epoch: int) -> None:
+        self.name, self.epoch = name, epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        path = Path(trainer.default_root_dir) / self.name
+        if trainer.current_epoch == self.epoch and trainer.global_rank == 0:
+            if path.suffix == ".jsonl":
+                path.rename(f"{path}.real")
+            else:
+                path = path.with_name(f".writing-{path.name}-{os.getpid()}")
+            path.symlink_to("/dev/full")
+
+
+class ClockJumps(pl.Callback):
+    """The clock on the wall is set by a day, back and forth, before every batch."""
+
+    def __init__(self) -> None:
+        self._time, self._day = time.time, 86_400
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        self._day = -self._day
+        time.time = lambda: self._time() + self._day
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        time.time = self._time
+
+
+class WithoutNormalisation(pl.Callback):
+    """Takes out what depends on which images of a step are seen together."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for module in list(pl_module.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, nn.Identity())
+
+
+class Stuck(pl.Callback):
+    """After so many steps nothing happens on a rank for a minute: time for a test to do something to the process."""
+
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            time.sleep(60)
+
+
+class Touch(pl.Callback):
+    """Makes a file before the last epoch, and waits a moment for others to see it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self.path.touch()
+            time.sleep(0.5)
+
+
+class KillHelper(pl.Callback):
+    """Kills a child of this process, as the system does when memory is short, before the second epoch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            (child,) = [child for child in psutil.Process().children() if child.name() == self.name]
+            child.kill()
+            time.sleep(0.5)
+
+
+class Sender(pl.Callback):
+    """Sends ``signals`` to its own process, before the set-up or before a batch of training or of validation.
+
+    On the last rank, if there are several.
+    """
+
+    def __init__(self, signals: list[int], before: str, epoch: int = 0, batch: int = 0) -> None:
+        self.signals, self.point = signals, (before, epoch, batch)
+
+    def reached(self, trainer: pl.Trainer, *point: object) -> None:
+        if point == self.point and trainer.global_rank == trainer.world_size - 1:
+            for signum in self.signals:
+                os.kill(os.getpid(), signum)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.reached(trainer, "setup", 0, 0)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        self.reached(trainer, "training", trainer.current_epoch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.reached(trainer, "validation", trainer.current_epoch, batch_idx)
+
+
+identity._WATCHING |= {f"{__name__}.{kind.__name__}" for kind in pl.Callback.__subclasses__()}
+
+
+def small_files(limit: str) -> None:
+    """No file of this process gets larger; as on a disk with a quota."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+def small_disk(size: str, path: str, kept: str) -> Callable[[], object]:
+    """A file system in memory at ``path`` that only this process sees; at the end it is copied to ``kept``."""
+    separate_mounts()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    return lambda: shutil.copytree(path, kept)
+
+
+def read_only(path: str) -> None:
+    """For this process nothing below ``path`` can be written."""
+    separate_mounts()
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+
+
+def separate_mounts() -> None:
+    """Mounts of this process are its own from here on; needs root, or a system that lets users have namespaces.
+
+    Raises:
+        OSError: if it is not permitted.
+    """
+    new_mounts, new_users = 0x00020000, 0x10000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(new_mounts | (new_users if user else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)

@@ -1,0 +1,67 @@
+"""Lightning's internals that we rely on: each test fails, and names the use, when an update moves one."""
+
+import inspect
+from contextlib import suppress
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from torch.utils.data import DataLoader, TensorDataset
+
+from geexp.training.lightning_private import was_interrupted
+
+
+def test_the_words_in_front_of_the_progress_bar():
+    parameters = getattr(RichProgressBar, "_get_train_description", None)
+    message = "RichProgressBar._get_train_description(current_epoch) has moved: mend DescribedProgressBar"
+    assert parameters is not None, message
+    assert list(inspect.signature(parameters).parameters) == ["self", "current_epoch"], message
+    assert "_get_train_description" in inspect.getsource(RichProgressBar.on_train_epoch_start), message
+
+
+class Network(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Interrupting(Network):
+    def training_step(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+
+def fit(network: pl.LightningModule, loader: DataLoader) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    with suppress(SystemExit):
+        trainer.fit(network, loader)
+    return trainer
+
+
+def test_an_interrupted_trainer_says_so():
+    loader = DataLoader(TensorDataset(torch.ones(2, 1)))
+    message = "Lightning no longer turns Ctrl-C into SystemExit with trainer.interrupted: mend was_interrupted"
+    assert was_interrupted(fit(Interrupting(), loader)), message
+    assert not was_interrupted(fit(Network(), loader)), message
+
+
+def test_samplers_get_the_epoch():
+    """Without it, every epoch would have the same order, in silence: see geexp.data's resumable feeds."""
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        epochs: list[int] = []  # noqa: RUF012
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    images = TensorDataset(torch.ones(2, 1))
+    fit(Network(), DataLoader(images, sampler=Sampler(images)))
+    assert Sampler.epochs == [0, 1, 2], "Lightning no longer calls set_epoch on loader.sampler"
