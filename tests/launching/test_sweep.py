@@ -1,5 +1,6 @@
-"""Sweeps of real jobs, of one process and of several: each trains what it was told, and nothing that happens to one of
-them, or to all, loses more than the steps since a checkpoint. See ``tests/support/probes.py`` for how a test knows where a job is."""
+"""Sweeps of real jobs, of one process and of several: each trains its own configuration, and nothing that happens to
+one of them, or to all, loses more than the steps since a checkpoint. ``tests/support/probes.py`` reports where a job is.
+"""
 
 import hashlib
 import json
