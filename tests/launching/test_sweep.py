@@ -1,5 +1,6 @@
 """Sweeps of real jobs, of one process and of several: each trains its own configuration, and nothing that happens to
-one of them, or to all, loses more than the steps since a checkpoint. ``tests/support/probes.py`` reports their position.
+one of them, or to all, loses more than the steps since a checkpoint.
+``tests/support/probes.py`` reports where each job is.
 """
 
 import hashlib
