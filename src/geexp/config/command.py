@@ -35,6 +35,7 @@ from geexp.config.errors import (
     unknown_key,
 )
 from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
+from geexp.config.help import help_text
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
 
@@ -128,6 +129,9 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
     try:
+        if {"-h", "--help"} & set(sys.argv):
+            print(help_text(name, [word for word in sys.argv[1:] if word not in ("-h", "--help")]))
+            return
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
