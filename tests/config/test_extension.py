@@ -43,7 +43,7 @@ def test_trained_resumed_evaluated_and_reported(mine, tmp_path):
     assert (identity["data"]["_target_"], identity["data"]["period"]) == ("mine.Stripes", 4)
     assert (identity["schedule"]["_target_"], identity["schedule"]["floor"]) == ("mine.linear", 0.1)
     assert (identity["optim"]["_target_"], identity["optim"]["betas"]) == ("torch.optim.AdamW", [0.9, 0.99])
-    assert result["metrics"]["last"]["lr"] == pytest.approx(0.01 * (1 - 11 / 12))
+    assert result["metrics"]["last"]["lr"] == pytest.approx(0.01 * max(0.1, 1 - 11 / 12))
     weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert weights["model.layer1.0.ge.down.weight"].shape == (2, 8)
     assert "finished earlier" in mine("train", *CHOICES).stderr
