@@ -151,7 +151,7 @@ def add_gather_excite(
 ) -> nn.Module:
     """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
 
-    It goes into the residual branch immediately before the sum with the identity branch (paper, Table 1 and Figure 3).
+    It goes into the residual branch immediately before the sum with the identity branch.
     The model is one of ours or a timm network with free slots ``se`` (``resnet50``, ``resnext50_32x4d``,
     ``wide_resnet50_2``, ``resnet50d``, ``res2net50_26w_4s``, …). Call it again for other stages with another operator.
 
