@@ -26,7 +26,7 @@ from geexp.config.labels import ge_label, model_label, variant_label
 from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching.budget import FLOPS_PER_MAC, gmacs_per_image, images_per_epoch, images_to_see
 from geexp.registry import config_directory
-from geexp.report.numbers import paper
+from geexp.report.rows import paper
 from geexp.runs.identity import effective_ge
 from geexp.runs.job import make_job
 from geexp.training.network import count_run

@@ -15,7 +15,7 @@ from geexp.config.errors import ConfigError
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import GatherExciteConfig, TrainConfig
 from geexp.registry import config_directory
-from geexp.report.numbers import network_of, paper, table_rows
+from geexp.report.rows import paper
 from geexp.runs.identity import flat
 from geexp.runs.job import make_job
 
@@ -51,7 +51,7 @@ def preset(name: str) -> TrainConfig:
 def rows_of(place: str) -> Iterator[Row]:
     """Label, network and protocol of the rows or curves of a table or figure, in the paper's order."""
     if place == "table5":
-        for row in table_rows(5):
+        for row in paper()[place]["rows"]:
             for model in paper()["table5"]["columns"]:
                 for data in row[model]:
                     how = WRN if model == "wrn16_8" else PREACT
@@ -68,8 +68,11 @@ def rows_of(place: str) -> Iterator[Row]:
         trained = "backbone_checkpoint=not/trained/yet.ckpt"
         protocol = {"table4": SHUFFLENET, "coco": (*COCO, trained)}.get(place, IMAGENET)
         for row in paper()["detection" if place == "coco" else place]["rows"]:
-            network = network_of(row)
-            yield row["label"], network.pop("name"), {"variant": network.pop("ge"), **network}, protocol
+            ge = {"variant": row["ge"]}
+            if row["ge"] != "none":  # global extent, all stages and average pooling, if the row names no others
+                ge |= {"extent": row.get("extent") or "global", "pool": row.get("pool") or "avg"}
+                ge["stages"] = row.get("stages")
+            yield row["label"], row["model"], ge, protocol
 
 
 def test_the_presets_are_the_rows_of_the_paper():

@@ -46,24 +46,6 @@ def test_a_rows_training_is_its_preset_as_hydra_composes_it():
         assert one.config == composed_training(f"experiment={one.preset}"), one.preset
 
 
-def test_presets_are_listed_in_the_order_of_the_rows():
-    """The printed rows name their network once more."""
-    for table in (1, 2, 3, 4, 6):
-        for printed, row in zip(paper()[f"table{table}"]["rows"], rows_of(table), strict=True):
-            ge = row.training.config.ge
-            assert (row.training.model, ge.variant) == (printed["model"], printed["ge"]), row.label
-            if ge.variant != "none":
-                assert ge.extent == (printed.get("extent") or "global"), row.label
-                assert (ge.pool or "avg") == printed.get("pool", "avg"), row.label
-            if printed.get("stages"):
-                assert (ge.stages or [2, 3, 4, 5]) == printed["stages"], row.label
-    for row in rows_of(5):
-        for cell in row.cells:
-            config = cell.training.config
-            assert cell.column == f"{config.model.name} {config.data.name}"
-            assert row.label in ("Baseline", config.ge.label)
-
-
 def test_a_detector_starts_from_its_networks_backbone():
     assert [row.training.backbone.preset for row in rows_of("detection")] == ["figure2_baseline", "figure2_theta_e8"]
 

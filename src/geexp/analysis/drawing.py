@@ -87,13 +87,14 @@ def draw_curves(axis: Any, curves: Sequence[Curve], metric: str, *, suffix: str 
 def draw_side_by_side(figure: Any, axes: Sequence[Any], curves: Sequence[Curve], metrics: Sequence[str]) -> None:
     """A panel for the training images and one for the validation images, and one legend below."""
     titles = ("training images, augmented", "validation images")
-    for axis, metric, title in zip(axes, metrics, titles, strict=True):
+    for axis, metric in zip(axes, metrics, strict=True):
         draw_curves(axis, curves, metric, markersize=4)
+    for axis, title in zip(axes, titles, strict=True):  # afterwards: a limit ends the scaling of a shared axis
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
 
 
 def save(figure: Any, path: Path, *, suffixes: Sequence[str] = (".svg", ".png")) -> tuple[Path, ...]:
