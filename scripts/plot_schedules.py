@@ -19,14 +19,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from geexp.analysis.drawing import variant_style
 from geexp.config.compose import composed_training
 from geexp.config.protocol import base_rate, planned_epochs
 from geexp.config.schema import TrainConfig
-from geexp.report.style import VARIANT_STYLE
 from geexp.training.schedules import LearningRate
 
 DEFAULT = Path(__file__).parents[1] / "outputs/published/schedules.png"
-RATE, LOSS, QUIET = VARIANT_STYLE["theta"]["color"], VARIANT_STYLE["theta_plus"]["color"], "#777777"
+RATE, LOSS, QUIET = variant_style("theta")["color"], variant_style("theta_plus")["color"], "#777777"
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under words that lines would run through
 LOWEST = 2.5e-5  # learning rate that is drawn
 STEPS = 100  # in an epoch: enough to draw it

@@ -11,7 +11,7 @@ from geexp.backbones.complexity import count_complexity
 from geexp.operators import Excite
 from geexp.registry import options
 from geexp.report.complexity_report import KNOWN_DIFFERENCES, table_comparison
-from geexp.report.numbers import table_rows
+from geexp.report.rows import rows_of
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -85,8 +85,8 @@ def test_json_is_one_object_and_nothing_else(run):
 def test_table_on_the_terminal(run, number):
     done = run("complexity", f"table={number}")
     assert done.returncode == 0
-    for row in table_rows(number):
-        assert row["label"] in done.stdout
+    for row in rows_of(number):
+        assert row.label in done.stdout
     assert done.stdout.count("≠") == (8 if number == 4 else 0)  # four cells and their notes
 
 

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- benchmarks, by scripts/benchmarks/quote.py -->", "<!-- end of
 
 
 def quoted_in(text: str, folder: Path) -> str:
-    """The text with a table of targets per result file of the folder between its marks.
+    """The text with a table between its marks for each result file of the folder that has targets.
 
     Raises:
         ValueError: if it has no such marks.
@@ -25,7 +25,8 @@ def quoted_in(text: str, folder: Path) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the text lacks the lines {BEGIN} and {END}")
-    lines = [line for file in sorted(folder.glob("*.json")) for line in _table(json.loads(file.read_bytes()))]
+    documents = [json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json"))]
+    lines = [line for document in documents if document["targets"] for line in _table(document)]
     return "\n".join([before + BEGIN, *lines, END + after])
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from geexp.config.command import command
 from geexp.config.errors import ConfigError, DataError
+from geexp.config.extras import require_extras
 from geexp.config.schema import DashboardConfig
 
 
 def main() -> None:
-    # To Hydra sweep= is a choice among conf/sweep, which holds settings of trainings.
+    # Hydra takes sweep= as a choice among conf/sweep, which holds settings of trainings.
     sys.argv[1:] = [re.sub(r"^\+?sweep=", "name=", argument) for argument in sys.argv[1:]]
     _main()
 
@@ -18,6 +19,7 @@ def main() -> None:
 @command("dashboard", DashboardConfig)
 def _main(config: DashboardConfig) -> None:
     assert config.name is not None
+    require_extras("geexp.dashboard", "dashboard", "report")
     if config.runs is not None and not Path(config.runs).expanduser().is_dir():
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
     import wandb

@@ -26,12 +26,14 @@ def test_the_published_readme_is_up_to_date():
 
 def test_a_table_of_targets(tmp_path):
     (tmp_path / "operators.json").write_text(json.dumps(DOCUMENT))
+    (tmp_path / "startup.json").write_text(json.dumps(DOCUMENT | {"title": "Start-up", "targets": []}))
     text = quoted_in(f"before\n{BEGIN}\nold\n{END}\nafter\n", tmp_path)
     assert text.startswith(
         f"before\n{BEGIN}\nOperators; `python scripts/benchmarks/operators.py`, 2026-11-23, a processor"
     )
     assert "| a map | auto | step | ≥ 2 | 1.500 (1.00-1.75) | **missed** |" in text
     assert "| a map | auto | step | ≥ 2 | 1.500 | met |" in text
+    assert "Start-up" not in text  # an empty table says nothing
     assert text.endswith(f"\n{END}\nafter\n")
     assert quoted_in(text, tmp_path) == text
 

@@ -187,10 +187,11 @@ def test_two_processes_train_one_detector(trained, forked, tmp_path):
 
 def test_detectors_are_compared_in_the_report(trained, tmp_path):
     run, _ = trained
-    (row,) = compare_runs([run], out=tmp_path)
+    copy = shutil.copytree(run, tmp_path / "run")
+    (row,) = compare_runs([copy])
     assert row.top1_error is None
-    assert "|  | mAP | best |" in (tmp_path / "table.md").read_text().replace("| | ", "|  | ")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "|  | mAP | best |" in (copy / "table.md").read_text()
+    assert (copy / "curves.png").stat().st_size > 10_000
     (read,), left_out = read_runs(run)
     assert read.detector
     assert read.figure("map") == row.mean_ap

@@ -38,7 +38,7 @@ def test_the_dashboard_shows_logged_metrics(run, tmp_path):
     path = tmp_path / "specification.json"
     write_specification(make_dashboard("coco", entity="", project="geexp", runs=Runs([])), path)
     text = path.read_text()
-    assert "| GE-θ (E8) | 28.60 | not run |  |" in text
+    assert "| GE-θ (E8) | 28.6 | not run |  |" in text
     asked = set(dashboard_metrics(json.loads(text)["spec"]))
     _, start = run
     known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}

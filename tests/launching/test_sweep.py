@@ -1,5 +1,7 @@
-"""Sweeps of real jobs, of one process and of several: each trains what it was told, and nothing that happens to one of
-them, or to all, loses more than the steps since a checkpoint. See ``probes.py`` for how a test knows where a job is."""
+"""Sweeps of real jobs, of one process and of several: each trains its own configuration, and nothing that happens to
+one of them, or to all, loses more than the steps since a checkpoint.
+``tests/support/probes.py`` reports where each job is.
+"""
 
 import hashlib
 import json
@@ -338,7 +340,7 @@ def test_at_wandb_a_job_is_one_run_of_its_sweeps_group_however_often_it_is_start
         assert len(set(told)) == 1
         ((_, name, in_group),) = set(told)
         assert in_group == "demo"
-        assert ("GE-θ" in name) == which.startswith("theta")
+        assert ("ge=theta" in name) == which.startswith("theta")
         starts.append(len(files))
     assert sorted(starts)[-1] == 2
     assert len({_wandb_run(next(run.glob("wandb/offline-run-*/run-*.wandb")))[0] for run in found.values()}) == 4

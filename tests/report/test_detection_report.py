@@ -3,44 +3,23 @@
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from geexp.report.claims import CANNOT_TELL, SUPPORTS
-from geexp.report.page.writing import page
+from geexp.report.comparison import trained
+from geexp.report.page import page
+from geexp.report.paper_tables import print_table, write_tables
 from geexp.report.report import make_report
 from geexp.report.rows import DETECTION, rows_of
-from geexp.report.table_files import print_table, write_tables
-from geexp.report.trained import trained
 from geexp.runs.identity import identity
-from tests.report.made_runs import paper_identity, write_run
-
-
-def write_detector(folder: Path, row: int, mean_ap: float, *, seed: int = 0, backbone: Any = "the paper's") -> Path:
-    """A finished detector of one of the paper's two; ``backbone`` is the identity of the run that it began from."""
-    training = rows_of(DETECTION)[row].cells[0].training
-    known = deepcopy(identity(training.config)) | {"seed": seed}
-    known["detector"]["backbone"] = "nothing" if backbone is None else "0123456789abcdef"
-    if backbone == "the paper's":
-        backbone = deepcopy(identity(training.backbone.config)) | {"seed": seed}
-    numbers = {"val/AP": mean_ap, "val/AP50": 2 * mean_ap, "val/AP_large": None}
-    last = numbers | {"epoch": 30, "time": 1.7e9 + seed}
-    result = {
-        "format": 1, "status": "completed", "identity": known, "metrics": {"last": last, "best": last}, "epochs": 30,
-        "seconds": 1e5, "complexity": {"params": 33_000_000, "learnable": 32_000_000, "macs": None},
-        "backbone": {"loaded": "265 tensors loaded", "identity": backbone if isinstance(backbone, dict) else None},
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "history.jsonl").write_text(json.dumps(numbers | {"epoch": 1, "train/loss": 1.0}) + "\n")
-    return folder
+from tests.support.made_runs import paper_identity, write_detector, write_run
 
 
 def cells(folder: Path) -> list:
     (table,) = make_report(folder, [DETECTION]).tables
-    return [row.cells[0] for row in table.rows]
+    return table.cells
 
 
 def test_measured_stands_beside_27_3_and_28_6(tmp_path):
@@ -56,8 +35,8 @@ def test_measured_stands_beside_27_3_and_28_6(tmp_path):
     (judged,) = [one for one in report.judgements if one.claim.metric == "map"]
     assert (judged.verdict, judged.reason) == (SUPPORTS, "difference +1.30 points")
     written = {path.name: path.read_text() for path in write_tables(report, tmp_path / "report")}
-    assert "| GE-θ (E8) | 28.60    | 28.50 ± 0.14 (n=2) | -0.10       |" in written["detection.md"]
-    assert list(trained(report.runs)["mAP, %"]) == ["27.20 ± 0.28 (n=2)", "28.50 ± 0.14 (n=2)"]
+    assert "| GE-θ (E8) | 28.6 | 28.50 ± 0.14 (n=2) | -0.10 |" in written["detection.md"]
+    assert [row["mAP, %"] for row in trained(report.runs).rows] == ["27.20 ± 0.28 (n=2)", "28.50 ± 0.14 (n=2)"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +50,7 @@ def test_measured_stands_beside_27_3_and_28_6(tmp_path):
 )
 def test_a_backbone_that_is_not_the_papers_sets_a_detector_apart(tmp_path, backbone, differences):
     if isinstance(backbone, dict):
-        known = deepcopy(identity(rows_of(DETECTION)[1].cells[0].training.backbone.config))
+        known = deepcopy(identity(rows_of(DETECTION)[1].training.backbone.config))
         for key, value in backbone.items():
             group, name = key.split(".")
             known[group][name] = value
@@ -88,12 +67,9 @@ def test_the_other_tables_do_not_take_a_detector_for_a_classifier(tmp_path):
     report = make_report(tmp_path, ["1", "2", DETECTION])
     assert report.left_out == ()
     assert len(report.runs) == 2
-    for table in report.tables:
-        for row in table.rows:
-            for cell in row.cells:
-                assert cell.elsewhere == ()
-    assert str(report.tables[1].rows[1].cells[0].measured) == "23.10 (n=1)"
-    assert str(report.tables[2].rows[0].cells[0].measured) == "27.00 (n=1)"
+    assert {cell.elsewhere for table in report.tables for cell in table.cells} == {()}
+    assert str(report.tables[1].rows[1].cells["top1"].measured) == "23.10 (n=1)"
+    assert str(report.tables[2].cells[0].measured) == "27.00 (n=1)"
     shown = page(report)
     assert "mAP 27.00 %" in shown
     assert "265 tensors loaded" in shown
@@ -104,7 +80,7 @@ def test_what_is_not_run_says_which_sweep_runs_it(tmp_path):
     console = Console(record=True, width=200, quiet=False, file=(tmp_path / "printed").open("w"))
     print_table(make_report(tmp_path / "none", [DETECTION]).tables[0], console)
     text = console.export_text()
-    assert "27.30  not run" in text
+    assert "27.3  not run" in text
     assert "python -m geexp.train +sweep=coco data.root=/data/coco trainer=gpu" in text
 
 

@@ -2,15 +2,14 @@
 
 import time
 from datetime import datetime
-from pathlib import Path
 
 import html5lib
 import pytest
 from plotly.offline import get_plotlyjs
 
-from geexp.report.page import curves, page, write_page, writing
+from geexp.report.page import page, settings, write_page, writing
 from geexp.report.report import Report, make_report
-from tests.report.made_runs import HOSTILE, paper_identity, write_run, write_some_of_each
+from tests.support.made_runs import HOSTILE, paper_identity, write_run, write_some_of_each
 
 
 def text(element) -> str:
@@ -160,29 +159,29 @@ def test_without_runs(tmp_path):
 
 
 def test_curves_of_one_setting_and_protocol_are_drawn_together(report):
-    settings, undrawn = curves.settings_of(report.runs, {})
+    shown, undrawn = settings.settings_of(report.runs, {})
     assert not undrawn
-    names = {(setting.name, setting.protocol): [group.label for group in setting.groups] for setting in settings}
+    names = {(setting.name, setting.protocol): [group.label for group in setting.groups] for setting in shown}
     assert names["resnet110, cifar100, preact_cifar", ""] == ["baseline"]
     assert names["resnet50, imagenet, plateau", "other protocols"] == ["SE"]
     assert names["resnet50, imagenet, plateau", "trainer.max_epochs=300"] == ["baseline", "GE-θ"]
-    (drawn,) = (setting for setting in settings if setting.protocol == "trainer.max_epochs=300")
+    (drawn,) = (setting for setting in shown if setting.protocol == "trainer.max_epochs=300")
     theta = drawn.drawing["groups"][1]
     assert [curve["name"] for curve in theta["curves"]] == ["seed 0", "seed 1"]
-    assert theta["variant"] == "theta"
+    assert theta["colour"] == "#0072B2"
     curve = theta["curves"][0]
     assert len(curve["epoch"]) < 200  # of 300
     assert curve["epoch"][-1] == 300
     assert curve["val"][-1] == 22.0
     assert drawn.step == 2
-    assert drawn.groups[1].last == "22.20 ± 0.28"
+    assert drawn.legend.columns[2].text(drawn.groups[1]) == "22.20 ± 0.28"
 
 
 def test_many_seeds_are_drawn_as_their_mean(tmp_path):
     for seed in range(13):
         write_run(tmp_path / str(seed), paper_identity(2, 4), 20.0 + seed, seed=seed)
     (tmp_path / "5" / "history.jsonl").write_bytes(b"\xff\xfe")
-    (setting,), _ = curves.settings_of(make_report(tmp_path, []).runs, {})
+    (setting,), _ = settings.settings_of(make_report(tmp_path, []).runs, {})
     assert setting.means
     (curve,) = setting.drawing["groups"][0]["curves"]
     assert curve["name"] == "mean of 9 seeds"
@@ -219,10 +218,3 @@ def test_many_runs_make_a_page_of_some_megabytes(tmp_path, monkeypatch):
     assert len(list(shown.by_id("runs").iter("details"))) == 50
     drawn = text(shown.by_id("curves"))
     assert "beyond the 40 curves that a picture holds" in drawn
-
-
-def test_the_published_runs_make_a_page(tmp_path):
-    published = Path(__file__).parents[2] / "outputs/published/demo"
-    write_page(make_report(published, []), tmp_path / "page.html")
-    shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "resnet8, fashion_mnist_mini, demo" in text(shown.by_id("curves"))

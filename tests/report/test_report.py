@@ -3,55 +3,83 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from geexp.analysis.analyse import Analysis, Network, write_analysis
-from geexp.report.analysed_figures import command_for
+from geexp.config.compose import composed_training
+from geexp.config.labels import ge_label
+from geexp.report import rows
 from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, claims, judge, judge_all
+from geexp.report.comparison import compare_runs, trained
 from geexp.report.figures import Figure, draw_figures
 from geexp.report.measured import Runs
+from geexp.report.page import page
+from geexp.report.paper_tables import print_table, write_tables
 from geexp.report.report import make_report
-from geexp.report.rows import TABLES, Training, curves_of, rows_of
+from geexp.report.rows import TABLES, Training, curves_of, paper, presets_of, rows_of, trainings
 from geexp.report.runs import read_runs
-from geexp.report.table_files import print_table, write_tables
-from geexp.report.trained import trained
-from geexp.runs.identity import identity
-
-
-def finished(
-    folder: Path, training: Training, *, seed: int = 0, top1: float = 22.0, top5: float = 6.0, **more: Any
-) -> Path:
-    """The folder of a run of one of the paper's trainings; ``more`` replaces dotted keys of its identity."""
-    known = identity(training.config) | {"seed": seed}
-    for key, value in more.pop("but", {}).items():
-        group, name = key.split(".")
-        known[group] = known[group] | {name: value}
-    errors = {"val/top1_error": top1, "val/top5_error": 6.0}
-    last = {"epoch": 300, "time": more.pop("time", 0.0), **errors}
-    result = {
-        "format": 1, "status": "completed", "identity": known, "metrics": {"last": last, "best": last},
-        "epochs": 300, "seconds": 1.0, "complexity": {"params": 1, "macs": 1}, **more,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
-    rows = [{"epoch": e, "train/top1_error": 50 - e, "val/top1_error": 40 - e} for e in (1, 2, 3)]
-    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def training(table: int, label: str) -> Training:
-    (row,) = (row for row in rows_of(table) if row.label == label)
-    return row.cells[0].training
+from tests.support.made_runs import paper_identity, training, write_run
+from tests.support.made_runs import write_training as finished
 
 
 def cell(folder: Path, table: int, label: str, column: str = "top1"):
     (made,) = make_report(folder, [str(table)]).tables
     (row,) = (row for row in made.rows if row.label == label)
-    return next(cell for cell in row.cells if cell.column == column)
+    return row.cells[column]
+
+
+# The paper's rows
+
+
+def test_the_papers_numbers():
+    assert [len(rows_of(n)) for n in TABLES] == [5, 6, 6, 7, 5, 5]
+    assert {row.label: row.cells[0].printed for row in rows_of(2)}["GE-θ⁺"] == 21.88
+    assert [row.cells[0].printed for row in rows_of("detection")] == [27.3, 28.6]
+    assert paper()["table5"]["rows"][0]["wrn16_8"]["cifar100"] == 20.43
+
+
+def test_a_rows_training_is_its_preset_as_hydra_composes_it():
+    for one in trainings():
+        assert one.config == composed_training(f"experiment={one.preset}"), one.preset
+
+
+def test_presets_are_listed_in_the_order_of_the_rows():
+    """The printed rows name their network once more."""
+    for table in (1, 2, 3, 4, 6):
+        for printed, row in zip(paper()[f"table{table}"]["rows"], rows_of(table), strict=True):
+            ge = row.training.config.ge
+            assert (row.training.model, ge.variant) == (printed["model"], printed["ge"]), row.label
+            if ge.variant != "none":
+                assert ge.extent == (printed.get("extent") or "global"), row.label
+                assert (ge.pool or "avg") == printed.get("pool", "avg"), row.label
+            if printed.get("stages"):
+                assert (ge.stages or [2, 3, 4, 5]) == printed["stages"], row.label
+    for row in rows_of(5):
+        for cell in row.cells:
+            config = cell.training.config
+            assert cell.column == f"{config.model.name} {config.data.name}"
+            assert row.label in ("Baseline", config.ge.label)
+
+
+def test_a_detector_starts_from_its_networks_backbone():
+    assert [row.training.backbone.preset for row in rows_of("detection")] == ["figure2_baseline", "figure2_theta_e8"]
+
+
+def test_shared_trainings_know_all_their_presets():
+    shared = ["table1_baseline", "table2_baseline", "table6_baseline", "figure2_baseline"]
+    assert presets_of(training(6, "ResNet-50")) == shared
+    assert presets_of(training(3, "SE")) == ["table3_se"]
+
+
+def test_rows_need_few_compositions(monkeypatch):
+    composed = set()
+    monkeypatch.setattr(rows, "composed_training", lambda *words: composed.add(words) or composed_training(*words))
+    for one in trainings():
+        rows.preset_config(one.preset)
+    assert len(composed) < 12
 
 
 # Cells
@@ -118,12 +146,10 @@ def test_what_is_no_finished_run_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "no run at all").mkdir()
     runs, left_out = read_runs(tmp_path)
     assert [run.folder for run in runs] == [good]
-    assert {left.folder.name: left.reason for left in left_out} == {
-        "half": "result.json is cut short or damaged; training again with the same command replaces it",
-        "newer": "result.json has format 2, and this version reads 1",
-        "lacking": "result.json lacks what a result has: 'last'",
-        "failed": "diverged: the loss is not finite",
-    }
+    reasons = {left.folder.name: left.reason for left in left_out}
+    words = {"half": "damaged", "newer": "format 2", "lacking": "'last'", "failed": "diverged: the loss is not finite"}
+    assert reasons.keys() == words.keys()
+    assert not [name for name, word in words.items() if word not in reasons[name]]
 
 
 def test_an_unknown_field_of_the_future_is_passed_over_or_differs(tmp_path):
@@ -137,10 +163,9 @@ def test_an_unknown_field_of_the_future_is_passed_over_or_differs(tmp_path):
 def test_a_folder_without_runs_has_all_tables(tmp_path):
     report = make_report(tmp_path / "nothing", ["1", "2", "3", "4", "5", "6", "detection"])
     assert [len(table.rows) for table in report.tables] == [5, 6, 6, 7, 5, 5, 2]
-    assert {row.cells[0].printed for row in report.tables[-1].rows} == {27.3, 28.6}
-    assert {c.measured for table in report.tables for row in table.rows for c in row.cells} == {None}
+    assert {cell.measured for table in report.tables for cell in table.cells} == {None}
     assert report.tables[1].rows[0].complexity["gflops"]["computed"] == pytest.approx(7.57, abs=0.005)
-    commands = {c.command for table in report.tables[:-1] for row in table.rows for c in row.cells}
+    commands = {cell.command for table in report.tables[:-1] for cell in table.cells}
     assert len(commands) == 59
     assert {judgement.verdict for judgement in report.judgements} == {CANNOT_TELL}
 
@@ -239,7 +264,7 @@ def test_figures_show_what_is_printed_and_what_was_run(tmp_path):
     figures = {figure.number: figure for figure in draw_figures(Runs([]), tmp_path / "none")}
     assert [path.name for path in figures[2].files] == ["figure2.svg", "figure2.png"]
     assert figures[4].files == ()
-    of_figure4 = [command_for(of) for of in curves_of(4).values()]
+    of_figure4 = [of.command for of in curves_of(4).values()]
     assert list(figures[4].missing) == of_figure4
     assert "experiment=figure4_baseline" in of_figure4[0]
     assert [number for number in figures if not figures[number].files] == [3, 4, 5, 6, 7, 8]
@@ -249,8 +274,8 @@ def test_figures_show_what_is_printed_and_what_was_run(tmp_path):
     runs, _ = read_runs(tmp_path / "runs")
     figures = {figure.number: figure for figure in draw_figures(Runs(runs), tmp_path / "some")}
     assert figures[4].missing == ()
-    assert command_for(curves_of(2)["theta_e8"]) not in figures[2].missing
-    assert command_for(curves_of(2)["theta_e4"]) in figures[2].missing
+    assert curves_of(2)["theta_e8"].command not in figures[2].missing
+    assert curves_of(2)["theta_e4"].command in figures[2].missing
     assert all(path.stat().st_size > 5_000 for path in (*figures[2].files, *figures[4].files))
 
 
@@ -286,7 +311,7 @@ def test_figures_of_analyses_take_faithful_runs_and_say_what_they_lack(tmp_path)
     assert [path.name for path in figures[3].files] == ["figure3.svg", "figure3.png"]
     assert figures[3].missing == (f"python -m geexp.analyze analysis=selectivity run={tmp_path / 'baseline'}",)
     assert figures[7].files == ()
-    assert figures[7].missing[:2] == (command_for(training(2, "GE-θ⁻")), command_for(se))
+    assert figures[7].missing[:2] == (training(2, "GE-θ⁻").command, se.command)
     # Of SE there is only a run of 90 epochs, and so none for the figure.
     assert figures[8].files == ()
     analysed(finished(tmp_path / "se", se), "pruning", se, {"curves": pd.DataFrame(rows)})
@@ -299,8 +324,86 @@ def test_what_was_trained_is_a_row_a_training_with_its_seeds(tmp_path):
     for seed, error in ((0, 22.0), (1, 23.0)):
         finished(tmp_path / str(seed), training(2, "GE-θ"), seed=seed, top1=error, processor="AMD", threads=2)
     finished(tmp_path / "se", training(2, "SE"), gpu="H200", devices={"count": 8}, commit="abcdef0123456")
-    rows = trained(read_runs(tmp_path)[0]).set_index("network")
-    assert rows.loc["ResNet-50 GE-θ", "top-1 error, %"] == "22.50 ± 0.71 (n=2)"
-    assert rows.loc["ResNet-50 GE-θ", ["seeds", "hardware"]].to_list() == ["0, 1", "AMD, 2 threads"]
-    assert rows.loc["ResNet-50 SE", ["seeds", "hardware", "commit"]].to_list() == ["0", "8 × H200", "abcdef0123"]
-    assert rows.loc["ResNet-50 SE", "data"] == "imagenet"
+    rows = {row["network"]: row for row in trained(read_runs(tmp_path)[0]).rows}
+    theta, se = rows["ResNet-50 GE-θ"], rows["ResNet-50 SE"]
+    assert theta["top-1 error, %"] == "22.50 ± 0.71 (n=2)"
+    assert (theta["seeds"], theta["hardware"]) == ("0, 1", "AMD, 2 threads")
+    assert (se["seeds"], se["hardware"], se["commit"], se["data"]) == ("0", "8 × H200", "abcdef0123", "imagenet")
+
+
+# Side by side, and from outside
+
+
+def test_labels_are_the_papers():
+    assert ge_label({"variant": "none"}) == "baseline"
+    assert ge_label({"variant": "theta_minus", "extent": 4, "stages": [2, 3, 4, 5], "pool": "max"}) == "GE-θ⁻ (E4, max)"
+    assert ge_label({"variant": "se", "reduction": 8}) == "SE (r = 8)"
+    assert ge_label({"variant": "theta", "extent": "global", "stages": [4]}) == "GE-θ (stage 4)"
+
+
+def test_unfinished_runs_are_shown_as_such(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (row,) = compare_runs([tmp_path / "a"])
+    assert row.top1_error is None
+    assert "not finished" in capsys.readouterr().out
+
+
+def test_the_published_table_is_what_its_runs_give(run, tmp_path):
+    published = Path(__file__).parents[2] / "outputs/published/demo"
+    done = run("report", f"runs={published}", f"out={tmp_path}", "tables=none", "figures=none")
+    assert done.returncode == 0, done.stderr
+    for name in ("table.md", "trained.md"):
+        assert (tmp_path / name).read_text() == (published / name).read_text()
+    assert "n=3" in (published / "trained.md").read_text()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "resnet8, fashion_mnist_mini, demo" in (tmp_path / "report.html").read_text()
+    for label in ("baseline", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"):
+        assert f"│ {label} " in done.stdout
+
+
+STYLES = {
+    "usable": {"marker": "^", "color": "#123456", "linestyle": [0, [3, 1]]},
+    "hostile": {"marker": "<b>", "color": "red}</style><script>", "linestyle": "no line"},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_users_own_variant_is_reported_like_ours(tmp_path, capsys, style):
+    """With two reductions, which are two networks; on a backbone and a data set of the user's own."""
+    for reduction in (4, 16):
+        for seed in (0, 1):
+            known = paper_identity(2, 4)
+            known["model"]["name"], known["data"]["name"] = "mynet", "mydata"
+            ge = {"variant": "fifth", "extent": "global", "stages": [2, 3, 4, 5], "_target_": "my.Gate"}
+            known["ge"] = ge | {"reduction": reduction}
+            of_ge = known["ge"] | {"label": "GE-five", "order": 100, "style": STYLES[style]}
+            config = known | {"ge": of_ge, "model": known["model"] | {"label": "MyNet"}}
+            write_run(tmp_path / f"fifth-{reduction}-{seed}", known, 20 + reduction / 4, seed=seed, config=config)
+    known = paper_identity(2, 5)
+    known["model"]["name"], known["data"]["name"] = "mynet", "mydata"
+    write_run(tmp_path / "theta_plus", known, 25.0)
+    report = make_report(tmp_path, [])
+    assert report.left_out == ()
+    assert [run.variant for run in report.runs] == ["theta_plus", *["fifth"] * 4]  # ours first
+    labels = [row.label for row in compare_runs([run.folder for run in report.runs])]
+    assert sorted(labels)[0].startswith("GE-five (r = 4)")
+    assert len(set(labels)) == 5
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    networks = {row["network"] for row in trained(report.runs).rows}
+    assert {"MyNet GE-five (r = 4)", "MyNet GE-five"} <= networks
+    shown = page(report)
+    assert "GE-five (r = 4)" in shown
+    assert ("#123456" in shown) == (style == "usable")
+    assert "<script>," not in shown
+    assert "red}" not in shown.partition("</style>")[0]
+
+
+@pytest.mark.slow
+def test_runs_that_differ_have_labels_that_differ(run, tmp_path):
+    one_batch = ["debug=one_batch", "logger=none", "ge=theta"]
+    for change in ([], ["optim.lr=0.5"], ["data.augmentation.flip=false"]):
+        assert run("train", *one_batch, *change).returncode == 0
+    shown = run("report", "tables=none", "figures=none").stdout
+    assert "data.augmentation.flip=true optim.lr=0.5" in shown
+    assert "data.augmentation.flip=false optim.lr=0.025" in shown

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,16 @@ def test_a_dashboard_asks_for_what_runs_log(jobs, tmp_path, name):
     assert {one["key"]["name"] for one in filters} == ({"group"} if name == "mine" else {"group", "tags"})
 
 
+def test_a_tables_runs_are_those_of_every_preset_that_trains_its_rows():
+    """A training that stands in several tables may have run under any of their presets."""
+    runs_of_table, others = make_dashboard("table2", entity="", project="geexp", runs=Runs([])).blocks[2::2]
+    tags = str(runs_of_table.runsets[0].filters)
+    for preset in ("table2_resnet101", "table2_baseline", "table1_baseline", "figure2_baseline", "table6_global_avg"):
+        assert f"'{preset}'" in tags
+        assert f"'{preset}'" in str(others.runsets[0].filters)
+    assert "'table3_se'" not in tags
+
+
 def test_a_dry_run_writes_the_specification(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "geexp.dashboard", "sweep=table2", "dry_run=true"],
@@ -177,10 +188,9 @@ def test_runs_are_read_from_wandb_as_from_their_folders(jobs, sweep):
     assert left_out == []
     for ours in here:
         (theirs,) = (run for run in there if run.network == ours.network)
-        same = {key: value for key, value in ours.result.items() if key != "config"}
-        assert {key: theirs.result[key] for key in same} == same
+        assert replace(theirs.result, config=ours.result.config) == ours.result
         assert (theirs.seed, theirs.identity) == (ours.seed, ours.identity)
-        assert [row["val/top1_error"] for row in theirs.history()] == [row["val/top1_error"] for row in ours.history()]
+        assert [row["val/top1_error"] for row in theirs.history] == [row["val/top1_error"] for row in ours.history]
         assert str(theirs.folder).startswith("wandb:me/geexp/")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from geexp.analysis.analyse import FOLDER, labels_of, show, write_table
-from geexp.analysis.drawing import canvas, line_styles, save, text_table, variant_style
+from geexp.analysis.drawing import Curve, canvas, draw_side_by_side, line_styles, save, text_table, variant_style
 from geexp.analysis.wandb_picture import log_picture, wandb_run_of
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import AnalyzeConfig
@@ -114,20 +114,17 @@ def _read(out: Path) -> "dict[str, pd.DataFrame]":
 
 
 def _epochs(curves: "pd.DataFrame", path: Path) -> tuple[Path, ...]:
-    figure, axes = canvas(1, 2, "Top-1 error against the epoch", sharey=True)
     networks = list(curves.groupby("network", sort=False))
     styles = line_styles([str(rows["variant"].iloc[0]) for _, rows in networks])
-    for (network, rows), own in zip(networks, styles, strict=True):
-        style = {key: own[key] for key in ("color", "linestyle", "marker")} | {"markersize": 4}
-        for axis, split in zip(axes, ("train", "val"), strict=True):
-            axis.plot(rows["epoch"], rows[split], label=network, **style)
-    for axis, split in zip(axes, ("training images, augmented", "validation images"), strict=True):
-        axis.set_title(split, fontsize=10)
-        axis.set_xlabel("epoch")
-        axis.set_ylim(bottom=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+    drawn = [
+        Curve(
+            str(network), style, rows["epoch"].to_list(), {split: rows[split].to_list() for split in ("train", "val")}
+        )
+        for (network, rows), style in zip(networks, styles, strict=True)
+    ]
+    figure, axes = canvas(1, 2, "Top-1 error against the epoch", sharey=True)
+    draw_side_by_side(figure, axes, drawn, ("train", "val"))
     axes[0].set_ylabel("top-1 error, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return save(figure, path)
 
 

@@ -1,26 +1,51 @@
 """Pictures and terminal tables: the same sizes, formats and line styles everywhere."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# For a user's variant, and for a second network of the same variant.
+# For a user's variant without a style, and for a second network of the same variant.
 SECOND_STYLE: dict[str, Any] = {"label": "", "marker": "P", "color": "#7A7A7A", "linestyle": (0, (2, 1))}
+MARKERS = ("o", "s", "^", "D", "v", "p", "*", "P")
 
 
-def variant_style(variant: str) -> dict[str, Any]:
-    """``label``, ``color``, ``linestyle`` and ``marker`` of a GE variant, as in ``conf/ge``."""
+@dataclass(frozen=True)
+class Curve:
+    """Values by metric at each of ``epochs``; None where one is missing or not finite."""
+
+    label: str
+    style: dict[str, Any]
+    epochs: list[int]
+    values: dict[str, list[float | None]]
+
+
+def variant_style(variant: str, own: Any = None) -> dict[str, Any]:
+    """``label``, ``color``, ``linestyle`` and ``marker`` of a GE variant, as in ``conf/ge``.
+
+    ``own`` is the style that a run records for a user's variant; what is unusable in it becomes neutral.
+    """
     from geexp.registry import options
 
     entry = options("ge").get(variant)
-    if entry is None:
-        return {**SECOND_STYLE, "label": variant}
-    line = entry["style"]["linestyle"]
-    dashes = line if isinstance(line, str) else (line[0], tuple(line[1]))
-    return {"label": entry["label"], **entry["style"], "linestyle": dashes}
+    given = own if entry is None else entry["style"]
+    style = SECOND_STYLE | {"label": variant if entry is None else entry["label"]}
+    if not isinstance(given, dict):
+        return style
+    if re.fullmatch("#[0-9A-Fa-f]{6}", str(given.get("color"))):
+        style["color"] = given["color"]
+    if given.get("marker") in MARKERS:
+        style["marker"] = given["marker"]
+    match given.get("linestyle"):
+        case "-":
+            style["linestyle"] = "-"
+        case [int(offset), [*dashes]] if dashes and all(isinstance(dash, int | float) for dash in dashes):
+            style["linestyle"] = (offset, tuple(dashes))
+    return style
 
 
 def line_styles(variants: Sequence[str]) -> list[dict[str, Any]]:
@@ -51,12 +76,32 @@ def canvas(rows: int, columns: int, title: str, *, size: tuple[float, float] = (
     return figure, listed
 
 
-def save(figure: Any, path: Path) -> tuple[Path, ...]:
+def draw_curves(axis: Any, curves: Sequence[Curve], metric: str, *, suffix: str = "", **look: Any) -> None:
+    """The curves of one metric against the epoch."""
+    for curve in curves:
+        values = [float("nan") if value is None else value for value in curve.values[metric]]
+        style = {key: curve.style[key] for key in ("color", "linestyle", "marker")}
+        axis.plot(curve.epochs, values, label=f"{curve.label}{suffix}", **style | look)
+
+
+def draw_side_by_side(figure: Any, axes: Sequence[Any], curves: Sequence[Curve], metrics: Sequence[str]) -> None:
+    """A panel for the training images and one for the validation images, and one legend below."""
+    titles = ("training images, augmented", "validation images")
+    for axis, metric, title in zip(axes, metrics, titles, strict=True):
+        draw_curves(axis, curves, metric, markersize=4)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+
+
+def save(figure: Any, path: Path, *, suffixes: Sequence[str] = (".svg", ".png")) -> tuple[Path, ...]:
     """Write ``<path>.svg`` and ``<path>.png``; equal content gives an equal SVG."""
     import matplotlib
     from matplotlib import pyplot as plt
 
-    files = tuple(path.with_name(path.name + suffix) for suffix in (".svg", ".png"))
+    files = tuple(path.with_name(path.name + suffix) for suffix in suffixes)
     with matplotlib.rc_context({"svg.hashsalt": path.name}):
         for file in files:
             figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -208,16 +208,17 @@ def _has_ended(job: _Running, supervisor: Supervisor, settings: LauncherConfig) 
 
 
 def _how_it_ended(job: _Running, code: int, settings: LauncherConfig) -> Progress:
-    """Done means exit code 0 and a new result: exit codes alone are no proof. Still running means that another process
+    """Done means a new result with exit code 0: exit codes alone are no proof. Still running means that another process
     began the run first and trains it; none of ours is left."""
     folder, now = job.row.job.folder, progress_now(job.row.job)
     if code != 0 and not job.hung and now.state == RUNNING:
         return now
     fresh = {name: _stamp(folder / name) != stamp for name, stamp in job.before.items()}
-    if code == 0 and fresh[RESULT] and now.state == DONE:
-        return now
     status = read_status(folder) if fresh[STATUS] else None
     state, recorded = (status.state, status.reason or "") if status is not None else ("", "")
+    # Ours fails if another process began the run first; that one may have completed it meanwhile.
+    if fresh[RESULT] and now.state == DONE and (code == 0 or state == "complete"):
+        return now
     if job.hung:
         reason = f"no step and no batch for {settings.hang_after:g} minutes (launcher.hang_after); it was killed"
     elif code > 0 and state in ("preempted", "interrupted"):

@@ -24,22 +24,21 @@ def main(config: ReportConfig) -> None:
     print("reading the runs and counting the networks", file=sys.stderr)
     from rich.console import Console
 
-    from geexp.report.comparison import compare_runs
+    from geexp.report.comparison import write_comparison, write_trained
     from geexp.report.figures import draw_figures
     from geexp.report.measured import Runs
     from geexp.report.page import write_page
+    from geexp.report.paper_tables import write_tables
     from geexp.report.report import make_report
     from geexp.report.summary import FIT_ON_A_TERMINAL, as_dict, print_summary
-    from geexp.report.table_files import write_tables
-    from geexp.report.trained import write_trained
 
     one_table = [str(config.table)] if config.table else TABLES
     report = make_report(folder, one_table if config.tables == "all" else [])
     few = report.runs if len(report.runs) <= FIT_ON_A_TERMINAL and not at_wandb else ()
     rows = []
     for detectors, place in ((False, out), (True, out / "detection")):
-        if folders := [run.folder for run in few if run.detector == detectors]:
-            rows += compare_runs(folders, out=place, show=config.format == "text")
+        if runs := [run for run in few if run.detector == detectors]:
+            rows += write_comparison(runs, place, show=config.format == "text")
     if config.format == "json":
         print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
     else:

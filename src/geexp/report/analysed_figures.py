@@ -22,7 +22,7 @@ class AnalysedFigure:
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        by_label = {row.label: row.cells[0].training for row in rows_of(2)}
+        by_label = {row.label: row.training for row in rows_of(2)}
         return tuple(by_label[label] for label in self.labels)
 
 
@@ -74,11 +74,5 @@ def _joined(measured: Sequence[tuple[Analysis, Network]]) -> Analysis:
 def _command(figure: AnalysedFigure, training: Training, runs: Runs) -> str:
     own = runs.faithful(training)
     if not own:
-        return command_for(training)
+        return training.command
     return f"python -m geexp.analyze analysis={figure.analysis} run={shlex.quote(str(own[0].folder))}"
-
-
-def command_for(training: Training) -> str:
-    """The command that trains it."""
-    root = {"imagenet": "/data/imagenet", "coco2014": "/data/coco"}.get(training.config.data.name, "/data")
-    return f"python -m geexp.train experiment={training.preset} data.root={root} trainer=gpu"

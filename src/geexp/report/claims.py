@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 from geexp.registry import options
 from geexp.report.measured import Runs, one_per_seed
 from geexp.report.rows import DETECTION, OF_THE_HARDWARE, Training, curves_of, rows_of, trainings
-from geexp.report.runs import Run
+from geexp.report.runs import FinishedRun
 
 SUPPORTS, CONTRADICTS, CANNOT_TELL = "supports", "contradicts", "cannot tell"
 LEVEL = 0.05
@@ -35,7 +35,7 @@ class Claim:
     anywhere: str | None = None
     metric: str = "top1"
 
-    def sample(self, runs: Sequence[Run]) -> list[float]:
+    def sample(self, runs: Sequence[FinishedRun]) -> list[float]:
         """Of which less is better."""
         sign = -1 if self.metric == "map" else 1
         return [sign * run.figure(self.metric) for run in runs]
@@ -108,14 +108,14 @@ def claims() -> list[Claim]:
             anywhere="Average pooling beats max pooling",
         )
     )
-    baseline_detector, ge_detector = (row.cells[0].training for row in rows_of(DETECTION))
+    baseline_detector, ge_detector = (row.training for row in rows_of(DETECTION))
     found.append(
         Claim("GE-θ improves Faster R-CNN on COCO", "detection", ((ge_detector, baseline_detector),), metric="map")
     )
     return found
 
 
-def judge_all(runs: Runs, everything: Sequence[Run]) -> list[Judgement]:
+def judge_all(runs: Runs, everything: Sequence[FinishedRun]) -> list[Judgement]:
     """Every claim in the paper's own protocol, and in each other setting whose runs can say something about it."""
     settings = _settings([run for run in everything if not run.detector])
     found = []
@@ -128,7 +128,7 @@ def judge_all(runs: Runs, everything: Sequence[Run]) -> list[Judgement]:
     return found
 
 
-def judge(claim: Claim, setting: str, runs_of: Callable[[Training], list[Run]]) -> Judgement:
+def judge(claim: Claim, setting: str, runs_of: Callable[[Training], list[FinishedRun]]) -> Judgement:
     """Test a claim: all of its comparisons must hold for support, one that is turned round contradicts it."""
     missing = sorted({t.preset for pair in claim.pairs for t in pair if not runs_of(t)})
     if missing:
@@ -173,7 +173,7 @@ def _unequal(a: list[float], b: list[float]) -> float:
 
 def _training(table: int, label: str) -> Training:
     (row,) = (row for row in rows_of(table) if row.label.endswith(label))
-    return row.cells[0].training
+    return row.training
 
 
 def _over(worse: str, table: int, *better: str) -> tuple[tuple[Training, Training], ...]:
@@ -182,7 +182,7 @@ def _over(worse: str, table: int, *better: str) -> tuple[tuple[Training, Trainin
 
 def _best(table: int, label: str) -> tuple[tuple[Training, Training], ...]:
     best = _training(table, label)
-    return tuple((best, row.cells[0].training) for row in rows_of(table) if row.cells[0].training != best)
+    return tuple((best, row.training) for row in rows_of(table) if row.training != best)
 
 
 def _of_one_network(claim: Claim) -> Claim:
@@ -191,7 +191,7 @@ def _of_one_network(claim: Claim) -> Claim:
     return replace(claim, text=claim.anywhere or claim.text, pairs=tuple(of_one.values()))
 
 
-def _with_ge(by_ge: dict[Any, list[Run]], training: Training) -> list[Run]:
+def _with_ge(by_ge: dict[Any, list[FinishedRun]], training: Training) -> list[FinishedRun]:
     return by_ge.get(_ge(training), [])
 
 
@@ -208,18 +208,18 @@ def _ge_key(leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(settings.items()))
 
 
-def _settings(runs: Sequence[Run]) -> dict[str, dict[Any, list[Run]]]:
+def _settings(runs: Sequence[FinishedRun]) -> dict[str, dict[Any, list[FinishedRun]]]:
     """Runs of another protocol than any of the paper's, by all but their GE and seed, and then by their GE."""
     of_paper = {str(_but_ge(training.identity)) for training in trainings()}
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         key = str(_but_ge(run.identity))
         if key not in of_paper:
             groups.setdefault(key, []).append(run)
-    settings: dict[str, dict[Any, list[Run]]] = {}
+    settings: dict[str, dict[Any, list[FinishedRun]]] = {}
     names = _names([_but_ge(group[0].identity) for group in groups.values()])
     for name, group in zip(names, groups.values(), strict=True):
-        by_ge: dict[Any, list[Run]] = {}
+        by_ge: dict[Any, list[FinishedRun]] = {}
         for run in group:
             by_ge.setdefault(_ge_key(run.identity), []).append(run)
         settings[name] = {ge: one_per_seed(found) for ge, found in by_ge.items()}

@@ -1,24 +1,31 @@
-"""Runs side by side: a table for the terminal and for Markdown, and their learning curves as a picture."""
+"""Runs side by side: a table for the terminal and for Markdown, their curves, and what was trained with which seeds."""
 
+import json
 import os
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from geexp.config.labels import ge_label
-from geexp.report.style import VARIANT_STYLE
-from geexp.runs.identity import flat
-from geexp.runs.metrics import AP, TOP1_ERROR, score_of
-from geexp.runs.run_files import read_history, read_result
+from geexp.analysis.drawing import canvas, draw_side_by_side, save
+from geexp.config.extras import missing
+from geexp.report.curves import TRAIN, VAL, labels_of, make_curve, next_look
+from geexp.report.measured import Measured, one_per_seed
+from geexp.report.runs import FinishedRun, finished_or_left_out
+from geexp.report.tables import Column, Table, of_dicts, to_markdown, to_terminal
+from geexp.runs.atomic_write import atomic_write
+from geexp.runs.metrics import AP
+from geexp.runs.run import Run
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. The figures are None if it has not come to its end; a detector has mAP instead of errors."""
+    """One run. The figures are None if it is not complete; a detector has mAP instead of errors."""
 
     folder: str
     label: str
@@ -30,146 +37,135 @@ class Row:
     mean_ap: float | None = None
     best_mean_ap: float | None = None
 
-    def cells(self) -> list[str]:
-        if self.params is None:
-            return [self.label, "not finished", *[""] * 4]
-        both = (self.mean_ap, self.best_mean_ap) if self.top1_error is None else (self.top1_error, self.best_top1_error)
-        figures = [f"{figure:.2f} %" for figure in both]
-        macs = "" if self.macs is None else f"{self.macs:,}"
-        return [self.label, *figures, f"{self.params:,}", macs, f"{self.seconds:.0f}"]
 
+def compare_runs(folders: list[Path]) -> list[Row]:
+    """Compare the runs of a sweep in the deepest folder that holds them all; those not complete are shown as such.
 
-def compare_runs(folders: list[Path], *, out: Path | None = None, show: bool = True) -> list[Row]:
-    """Print the table of these runs on standard output, if ``show``, and write ``table.md`` and ``curves.png``.
-
-    They go to ``out``, by default the deepest folder that holds all the runs. Runs that have not come to their end are
-    shown as such.
+    Prints the table on standard output and writes ``table.md`` and ``curves.png``.
     """
-    out = out or Path(os.path.commonpath(folders))
-    out.mkdir(parents=True, exist_ok=True)
-    results = {folder: read_result(folder) for folder in folders}
-    labels = _labels(results)
-    rows = [_row(folder, result, labels[folder]) for folder, result in results.items()]
-    if show:
-        _print(rows, _title(results))
-    (out / "table.md").write_text(_markdown(rows, _title(results)), encoding="utf-8")
-    done = {folder: result for folder, result in results.items() if result is not None}
-    if done:
-        plot_curves(done, labels, out / "curves.png", _title(results))
-        print(f"table: {out / 'table.md'}\ncurves: {out / 'curves.png'}", file=sys.stderr)
-    return rows
-
-
-def plot_curves(results: dict[Path, dict[str, Any]], labels: dict[Path, str], path: Path, title: str) -> None:
-    """Top-1 error on the training and on the validation images against the epoch, one line per run.
-
-    Of detectors the loss in training and the mAP.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    detectors = all(score_of(result["metrics"]["last"]) is AP for result in results.values())
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=not detectors, layout="constrained")
-    for folder, result in results.items():
-        history = read_history(folder)
-        epochs = [row["epoch"] for row in history]
-        style = VARIANT_STYLE[result["identity"]["ge"]["variant"]]
-        drawing = {key: style[key] for key in ("color", "linestyle", "marker")} | {"markersize": 4}
-        score = score_of(history[-1])
-        of_training = "train/loss" if score is AP else "train/top1_error"
-        axes[0].plot(epochs, [row[of_training] for row in history], **drawing)
-        axes[1].plot(epochs, [row[score.key] for row in history], label=labels[folder], **drawing)
-    for axis, split in zip(axes, ("training images, augmented", "validation images"), strict=True):
-        axis.set_title(split, fontsize=10)
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("loss" if detectors else "top-1 error, %")
-    if detectors:
-        axes[1].set_ylabel("mAP, %")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _row(folder: Path, result: dict[str, Any] | None, label: str) -> Row:
-    if result is None:
-        return Row(str(folder), label)
-    metrics = result["metrics"]
-    return Row(
-        folder=str(folder),
-        label=label,
-        top1_error=metrics["last"].get(TOP1_ERROR.key),
-        best_top1_error=metrics["best"].get(TOP1_ERROR.key),
-        mean_ap=metrics["last"].get(AP.key),
-        best_mean_ap=metrics["best"].get(AP.key),
-        params=result["complexity"]["params"],
-        macs=result["complexity"]["macs"],
-        seconds=result["seconds"],
+    found = [finished_or_left_out(Run(folder)) for folder in folders]
+    return write_comparison(
+        [run for run in found if isinstance(run, FinishedRun)],
+        Path(os.path.commonpath(folders)),
+        unfinished=[left.folder for left in found if not isinstance(left, FinishedRun)],
     )
 
 
-def _labels(results: dict[Path, dict[str, Any] | None]) -> dict[Path, str]:
-    """The variant, and in front or behind whatever else differs between the runs."""
-    leaves = {folder: flat(result["identity"]) for folder, result in results.items() if result is not None}
-    keys = sorted({key for leaf in leaves.values() for key in leaf})
-    varying = [key for key in keys if len({str(leaf.get(key)) for leaf in leaves.values()}) > 1]
-    named = [group for group in ("model", "data", "schedule") if f"{group}.name" in varying]
-    # Groups of other names differ in their settings too: there the names say it.
-    single = [
-        key for key in varying if not key.startswith(("ge.", *(f"{group}." for group in named))) and key != "seed"
+def write_comparison(
+    runs: Sequence[FinishedRun], out: Path, *, unfinished: Sequence[Path] = (), show: bool = True
+) -> list[Row]:
+    """``table.md`` and ``curves.png`` in ``out``, and if ``show`` the table on standard output."""
+    out.mkdir(parents=True, exist_ok=True)
+    labels = labels_of(runs)
+    rows = [_row(run, label) for run, label in zip(runs, labels, strict=True)]
+    rows += [Row(str(folder), "/".join(folder.parts[-4:])) for folder in unfinished]
+    table = _table(rows, _common(runs))
+    if show:
+        Console().print(to_terminal(table))
+    (out / "table.md").write_text(f"{table.title}\n\n{to_markdown(table)}", encoding="utf-8")
+    print(f"table: {out / 'table.md'}", file=sys.stderr)
+    if runs and "matplotlib" not in missing("report"):
+        _draw(runs, labels, out / "curves.png", table.title)
+        print(f"curves: {out / 'curves.png'}", file=sys.stderr)
+    return rows
+
+
+def _row(run: FinishedRun, label: str) -> Row:
+    complexity, seconds = run.result.complexity, run.result.seconds
+    row = {"folder": str(run.folder), "label": label, "params": complexity["params"], "macs": complexity["macs"]}
+    if run.detector:
+        return Row(**row, seconds=seconds, mean_ap=run.figure("map"), best_mean_ap=run.figure("map", "best"))
+    return Row(**row, seconds=seconds, top1_error=run.figure("top1"), best_top1_error=run.figure("top1", "best"))
+
+
+def _table(rows: Sequence[Row], title: str) -> Table[Row]:
+    classifiers = ["top-1 error"] if any(row.mean_ap is None for row in rows) else []
+    detectors = ["mAP"] if any(row.mean_ap is not None for row in rows) else []
+
+    def last(row: Row) -> str:
+        figure = row.mean_ap if row.top1_error is None else row.top1_error
+        return "not finished" if figure is None else f"{figure:.2f} %"
+
+    def best(row: Row) -> str:
+        figure = row.best_mean_ap if row.best_top1_error is None else row.best_top1_error
+        return "" if figure is None else f"{figure:.2f} %"
+
+    columns = [
+        Column[Row]("", lambda row: row.label, right=False),
+        Column(" or ".join(classifiers + detectors), last),
+        Column("best", best),
+        Column("parameters", lambda row: "" if row.params is None else f"{row.params:,}"),
+        Column("MACs", lambda row: "" if row.macs is None else f"{row.macs:,}"),
+        Column("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.0f}"),
     ]
-    labels = {}
-    for folder, result in results.items():
-        if result is None:
-            labels[folder] = "/".join(folder.parts[-4:])
-            continue
-        leaf = leaves[folder]
-        words = [ge_label(result["identity"]["ge"]), *(leaf[f"{group}.name"] for group in named if group != "model")]
-        if "model" in named:
-            words.insert(0, leaf["model.name"])
-        words += [f"{key}={leaf.get(key)}" for key in single]
-        if "seed" in varying:
-            words.append(f"seed {leaf['seed']}")
-        labels[folder] = " ".join(words)
-    return labels
+    return Table(columns, rows, title=title)
 
 
-def _title(results: dict[Path, dict[str, Any] | None]) -> str:
-    """What all the runs have in common."""
-    finished = [result["identity"] for result in results.values() if result is not None]
-    parts = []
-    for group in ("model", "data", "schedule"):
-        names = {known[group]["name"] for known in finished}
-        if len(names) == 1:
-            parts.append(names.pop())
-    scales = sorted({known["scale"] for known in finished if "scale" in known})  # which is never the paper's protocol
-    return ", ".join(parts + [f"scale {scale}" for scale in scales])
+def _common(runs: Sequence[FinishedRun]) -> str:
+    """What all the runs have in common, and the scales, since a scaled protocol is never the paper's."""
+    names = [{run.identity[f"{group}.name"] for run in runs} for group in ("model", "data", "schedule")]
+    scales = sorted({run.identity["scale"] for run in runs if "scale" in run.identity})
+    return ", ".join([found.pop() for found in names if len(found) == 1] + [f"scale {scale}" for scale in scales])
 
 
-def _headings(rows: list[Row]) -> list[str]:
-    of_classifiers = "top-1 error" if any(row.mean_ap is None for row in rows) else None
-    of_detectors = "mAP" if any(row.mean_ap is not None for row in rows) else None
-    judged_by = " or ".join(filter(None, [of_classifiers, of_detectors]))
-    return [judged_by, "best", "parameters", "MACs", "seconds"]
+def _draw(runs: Sequence[FinishedRun], labels: Sequence[str], path: Path, title: str) -> None:
+    """Top-1 error on the training and on the validation images; of detectors, the training loss and the mAP."""
+    detectors = all(run.detector for run in runs)
+    metrics = ("train/loss", AP.key) if detectors else (TRAIN, VAL)
+    looks: dict[str, dict[str, Any]] = {}  # repeated seeds of a training look the same
+    for run, label in zip(runs, labels_of(runs, seeds=False), strict=True):
+        looks.setdefault(label, next_look(run.style, list(looks.values())))
+    curves = [
+        make_curve([run], metrics, label=label, style=looks[training])
+        for run, label, training in zip(runs, labels, labels_of(runs, seeds=False), strict=True)
+    ]
+    figure, axes = canvas(1, 2, title, sharey=not detectors)
+    draw_side_by_side(figure, axes, [curve for curve in curves if curve is not None], metrics)
+    axes[0].set_ylabel("loss" if detectors else "top-1 error, %")
+    if detectors:
+        axes[1].set_ylabel("mAP, %")
+    save(figure, path.with_suffix(""), suffixes=(".png",))
 
 
-def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title)
-    table.add_column("", overflow="fold")  # a label that is cut may be the same as another
-    for heading in _headings(rows):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row.cells())
-    Console().print(table)
+def write_trained(runs: Sequence[FinishedRun], path: Path) -> None:
+    """What was trained, as Markdown: a row per training with its seeds, its hardware and the command."""
+    with atomic_write(path) as file:
+        file.write(to_markdown(trained(runs)).encode())
 
 
-def _markdown(rows: list[Row], title: str) -> str:
-    headings = _headings(rows)
-    lines = [f"{title}\n", f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(headings)}"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
-    return "\n".join(lines) + "\n"
+def trained(runs: Sequence[FinishedRun]) -> Table[dict[str, Any]]:
+    """A row per training, its seeds together: figures of the last epoch as mean ± std (n), of the sample."""
+    groups: dict[str, list[FinishedRun]] = defaultdict(list)
+    for run in runs:
+        groups[json.dumps(run.identity, sort_keys=True, default=str)].append(run)
+    rows = [_trained_row(one_per_seed(group)) for group in groups.values()]
+    return of_dicts(list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+def _trained_row(runs: list[FinishedRun]) -> dict[str, Any]:
+    first = runs[0]
+    identity, result = first.identity, first.result
+    scale = f", {identity['scale']}" if identity.get("scale") else ""
+    figures = {"map": "mAP, %"} if first.detector else {"top1": "top-1 error, %", "top5": "top-5 error, %"}
+    detector = f", {identity['detector.layout']} detector" if first.detector else ""
+    commits = {str(run.result.environment.get("commit"))[:10] for run in runs}
+    return {
+        "network": f"{first.model_label} {first.label}{detector}",
+        "data": f"{identity['data.name']}{scale}",
+        "schedule": f"{identity['schedule.name']}, {result.epochs} epochs",
+        "seeds": ", ".join(str(run.seed) for run in runs),
+        **{heading: str(Measured(tuple(runs), metric)) for metric, heading in figures.items()},
+        "parameters": f"{result.complexity['params']:,}",
+        "MACs": "" if first.detector else f"{result.complexity['macs']:,}",
+        "seconds a run": f"{mean(run.result.seconds for run in runs):.0f}",
+        "hardware": ", ".join(sorted({_hardware(run) for run in runs})),
+        "commit": ", ".join(sorted(commits)),
+        "command": f"`{result.command}`",
+    }
+
+
+def _hardware(run: FinishedRun) -> str:
+    known = run.result.environment
+    if known.get("gpu"):
+        return f"{run.result.devices.get('count', 1)} × {known['gpu']}"
+    return f"{known.get('processor')}, {known.get('threads')} threads"

@@ -4,15 +4,12 @@ import json
 from functools import cache
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from geexp.backbones import build_model
-from geexp.backbones.complexity import Complexity, count_complexity
+from geexp.backbones.complexity import Complexity, Part
 from geexp.config.schema import ComplexityConfig
-from geexp.registry import options
-from geexp.report.numbers import network_of, paper, table_rows
+from geexp.report.rows import paper, preset_config, presets_of, rows_of
+from geexp.report.tables import Column, Table, to_terminal
 from geexp.runs.identity import ge_slug
 from geexp.training.network import count_network
 
@@ -31,30 +28,21 @@ def print_model(config: ComplexityConfig) -> None:
     complexity = count_network(
         config.model, config.ge, image_size=size, num_classes=classes, in_channels=config.in_channels
     )
+    ge = ge_slug(config.ge, config.model)
     if config.format == "json":
-        print(json.dumps({"model": config.model.name, "ge": ge_slug(config.ge, config.model), **complexity.as_dict()}))
+        print(json.dumps({"model": config.model.name, "ge": ge, **complexity.as_dict()}))
         return
-    table = Table(title=f"{config.model.name}, GE {ge_slug(config.ge, config.model)}, {size}x{size}, {classes} classes")
-    table.add_column("part")
-    for heading in ("parameters", "with BN statistics*", "multiply-accumulates"):
-        table.add_column(heading, justify="right")
-    rows = [*complexity.parts.items(), ("total", complexity.total)]
-    for name, part in rows:
-        if name == "total":
-            table.add_section()
-        table.add_row(name, f"{part.params:,}", f"{part.params_with_bn_statistics:,}", f"{part.macs:,}")
+    columns: list[Column[tuple[str, Part]]] = [
+        Column("part", lambda row: row[0], right=False),
+        Column("parameters", lambda row: f"{row[1].params:,}"),
+        Column("with BN statistics*", lambda row: f"{row[1].params_with_bn_statistics:,}"),
+        Column("multiply-accumulates", lambda row: f"{row[1].macs:,}"),
+    ]
+    title = f"{config.model.name}, GE {ge}, {size}x{size}, {classes} classes"
     console = Console()
-    console.print(table)
+    rows = [*complexity.parts.items(), ("total", complexity.total)]
+    console.print(to_terminal(Table(columns, rows, title=title, total=True)))
     console.print("* as the paper counts #Params", style="dim")
-
-
-@cache
-def _counted(**network: Any) -> Complexity:
-    """Of networks that stand in several tables once only."""
-    home = options("model")[network["name"]]
-    with torch.device("meta"):  # shapes without memory or initialisation
-        model = build_model(**network)
-    return count_complexity(model, (3, home["home_size"], home["home_size"]))
 
 
 def table_comparison(number: int) -> list[dict[str, Any]]:
@@ -62,25 +50,38 @@ def table_comparison(number: int) -> list[dict[str, Any]]:
 
     Multiply-accumulates agree if they are equal when rounded as printed, parameters if they are within 0.1 M.
     """
-    unit = "mflops" if number == 4 else "gflops"
+    unit, places = unit_of(number)
     comparison = []
-    for row in table_rows(number):
-        total = _counted(**{key: tuple(v) if isinstance(v, list) else v for key, v in network_of(row).items()}).total
+    for row in rows_of(number):
+        total = _counted(presets_of(row.training)[0]).total
         macs = total.macs / (1e6 if unit == "mflops" else 1e9)
         params = total.params_with_bn_statistics / 1e6
         columns = {}
         for column, computed, agrees in (
-            (unit, macs, round(macs, 1 if unit == "mflops" else 2) == row[unit]),
-            ("params_m", params, abs(params - row["params_m"]) < 0.1),  # the paper does not always round
+            (unit, macs, round(macs, places) == row.complexity[unit]),
+            ("params_m", params, abs(params - row.complexity["params_m"]) < 0.1),  # the paper does not always round
         ):
             columns[column] = {
-                "printed": row[column],
+                "printed": row.complexity[column],
                 "computed": computed,
                 "agrees": agrees,
-                "reason": KNOWN_DIFFERENCES.get((number, row["label"], column)),
+                "reason": KNOWN_DIFFERENCES.get((number, row.label, column)),
             }
-        comparison.append({"label": row["label"], "learnable_params": total.params, **columns})
+        comparison.append({"label": row.label, "learnable_params": total.params, **columns})
     return comparison
+
+
+def unit_of(table: int) -> tuple[str, int]:
+    """In what a table counts multiply-accumulates, and with how many decimals."""
+    return ("mflops", 1) if table == 4 else ("gflops", 2)
+
+
+@cache
+def _counted(preset: str) -> Complexity:
+    """In the network's home setting."""
+    config = preset_config(preset)
+    size, classes = config.model.home_size, config.model.home_classes
+    return count_network(config.model, config.ge, image_size=size, num_classes=classes, in_channels=3)
 
 
 def print_table(number: int, format: str) -> None:
@@ -89,29 +90,27 @@ def print_table(number: int, format: str) -> None:
     if format == "json":
         print(json.dumps({"table": number, "rows": comparison}, ensure_ascii=False))
         return
-    unit = "mflops" if number == 4 else "gflops"
-    decimals = 1 if unit == "mflops" else 2
-    table = Table(title=f"Table {number}: {paper()[f'table{number}']['title']}", min_width=78)
-    table.add_column("", min_width=23)
-    for heading in (unit.upper().replace("FLOPS", "FLOPs"), "computed", "#Params", "computed", "learnable"):
-        table.add_column(heading, justify="right")
-    notes = []
-    for row in comparison:
-        cells = [row["label"]]
-        for column, places in ((unit, decimals), ("params_m", 1)):
-            cell = row[column]
-            text = f"{cell['computed']:.{places + 1}f}"
-            if cell["agrees"]:
-                text += "  "
-            else:
-                text = f"[yellow]{text} ≠[/]"
-                difference = cell["computed"] - cell["printed"]
-                notes.append(
-                    f"≠ {row['label']}, {column}: {difference:+.{places + 1}f}; {cell['reason'] or 'not explained'}"
-                )
-            cells += [f"{cell['printed']:.{places}f}", text]
-        table.add_row(*cells, f"{row['learnable_params'] / 1e6:.2f}")
+    unit, places = unit_of(number)
+    columns: list[Column[dict[str, Any]]] = [Column("", lambda row: str(row["label"]), right=False)]
+    columns += _printed_and_computed(unit, unit.upper().replace("FLOPS", "FLOPs"), places)
+    columns += _printed_and_computed("params_m", "#Params", 1)
+    columns.append(Column("learnable", lambda row: f"{row['learnable_params'] / 1e6:.2f}"))
     console = Console()
-    console.print(table)
-    for note in notes:
-        console.print(note, style="dim")
+    title = f"Table {number}: {paper()[f'table{number}']['title']}"
+    console.print(to_terminal(Table(columns, comparison, title=title), min_width=78))
+    for row in comparison:
+        for column, decimals in ((unit, places), ("params_m", 1)):
+            if not row[column]["agrees"]:
+                difference = row[column]["computed"] - row[column]["printed"]
+                reason = row[column]["reason"] or "not explained"
+                console.print(f"≠ {row['label']}, {column}: {difference:+.{decimals + 1}f}; {reason}", style="dim")
+
+
+def _printed_and_computed(name: str, heading: str, places: int) -> list[Column[dict[str, Any]]]:
+    def computed(row: dict[str, Any]) -> str:
+        return f"{row[name]['computed']:.{places + 1}f} {' ' if row[name]['agrees'] else '≠'}"
+
+    return [
+        Column(heading, lambda row: f"{row[name]['printed']:.{places}f}"),
+        Column("computed", computed, highlight=lambda row: not row[name]["agrees"]),
+    ]

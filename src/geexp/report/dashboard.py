@@ -1,7 +1,8 @@
 """A report at W&B, as code: a sweep's rows beside the paper's, its runs as a live table, and their curves."""
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces.expr import And, FilterExpr, Metric, Tags
 
-from geexp.registry import options
+from geexp.analysis.drawing import variant_style
 from geexp.report.measured import Runs
-from geexp.report.numbers import paper
-from geexp.report.rows import DETECTION, FIGURES, TABLES, Training, curves_of, rows_of
-from geexp.report.style import VARIANT_STYLE
+from geexp.report.paper_tables import paper_table
+from geexp.report.report import report_table
+from geexp.report.rows import DETECTION, FIGURES, TABLES, Training, curves_of, presets_of, rows_of
+from geexp.report.tables import to_markdown
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.metrics import AP
 from geexp.runs.name import network_label
@@ -59,17 +61,21 @@ def make_dashboard(sweep: str, *, entity: str, project: str, runs: Runs) -> wr.R
     """The report of ``table1`` …, ``figure2`` …, of ``tables``, or of any sweep by the group that its runs have.
 
     Args:
-        runs: fill the tables' column of what was measured, as of now; what else is shown, W&B keeps up to date.
+        runs: fill the tables' columns of what was measured, as of now; W&B keeps everything else up to date.
     """
     places = [f"table{n}" for n in TABLES] if sweep == "tables" else [sweep]
     blocks = [block for place in places for block in _section(place, runs)]
+    filters = [Metric("Group") == sweep]
     if blocks:
         blocks.append(wr.H2("Of the same sweep, under other protocols than the paper's"))
-        filters = [Metric("Group") == sweep, Tags().notin(places)]
-    else:
-        filters = [Metric("Group") == sweep]
+        filters.append(Tags().notin(_presets([one for place in places for one in _trainings(place)])))
     blocks.append(_grid(sweep, filters, LABEL, {}, _shown_of(sweep)))
     return wr.Report(entity=entity, project=project, title=f"Gather-Excite, {sweep}", width="fluid", blocks=blocks)
+
+
+def _presets(trainings: Sequence[Training]) -> list[str]:
+    """The tags of their runs: a training that several tables share may have run as the preset of any of them."""
+    return list(dict.fromkeys(preset for training in trainings for preset in presets_of(training)))
 
 
 def write_specification(report: wr.Report, path: Path) -> None:
@@ -80,19 +86,17 @@ def write_specification(report: wr.Report, path: Path) -> None:
 
 
 def _section(place: str, runs: Runs) -> Iterator[Any]:
-    """The runs of a table or a figure, which are the paper's; a place of another kind has none."""
+    """The paper's runs of a table or a figure; empty for any other place."""
     trainings = _trainings(place)
-    if place.startswith("table") and trainings:
-        yield wr.H2(f"Table {place[-1]}: {paper()[place]['title']}")
-        yield wr.MarkdownBlock(_table(int(place[-1]), runs))
-    elif place == COCO:
-        yield wr.H2("Faster R-CNN on COCO 2014")
-        yield wr.MarkdownBlock(_table(DETECTION, runs))
-    elif trainings:
+    if place.startswith("figure") and trainings:
         yield wr.H2(f"Figure {place[-1]}")
+    elif trainings:
+        table = report_table(DETECTION if place == COCO else place[-1], runs, complexity=False)
+        yield wr.H2("Faster R-CNN on COCO 2014" if place == COCO else table.full_title)
+        yield wr.MarkdownBlock(to_markdown(paper_table(table)).rstrip())
     for data in dict.fromkeys(training.config.data.name for training in trainings):
         here = [training for training in trainings if training.config.data.name == data]
-        filters = [Tags().isin([place]), Tags().isin([data])]
+        filters = [Tags().isin(_presets(here)), Tags().isin([data])]
         yield _grid(f"{place}, {data}", filters, NETWORK, _colours(here), _shown_of(place))
 
 
@@ -104,30 +108,14 @@ def _trainings(place: str) -> list[Training]:
     if place in {f"table{number}" for number in TABLES}:
         return [cell.training for row in rows_of(int(place[-1])) for cell in row.cells]
     if place == COCO:
-        return [row.cells[0].training for row in rows_of(DETECTION)]
+        return [row.training for row in rows_of(DETECTION)]
     if place in {f"figure{number}" for number in FIGURES}:
         return list(curves_of(int(place[-1])).values())
     return []
 
 
-def _table(name: int | str, runs: Runs) -> str:
-    """Markdown: by row and column the paper's number, what was measured for it, and the difference."""
-    rows = rows_of(name)
-    columns = [cell.column for cell in rows[0].cells]
-    headings = ["", *(f"{column}, {what}" for column in columns for what in ("paper", "measured", "difference"))]
-    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
-    for row in rows:
-        words = [row.label]
-        for cell in row.cells:
-            measured = runs.measured(cell)
-            found = ["not run", ""] if measured is None else [str(measured), f"{measured.mean - cell.printed:+.2f}"]
-            words += [f"{cell.printed:.2f}", *found]
-        lines.append(f"| {' | '.join(words)} |")
-    return "\n".join(lines)
-
-
 def _grid(name: str, filters: list[FilterExpr], group: str, colours: dict[str, str], shown: _Shown) -> wr.PanelGrid:
-    """The runs as a table, and their figures, seeds together; whose entity and project are the report's."""
+    """The runs as a table, and their figures, with seeds together, of the report's entity and project."""
     together: dict[str, Any] = {"groupby": wr.Config(group), "groupby_aggfunc": "mean"}
     curve = together | {"x": EPOCH, "title_x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
     by_network = f"config:{group}.value"
@@ -175,9 +163,9 @@ def _grid(name: str, filters: list[FilterExpr], group: str, colours: dict[str, s
 
 def _colours(trainings: list[Training]) -> dict[str, str]:
     """Of the networks that alone have their variant; the others get W&B's own colours."""
-    labels: dict[str, set[str]] = {variant: set() for variant in options("ge")}
+    labels: dict[str, set[str]] = defaultdict(set)
     main = trainings[-1].model  # a table's first row can be another backbone, for reference
     for training in trainings:
         if training.model == main:
-            labels[training.ge["variant"]].add(network_label(training.config))
-    return {found.pop(): VARIANT_STYLE[variant]["color"] for variant, found in labels.items() if len(found) == 1}
+            labels[training.variant].add(network_label(training.config))
+    return {found.pop(): variant_style(variant)["color"] for variant, found in labels.items() if len(found) == 1}

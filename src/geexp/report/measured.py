@@ -7,19 +7,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from geexp.report.rows import Cell, Training, trainings
-from geexp.report.runs import Run
+from geexp.report.runs import FinishedRun
 
 
 @dataclass(frozen=True)
 class Measured:
     """A figure of the runs that repeat one training with different seeds, in percent, by seed."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     metric: str
+    which: str = "last"
 
     @property
     def values(self) -> list[float]:
-        return [run.figure(self.metric) for run in self.runs]
+        return [run.figure(self.metric, self.which) for run in self.runs]
 
     @property
     def n(self) -> int:
@@ -34,13 +35,17 @@ class Measured:
         """Of the sample; None for a single run."""
         return stdev(self.values) if self.n > 1 else None
 
+    @property
+    def spread(self) -> str:
+        """``22.00 ± 0.12``."""
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
+
     def __str__(self) -> str:
-        spread = f" ± {self.std:.2f}" if self.std is not None else ""
-        return f"{self.mean:.2f}{spread} (n={self.n})"
+        return f"{self.spread} (n={self.n})"
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherProtocol:
     """Runs of a cell's network under another protocol than the paper's, and what differs."""
 
     measured: Measured
@@ -48,38 +53,41 @@ class Elsewhere:
 
 
 class Runs:
-    """All runs at hand, found by what was trained."""
+    """All runs of a report, found by what was trained."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self._by_network: dict[Any, list[Run]] = defaultdict(list)
+    def __init__(self, runs: Iterable[FinishedRun]) -> None:
+        self._by_network: dict[Any, list[FinishedRun]] = defaultdict(list)
         for run in sorted(runs, key=lambda run: (run.seed, str(run.folder))):
             self._by_network[run.network].append(run)
 
-    def faithful(self, training: Training) -> list[Run]:
-        """The runs of the paper's own training, one a seed."""
+    def faithful(self, training: Training) -> list[FinishedRun]:
+        """The runs of the paper's own training, one per seed."""
         return one_per_seed([run for run in self._by_network[training.network] if not run.differences(training)])
 
     def measured(self, cell: Cell) -> Measured | None:
-        runs = self.faithful(cell.training)
-        return Measured(tuple(runs), cell.metric) if runs else None
+        return self.of_training(cell.training, cell.metric)
 
-    def elsewhere(self, cell: Cell) -> list[Elsewhere]:
+    def of_training(self, training: Training, metric: str) -> Measured | None:
+        runs = self.faithful(training)
+        return Measured(tuple(runs), metric) if runs else None
+
+    def elsewhere(self, cell: Cell) -> list[OtherProtocol]:
         """The same network under protocols that are none of the paper's, those that differ least first."""
-        groups: dict[str, list[Run]] = defaultdict(list)
+        groups: dict[str, list[FinishedRun]] = defaultdict(list)
         of_paper = [training for training in trainings() if training.network == cell.training.network]
         for run in self._by_network[cell.training.network]:
             if all(run.differences(training) for training in of_paper):
                 groups[str(run.differences(cell.training))].append(run)
         found = [
-            Elsewhere(Measured(tuple(one_per_seed(runs)), cell.metric), runs[0].differences(cell.training))
+            OtherProtocol(Measured(tuple(one_per_seed(runs)), cell.metric), runs[0].differences(cell.training))
             for runs in groups.values()
         ]
         return sorted(found, key=lambda group: len(group.differences))
 
 
-def one_per_seed(runs: Sequence[Run]) -> list[Run]:
-    """Of runs with the same seed, which repeat a sample instead of adding one, the one that was finished last."""
-    kept: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: run.result["metrics"]["last"].get("time") or 0):
+def one_per_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Of runs with the same seed, which repeat a sample and add none, the one that finished last."""
+    kept: dict[int, FinishedRun] = {}
+    for run in sorted(runs, key=lambda run: run.result.metrics["last"].get("time") or 0):
         kept[run.seed] = run
     return [kept[seed] for seed in sorted(kept)]

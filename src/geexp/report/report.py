@@ -1,20 +1,17 @@
-"""Everything that a report shows, gathered once; terminal, files and page only print it."""
+"""Everything that a report shows, gathered once; terminal, files and page only render it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geexp.report.analysed_figures import command_for
 from geexp.report.claims import Judgement, judge_all
 from geexp.report.complexity_report import table_comparison
-from geexp.report.measured import Elsewhere, Measured, Runs
-from geexp.report.numbers import paper
-from geexp.report.rows import DETECTION, rows_of
-from geexp.report.runs import LeftOut, Run, read_runs
+from geexp.report.measured import Measured, OtherProtocol, Runs
+from geexp.report.rows import DETECTION, Cell, Row, paper, rows_of
+from geexp.report.runs import FinishedRun, LeftOut, read_runs
 
 _DETECTION_TITLE = "Faster R-CNN on COCO 2014, train to val, mAP @[.5:.95]"
-COLUMNS = {"top1": "top-1 error, %", "top5": "top-5 error, %", "map": "mAP, %"}
 
 
 @dataclass(frozen=True)
@@ -22,17 +19,24 @@ class ReportCell:
     """A number of the paper, what was measured for it, and what was measured of its network under other protocols."""
 
     column: str
-    printed: float | None
+    printed: float
     measured: Measured | None
-    elsewhere: tuple[Elsewhere, ...]
+    elsewhere: tuple[OtherProtocol, ...]
     command: str
 
     @property
     def difference(self) -> float | None:
         """Measured minus printed, in percentage points."""
-        if self.measured is None or self.printed is None:
-            return None
-        return self.measured.mean - self.printed
+        return None if self.measured is None else self.measured.mean - self.printed
+
+    @property
+    def word(self) -> str:
+        """What the difference means: ``better``, ``worse``, ``equal``, or nothing."""
+        if self.difference is None:
+            return ""
+        if abs(self.difference) < 0.005:
+            return "equal"
+        return "better" if (self.difference > 0) == (self.column == "map") else "worse"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class ReportRow:
     """``complexity``: by column what is printed, what is computed, whether they agree, and if not, why."""
 
     label: str
-    cells: tuple[ReportCell, ...]
+    variant: str
+    cells: dict[str, ReportCell]
     complexity: dict[str, dict[str, Any]]
 
 
@@ -54,6 +59,19 @@ class ReportTable:
     complexity_columns: tuple[str, ...]
     rows: tuple[ReportRow, ...]
 
+    @property
+    def place(self) -> str:
+        """``Table 2``, or ``Detection``."""
+        return f"Table {self.name}" if self.name.isdigit() else self.name.capitalize()
+
+    @property
+    def full_title(self) -> str:
+        return f"{self.place}: {self.title}" if self.name.isdigit() else self.title
+
+    @property
+    def cells(self) -> list[ReportCell]:
+        return [cell for row in self.rows for cell in row.cells.values()]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -62,23 +80,22 @@ class Report:
     folder: Path
     tables: tuple[ReportTable, ...]
     judgements: tuple[Judgement, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     left_out: tuple[LeftOut, ...]
 
 
 def make_report(folder: Path, tables: Sequence[str]) -> Report:
     """Read the runs and fill the tables: ``1`` … ``6`` and ``detection``.
 
-    ``folder`` may be ``wandb:<entity>/<project>`` as well. One that is not there has no runs.
+    ``folder`` may be ``wandb:<entity>/<project>`` as well. One that does not exist has no runs.
     """
-    runs, left_out = find_runs(folder)
+    runs, left_out = _read(folder)
     at_hand = Runs(runs)
-    made = tuple(_table(name if name == DETECTION else int(name), at_hand) for name in tables)
+    made = tuple(report_table(name, at_hand) for name in tables)
     return Report(folder, made, tuple(judge_all(at_hand, runs)), tuple(runs), tuple(left_out))
 
 
-def find_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
-    """Those of a folder, or of a project at W&B."""
+def _read(folder: Path) -> tuple[list[FinishedRun], list[LeftOut]]:
     if str(folder).startswith("wandb:"):
         from geexp.report.wandb_runs import read_wandb
 
@@ -86,18 +103,22 @@ def find_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
     return read_runs(folder) if folder.is_dir() else ([], [])
 
 
-def _table(name: int | str, runs: Runs) -> ReportTable:
-    rows = rows_of(name)
-    counted = table_comparison(int(name)) if rows[0].complexity and name != 6 else [{}] * len(rows)
-    made = []
-    for row, complexity in zip(rows, counted, strict=True):
-        cells = tuple(
-            ReportCell(
-                cell.column, cell.printed, runs.measured(cell), tuple(runs.elsewhere(cell)), command_for(cell.training)
-            )
-            for cell in row.cells
-        )
-        made.append(ReportRow(row.label, cells, {key: complexity[key] for key in row.complexity}))
-    columns = tuple(cell.column for cell in rows[0].cells)
+def report_table(name: str, runs: Runs, *, complexity: bool = True) -> ReportTable:
+    """A table with what these runs measured, and with the computed complexity where the paper prints one."""
+    rows = rows_of(name if name == DETECTION else int(name))
+    columns = tuple(rows[0].complexity) if complexity else ()
+    counted = table_comparison(int(name)) if columns else [{}] * len(rows)
+    made = tuple(
+        ReportRow(row.label, row.training.variant, _cells(row, runs), {key: found[key] for key in columns})
+        for row, found in zip(rows, counted, strict=True)
+    )
     title = _DETECTION_TITLE if name == DETECTION else paper()[f"table{name}"]["title"]
-    return ReportTable(str(name), title, columns, tuple(rows[0].complexity), tuple(made))
+    return ReportTable(name, title, tuple(cell.column for cell in rows[0].cells), columns, made)
+
+
+def _cells(row: Row, runs: Runs) -> dict[str, ReportCell]:
+    def made(cell: Cell) -> ReportCell:
+        elsewhere = tuple(runs.elsewhere(cell))
+        return ReportCell(cell.column, cell.printed, runs.measured(cell), elsewhere, cell.training.command)
+
+    return {cell.column: made(cell) for cell in row.cells}

@@ -1,62 +1,79 @@
-"""The cells of the paper's tables, each tied to the training that fills it: by what is trained, not by a name."""
+"""The paper's rows and curves: what it prints (``paper.yaml``), and the presets that train them (``conf/experiment``).
+
+The sweep of a table or figure lists its presets in the order of the rows, for Table 5 row by row. A run fills a row by
+its identity, not by a name.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from geexp.config.compose import composed_training
-from geexp.config.schema import TrainConfig
-from geexp.report.numbers import network_of, paper, table_rows
-from geexp.runs.identity import flat
-from geexp.runs.job import make_job
+from geexp.config.schema import GatherExciteConfig, ModelConfig, TrainConfig
+from geexp.registry import options
+from geexp.runs.identity import flat, identity, run_folder
 
 TABLES = (1, 2, 3, 4, 5, 6)
-DETECTION = "detection"  # the experiment on COCO, whose two numbers stand in no table
-FIGURES = (2, 4, 6)  # those that are drawn from errors
+DETECTION = "detection"  # the experiment on COCO, whose two numbers are in no table
+FIGURES = (2, 4, 6)  # those that plot errors
 
-# What the presets choose beyond the network (DEFINITIONS: which table is trained how).
-_IMAGENET = ("data=imagenet", "schedule=plateau", "optim=paper")
-_SHUFFLENET = ("data=imagenet", "schedule=shufflenet400", "optim=paper")
-_FIXED = ("data=imagenet", "schedule=fixed100", "optim=paper")
-_PREACT = ("schedule=preact_cifar", "optim=cifar")
-_WRN = ("schedule=wrn_cifar", "optim=wrn")
-_COCO = ("model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco")
-
-# How a batch was cut among devices, and in which precision it was computed, leaves the protocol what it is.
+# The division of a batch among devices and the precision do not change the protocol.
 OF_THE_HARDWARE = frozenset({"optim.batchnorm_batch", "optim.accumulate", "trainer.precision"})
-# A detector's backbone is told by the run that it is of (``Training.backbone``), not by its file's content.
+# A detector's backbone is compared by the run that trained it (``Training.backbone``), not by its file's content.
 _NOT_COMPARED = OF_THE_HARDWARE | {"detector.backbone"}
+_NETWORK_GROUPS = ("model", "ge", "extent", "placement")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the paper trained for a row or a curve.
-
-    ``preset`` is the experiment of ``conf/experiment`` that trains it, ``backbone`` what a detector starts from.
-    """
+    """What the paper trained for a row or a curve: a preset of ``conf/experiment`` and its configuration."""
 
     preset: str
-    model: str
-    ge: dict[str, Any]
-    protocol: tuple[str, ...]
-    backbone: "Training | None" = None
+    config: TrainConfig = field(repr=False, compare=False)
 
-    @cached_property
-    def config(self) -> TrainConfig:
-        ge = replace(composed_training(f"ge={self.ge['variant']}").ge, **self.ge)
-        return replace(composed_training(*self.protocol), model=composed_training(f"model={self.model}").model, ge=ge)
+    @property
+    def model(self) -> str:
+        return self.config.model.name
+
+    @property
+    def variant(self) -> str:
+        return self.config.ge.variant
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Dotted keys, without the seed: what a run must have been to fill the row."""
-        leaves = flat(make_job(self.config).identity)
+        leaves = flat(identity(self.config))
         del leaves["seed"]
         return leaves
 
     @cached_property
     def network(self) -> tuple[tuple[str, Any], ...]:
         return network_key(self.identity)
+
+    @cached_property
+    def backbone(self) -> "Training | None":
+        """The training of Figure 2 that a detector starts from."""
+        if self.config.backbone_checkpoint is None:
+            return None
+        folder = str(Path(self.config.backbone_checkpoint).parents[1])
+        return next(one for one in curves_of(2).values() if fnmatch(one.folder, folder))
+
+    @property
+    def folder(self) -> str:
+        """Where ``geexp.train`` puts its run."""
+        return f"{self.config.outputs}/{run_folder(self.config, identity(self.config))}"
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        root = {"imagenet": "/data/imagenet", "coco2014": "/data/coco"}.get(self.config.data.name, "/data")
+        return f"python -m geexp.train experiment={self.preset} data.root={root} trainer=gpu"
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,84 @@ class Row:
     cells: tuple[Cell, ...]
     complexity: dict[str, float]
 
+    @property
+    def training(self) -> Training:
+        """That of the first cell; of all cells except in Table 5."""
+        return self.cells[0].training
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """All printed numbers: ``table1`` … ``table6``, ``detection``, ``figures``. Treat it as read-only."""
+    return yaml.safe_load(files("geexp.report").joinpath("paper.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def rows_of(table: int | str) -> tuple[Row, ...]:
+    """The rows of a table, or of ``DETECTION``, in the paper's order."""
+    found = iter(_trainings_of("coco" if table == DETECTION else f"table{table}"))
+    if table == DETECTION:
+        return tuple(
+            Row(row["label"], (Cell("map", "map", row["map"], next(found)),), {}) for row in paper()[DETECTION]["rows"]
+        )
+    printed = paper()[f"table{table}"]
+    return tuple(_row(row, printed.get("columns"), found) for row in printed["rows"])
+
+
+def _row(row: dict[str, Any], models: list[str] | None, found: Iterator[Training]) -> Row:
+    if models is not None:
+        errors = ((model, data, error) for model in models for data, error in row[model].items())
+        return Row(row["label"], tuple(Cell(f"{m} {data}", "top1", e, next(found)) for m, data, e in errors), {})
+    training = next(found)
+    cells = tuple(Cell(metric, metric, row[metric], training) for metric in ("top1", "top5"))
+    return Row(row["label"], cells, {key: row[key] for key in ("gflops", "mflops", "params_m") if key in row})
+
+
+@cache
+def curves_of(figure: int) -> dict[str, Training]:
+    """The trainings of Figure 2, 4 or 6 by the names of their presets without the figure's."""
+    return {one.preset.removeprefix(f"figure{figure}_"): one for one in _trainings_of(f"figure{figure}")}
+
+
+@cache
+def trainings() -> tuple[Training, ...]:
+    """All that the paper trained for tables and curves; one that several places share has a preset in each."""
+    of_cells = (cell.training for table in (*TABLES, DETECTION) for row in rows_of(table) for cell in row.cells)
+    of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
+    return tuple(dict.fromkeys((*of_cells, *of_curves)))
+
+
+def presets_of(training: Training) -> list[str]:
+    """The presets of all tables and figures that share this training."""
+    return [other.preset for other in trainings() if other.identity == training.identity]
+
+
+@cache
+def _trainings_of(sweep: str) -> tuple[Training, ...]:
+    names = options("sweep")[sweep]["hydra"]["sweeper"]["params"]["experiment"].split(",")
+    return tuple(Training(name.strip(), preset_config(name.strip())) for name in names)
+
+
+def preset_config(name: str) -> TrainConfig:
+    """What ``composed_training("experiment=<name>")`` gives.
+
+    A composition takes a tenth of a second, and there are 72 presets. So each protocol is composed once, and the
+    network's groups, whose files have no defaults lists of their own, are merged into it.
+    """
+    preset = options("experiment")[name]
+    if preset.keys() - {"defaults", "ge"}:
+        return composed_training(f"experiment={name}")
+    chosen = {"extent": "global", "placement": "all"}  # train.yaml's
+    for entry in preset["defaults"]:
+        chosen |= {group.removeprefix("override /"): option for group, option in entry.items()}
+    ge = {key: value for group in ("ge", "extent", "placement") for key, value in options(group)[chosen[group]].items()}
+    protocol = [f"{group}={option}" for group, option in chosen.items() if group not in _NETWORK_GROUPS]
+    return replace(
+        composed_training("model=resnet50", "ge=none", *protocol),
+        model=ModelConfig(**options("model")[chosen["model"]]),
+        ge=GatherExciteConfig(**ge | preset.get("ge", {})),
+    )
+
 
 def network_key(leaves: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The part of an identity with dotted keys that is the network."""
@@ -86,83 +181,6 @@ def network_key(leaves: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys, beyond those of the hardware, in which two identities differ, with both values."""
+    """The keys, except those of the hardware, in which two identities differ, with both values."""
     keys = (ours.keys() | theirs.keys()) - _NOT_COMPARED
     return {key: (ours.get(key), theirs.get(key)) for key in sorted(keys) if ours.get(key) != theirs.get(key)}
-
-
-@cache
-def rows_of(table: int | str) -> tuple[Row, ...]:
-    """The rows of a table, or of ``DETECTION``, in the paper's order."""
-    if table == DETECTION:
-        return tuple(_detection())
-    return tuple(_table5() if table == 5 else _imagenet(int(table)))
-
-
-def _imagenet(table: int) -> Iterator[Row]:
-    for row in table_rows(table):
-        network = network_of(row)
-        model = network.pop("name")
-        ge = {"variant": network.pop("ge"), **network}
-        protocol = _SHUFFLENET if table == 4 else _IMAGENET
-        training = Training(f"table{table}_{_preset(table, row)}", model, ge, protocol)
-        cells = tuple(Cell(metric, metric, row[metric], training) for metric in ("top1", "top5"))
-        yield Row(row["label"], cells, {key: row[key] for key in ("gflops", "mflops", "params_m") if key in row})
-
-
-def _preset(table: int, row: dict[str, Any]) -> str:
-    if row["ge"] == "none":
-        return row["model"] if row.get("role") == "reference" else "baseline"
-    if table == 1:
-        return "all" if len(row["stages"]) == 4 else f"stage{row['stages'][0]}"
-    extent = row.get("extent") or "global"
-    if table == 6:
-        return f"{extent if extent == 'global' else f'e{extent}'}_{row['pool']}"
-    return row["ge"] if extent == "global" else f"{row['ge']}_e{extent}"
-
-
-def _table5() -> Iterator[Row]:
-    for row in table_rows(5):
-        cells = []
-        for model in paper()["table5"]["columns"]:
-            for data, error in row[model].items():
-                variant = "baseline" if row["ge"] == "none" else row["ge"]
-                protocol = (f"data={data}", *(_WRN if model == "wrn16_8" else _PREACT))
-                training = Training(f"table5_{model}_{data}_{variant}", model, {"variant": row["ge"]}, protocol)
-                cells.append(Cell(f"{model} {data}", "top1", error, training))
-        yield Row(row["label"], tuple(cells), {})
-
-
-def _detection() -> Iterator[Row]:
-    for row in paper()[DETECTION]["rows"]:
-        extent = row["extent"] or "global"
-        ge = {"variant": row["ge"], "extent": extent}
-        name = "baseline" if row["ge"] == "none" else f"{row['ge']}_e{extent}"
-        training = Training(f"coco_{name}", row["model"], ge, _COCO, backbone=curves_of(2)[name])
-        yield Row(row["label"], (Cell("map", "map", row["map"], training),), {})
-
-
-@cache
-def curves_of(figure: int) -> dict[str, Training]:
-    """The trainings of Figure 2, 4 or 6 by the names of their presets."""
-    if figure == 2:
-        found = {"baseline": Training("figure2_baseline", "resnet50", {"variant": "none"}, _IMAGENET)}
-        for variant in ("theta_minus", "theta"):
-            for extent in (2, 4, 8, "global"):
-                name = f"{variant}_{'global' if extent == 'global' else f'e{extent}'}"
-                ge = {"variant": variant, "extent": extent}
-                found[name] = Training(f"figure2_{name}", "resnet50", ge, _IMAGENET)
-        return found
-    model = {4: "resnet50", 6: "shufflenet_g3"}[figure]
-    return {
-        name: Training(f"figure{figure}_{name}", model, {"variant": variant}, _FIXED)
-        for name, variant in (("baseline", "none"), ("theta", "theta"))
-    }
-
-
-@cache
-def trainings() -> tuple[Training, ...]:
-    """All that the paper trained for tables and curves, one that stands in several places as often."""
-    of_cells = (cell.training for table in (*TABLES, DETECTION) for row in rows_of(table) for cell in row.cells)
-    of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
-    return (*of_cells, *of_curves)

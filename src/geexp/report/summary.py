@@ -3,12 +3,12 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
 from geexp.report.measured import Measured
+from geexp.report.paper_tables import differences, print_table
 from geexp.report.report import Report, ReportCell
-from geexp.report.table_files import differences, print_table
 
 # More runs than this are for the page.
 FIT_ON_A_TERMINAL = 40
@@ -16,33 +16,33 @@ _COLOURS = {SUPPORTS: "green", CONTRADICTS: "red", CANNOT_TELL: ""}
 
 
 def print_summary(report: Report, console: Console, *, every_table: bool) -> None:
-    """The tables that the runs at hand fill something of (or all), the verdicts, and what was left out."""
+    """The tables that the runs fill or come near (or all), the verdicts, and what was left out."""
     if len(report.runs) > FIT_ON_A_TERMINAL:
         console.print(f"{len(report.runs):,} finished runs in {report.folder}; the page has all of them")
     empty = 0
     for table in report.tables:
-        if every_table or any(cell.measured or cell.elsewhere for row in table.rows for cell in row.cells):
+        if every_table or any(cell.measured or cell.elsewhere for cell in table.cells):
             print_table(table, console)
         else:
             empty += 1
     if empty:
         console.print(f"{empty} of the paper's tables have no run here yet; the page has the command of each row")
-    _print_judgements([judgement for judgement in report.judgements if judgement.p is not None], console)
+    judged = [judgement for judgement in report.judgements if judgement.p is not None]
+    if judged:
+        console.print(_judgements(judged))
     for left in report.left_out:
         console.print(f"left out: {left.folder}: {left.reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_judgements(judged: list[Judgement], console: Console) -> None:
-    if not judged:
-        return
-    table = Table(title="The paper's statements and the runs at hand", title_justify="left")
+def _judgements(judged: list[Judgement]) -> RichTable:
+    table = RichTable(title="The paper's statements and the runs at hand", title_justify="left")
     for heading in ("statement", "where", "runs of", "verdict", "p"):
         table.add_column(heading)
     for one in judged:
         colour = _COLOURS[one.verdict]
         verdict = f"[{colour}]{one.verdict}[/]" if colour else one.verdict
         table.add_row(one.claim.text, one.claim.where, one.setting, f"{verdict}: {one.reason}", f"{one.p:.2g}")
-    console.print(table)
+    return table
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def as_dict(report: Report) -> dict[str, Any]:
                 "name": table.name,
                 "title": table.title,
                 "rows": [
-                    {"label": row.label, "cells": [_cell(cell) for cell in row.cells], "complexity": row.complexity}
+                    {"label": row.label, "cells": list(map(_cell, row.cells.values())), "complexity": row.complexity}
                     for row in table.rows
                 ],
             }

@@ -1,36 +1,25 @@
-"""Runs that were logged to W&B, as records: their configuration and summary say all that ``result.json`` does."""
+"""Runs that were logged to W&B, as finished runs: their configuration and summary have all that ``result.json`` has.
 
-from dataclasses import dataclass, field
+Their ``folder`` is ``wandb:<entity>/<project>/<id>``, and nothing on this disk.
+"""
+
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import TrainConfig
-from geexp.report.runs import LeftOut, Run, checked
+from geexp.report.runs import FinishedRun, LeftOut, checked
 from geexp.runs.identity import nested
 from geexp.runs.job import make_job
+from geexp.runs.run import Result
 from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK, usual_mode
 
 PREFIX = "wandb:"
 
 
-@dataclass(frozen=True)
-class WandbRun(Run):
-    """A run at W&B; ``folder`` is ``wandb:<entity>/<project>/<id>``, and nothing on this disk."""
-
-    remote: Any = field(repr=False, default=None)
-
-    def history(self) -> list[dict[str, Any]]:
-        rows = {
-            int(row[EPOCH]): {key: value for key, value in row.items() if not key.startswith("_")}
-            for row in self.remote.scan_history()
-            if row.get(EPOCH) is not None and row.get(ERROR) is not None
-        }
-        return [rows[epoch] | {EPOCH: epoch} for epoch in sorted(rows)]
-
-
-def read_wandb(path: str, api: Any = None) -> tuple[list[Run], list[LeftOut]]:
+def read_wandb(path: str, api: Any = None) -> tuple[list[FinishedRun], list[LeftOut]]:
     """All runs of ``<entity>/<project>``.
 
     Raises:
@@ -41,12 +30,12 @@ def read_wandb(path: str, api: Any = None) -> tuple[list[Run], list[LeftOut]]:
 
     api = api or logged_in_api()
     path = path.removeprefix(PREFIX)
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     left_out: list[LeftOut] = []
     try:
         for remote in api.runs(path, lazy=False):
             found = _read(Path(f"{PREFIX}{path}/{remote.id}"), remote)
-            if isinstance(found, Run):
+            if isinstance(found, FinishedRun):
                 runs.append(found)
             else:
                 left_out.append(found)
@@ -68,7 +57,7 @@ def logged_in_api() -> Any:
     return wandb.Api(timeout=30)
 
 
-def _read(place: Path, remote: Any) -> Run | LeftOut:
+def _read(place: Path, remote: Any) -> FinishedRun | LeftOut:
     result = dict(remote.summary).get("result")
     if result is None:
         return LeftOut(place, "still running" if remote.state == "running" else f"not finished ({remote.state})")
@@ -79,8 +68,20 @@ def _read(place: Path, remote: Any) -> Run | LeftOut:
         return LeftOut(place, f"of another version of geexp, with other settings: {error}")
     if "detector" in known:  # its backbone's file lies elsewhere
         known["detector"]["backbone"] = (_plain(result).get("backbone") or {}).get("file")
-    whole = {**_plain(result), "identity": known, "config": config}
-    return checked(WandbRun(place, whole, remote))
+    try:
+        whole = Result.of_json({**_plain(result), "identity": known, "config": config})
+    except ValueError as error:
+        return LeftOut(place, f"its result {error}")
+    return checked(FinishedRun(place, whole, partial(_history, remote)))
+
+
+def _history(remote: Any) -> list[dict[str, Any]]:
+    rows = {
+        int(row[EPOCH]): {key: value for key, value in row.items() if not key.startswith("_")}
+        for row in remote.scan_history()
+        if row.get(EPOCH) is not None and row.get(ERROR) is not None
+    }
+    return [rows[epoch] | {EPOCH: epoch} for epoch in sorted(rows)]
 
 
 def _plain(tree: Any) -> Any:

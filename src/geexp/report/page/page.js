@@ -56,7 +56,7 @@
     let count = 0;
     const rows = [...document.getElementById("all-runs").tBodies[0].rows];
     for (const row of rows) {
-      const text = `${row.textContent} ${row.dataset.words}`.toLowerCase();
+      const text = `${row.textContent} ${row.cells[0].dataset.value}`.toLowerCase();
       row.hidden = !words.every(word => text.includes(word));
       count += !row.hidden;
     }
@@ -112,7 +112,7 @@
   const hidden = settings.map(() => new Set());
   const colour = name => {
     const probe = document.createElement("span");
-    probe.style.color = `var(${name})`;
+    probe.style.color = name;
     document.body.append(probe);
     const found = getComputedStyle(probe).color;
     probe.remove();
@@ -120,7 +120,7 @@
   };
   const countOf = number => settings[number].groups.reduce((sum, group) => sum + group.curves.length, 0);
   const traces = (number, thin) => settings[number].groups.flatMap((group, place) => {
-    const shade = colour(`--v-${group.variant}`);
+    const shade = colour(group.colour);
     return group.curves.flatMap(curve => [["train", ""], ["val", "2"]].map(([split, axis]) => ({
       type: "scatter", mode: "lines+markers", x: curve.epoch, y: curve[split], xaxis: `x${axis}`, yaxis: `y${axis}`,
       name: group.label, showlegend: false, visible: !hidden[number].has(place),
@@ -131,7 +131,7 @@
   });
   const draw = plot => {
     const number = Number(plot.dataset.setting);
-    const [text, quiet, rule, page] = ["--text", "--quiet", "--rule", "--page"].map(colour);
+    const [text, quiet, rule, page] = ["text", "quiet", "rule", "page"].map(name => colour(`var(--${name})`));
     const many = countOf(number) > 12;
     const font = { size: 12.5, color: quiet };
     const axis = { gridcolor: rule, linecolor: quiet, zeroline: false, ticks: "outside", tickcolor: quiet, automargin: true };

@@ -16,17 +16,29 @@ from markupsafe import Markup
 
 import geexp
 from geexp.report.claims import LEVEL, MARGIN
+from geexp.report.curves import as_setting
 from geexp.report.figures import Figure
-from geexp.report.page import words
-from geexp.report.page.analyses import pictures_of
-from geexp.report.page.curves import SETTINGS, settings_of
-from geexp.report.page.marks import colours, mark, symbols
-from geexp.report.page.runs import configuration_of, details_first, facts_of, row_of
-from geexp.report.page.tables import SIGNS, filled_tables, statements_of, table_of
+from geexp.report.page.cells import copying, p_value
+from geexp.report.page.content import (
+    OTHER_PROTOCOLS,
+    SIGNS,
+    PageRun,
+    PageTable,
+    address,
+    as_given,
+    filled_tables,
+    in_order,
+    pictures_of,
+    runs_table,
+    statements_of,
+)
+from geexp.report.page.settings import SETTINGS, settings_of
 from geexp.report.report import Report
+from geexp.report.runs import LeftOut
+from geexp.report.tables import Column, Table, to_html
 from geexp.runs.atomic_write import atomic_write
 
-# What the page shows; of what is beyond, it says how much that is.
+# What the page shows at most; it states how much there is beyond.
 DETAILED_RUNS = 200
 LEFT_OUT = 500
 
@@ -42,59 +54,58 @@ def write_page(report: Report, path: Path, *, figures: Sequence[Figure] = (), ma
 def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | None = None) -> str:
     """The page as text. Whatever comes from files is escaped, and no script but its own can run in it."""
     filled = filled_tables(report)
-    order = details_first(report.runs, filled)
+    order = in_order(report.runs, filled)
     numbers = {run.folder: number for number, run in enumerate(order[:DETAILED_RUNS], 1)}
+    detailed = [PageRun(run, numbers[run.folder], filled.get(run.folder, ())) for run in order[:DETAILED_RUNS]]
+    rows = [PageRun(run, numbers.get(run.folder), filled.get(run.folder, ())) for run in in_order(order, {})]
     settings, undrawn = settings_of([run for run in report.runs if not run.detector], filled)
-    analyses, analyses_left = pictures_of(order)
-    rows = [row_of(run, numbers.get(run.folder), filled.get(run.folder, ())) for run in details_first(order, {})]
+    pictures, pictures_left = pictures_of(order)
     scripts = [(_FILES / "page.js").read_text(encoding="utf-8")]
     if settings:
-        from plotly.offline import get_plotlyjs  # five megabytes, for who has curves only
+        from plotly.offline import get_plotlyjs  # five megabytes, only for pages with curves
 
         scripts.append(get_plotlyjs())
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            report=report,
-            made=(made or datetime.now()).astimezone(),
-            folder=words.as_given(report.folder),
-            place=lambda folder: words.below(folder, report.folder),
-            policy=_policy(scripts),
-            scripts=[Markup(text) for text in scripts],
-            style=Markup(colours() + (_FILES / "page.css").read_text(encoding="utf-8")),
-            symbols=symbols(),
-            mark=mark,
-            verdicts=Counter(judgement.verdict for judgement in report.judgements),
-            signs=SIGNS,
-            statements=statements_of(report.judgements),
-            tables=[table_of(table) for table in report.tables],
-            figures=[(figure, _picture(figure)) for figure in figures],
-            analyses=analyses,
-            analyses_left=analyses_left,
-            settings=settings,
-            undrawn=undrawn,
-            most_settings=SETTINGS,
-            curves=_json([setting.drawing for setting in settings]),
-            runs=[row for row in rows if not row["detector"]],
-            detectors=[row for row in rows if row["detector"]],
-            details=[
-                (row_of(run, number, filled.get(run.folder, ())), run, facts_of(run), configuration_of(run))
-                for number, run in enumerate(order[:DETAILED_RUNS], 1)
-            ],
-            left_out_shown=LEFT_OUT,
-            software=[f"geexp {geexp.__version__}", f"Python {platform.python_version()}"]
-            + [f"plotly {version('plotly')}"] * bool(settings),
-            margin=MARGIN,
-            level=LEVEL,
-        )
-    )
+    software = [f"geexp {geexp.__version__}", f"Python {platform.python_version()}"]
+    context = {
+        "made": (made or datetime.now()).astimezone(),
+        "folder": as_given(report.folder),
+        "place": lambda folder: as_given(folder, report.folder),
+        "policy": _policy(scripts),
+        "scripts": [Markup(text) for text in scripts],
+        "style": Markup((_FILES / "page.css").read_text(encoding="utf-8")),
+        "verdicts": Counter(judgement.verdict for judgement in report.judgements),
+        "statements": statements_of(report.judgements),
+        "tables": [PageTable(table) for table in report.tables],
+        "figures": [(figure, _picture(figure)) for figure in figures],
+        "pictures": pictures,
+        "pictures_left": pictures_left,
+        "settings": settings,
+        "undrawn": undrawn,
+        "curves": _json([setting.drawing for setting in settings]),
+        "runs": [row for row in rows if not row.run.detector],
+        "detectors": [row for row in rows if row.run.detector],
+        "details": detailed,
+        "left_out": _left_out(report),
+        "software": software + [f"plotly {version('plotly')}"] * bool(settings),
+    }
+    return _environment().get_template("page.html.j2").render(report=report, **context)
+
+
+def _left_out(report: Report) -> Table[LeftOut]:
+    def folder(left: LeftOut) -> str:
+        return as_given(left.folder, report.folder)
+
+    code = Markup("<code>{}</code>")
+    columns = [
+        Column("Folder", folder, right=False, html=lambda left: code.format(folder(left))),
+        Column[LeftOut]("Reason", lambda left: left.reason, right=False),
+    ]
+    return Table(columns, report.left_out[:LEFT_OUT])
 
 
 def _picture(figure: Figure) -> str | None:
-    """The figure inside an address, which needs no file beside the page."""
     drawn = [file for file in figure.files if file.suffix == ".svg"]
-    return f"data:image/svg+xml;base64,{b64encode(drawn[0].read_bytes()).decode()}" if drawn else None
+    return address(drawn[0], "svg+xml") if drawn else None
 
 
 def _environment() -> Environment:
@@ -105,7 +116,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": words.value, "p": words.p, "spread": words.spread, "signed": words.signed}
+    environment.filters.update(setting=as_setting, p=p_value, copying=copying)
+    limits = {"margin": MARGIN, "level": LEVEL, "most_settings": SETTINGS, "most_others": OTHER_PROTOCOLS}
+    environment.globals |= {"html": to_html, "runs_table": runs_table, "signs": SIGNS, **limits}
     return environment
 
 

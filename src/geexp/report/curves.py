@@ -1,0 +1,77 @@
+"""Metrics of runs against the epoch: the data of curves, for pictures in files and for the page, and their labels."""
+
+from collections.abc import Sequence
+from math import isfinite
+from statistics import mean
+from typing import Any
+
+from geexp.analysis.drawing import MARKERS, Curve
+from geexp.report.rows import OF_THE_HARDWARE
+from geexp.report.runs import FinishedRun
+
+TRAIN, VAL = "train/top1_error", "val/top1_error"
+_NAMES = ("model", "data", "schedule")
+
+
+def make_curve(
+    runs: Sequence[FinishedRun], metrics: Sequence[str], *, label: str, style: dict[str, Any], points: int | None = None
+) -> Curve | None:
+    """The curve of a run, or the mean of several over the epochs that they share; None without a history.
+
+    Args:
+        points: at most about so many epochs are kept, evenly spaced, and the last.
+    """
+    histories = [{int(row["epoch"]): row for row in run.history} for run in runs if run.history]
+    if not histories:
+        return None
+    shared = sorted(set.intersection(*map(set, histories)))
+    step = max(1, -(-len(shared) // points)) if points else 1
+    epochs = shared[::step] + (shared[-1:] if (len(shared) - 1) % step else [])
+    values = {key: [_mean([history[epoch].get(key) for history in histories]) for epoch in epochs] for key in metrics}
+    return Curve(label, style, epochs, values)
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [value for value in values if isinstance(value, int | float) and isfinite(value)]
+    return round(mean(known), 3) if len(known) == len(values) else None
+
+
+def next_look(style: dict[str, Any], taken: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The style, with another marker for each of ``taken`` that has its colour and dashes already."""
+    alike = [one for one in taken if (one["color"], one["linestyle"]) == (style["color"], style["linestyle"])]
+    markers = [style["marker"], *(marker for marker in MARKERS if marker != style["marker"])]
+    return style | {"marker": markers[len(alike) % len(markers)]}
+
+
+def labels_of(runs: Sequence[FinishedRun], *, seeds: bool = True) -> list[str]:
+    """For each run its variant, and in front or behind whatever else differs among the runs.
+
+    Without ``seeds`` runs that repeat a training have one label, on whatever hardware.
+    """
+    varying = differing_keys(runs, [] if seeds else OF_THE_HARDWARE)
+    named = [group for group in _NAMES if f"{group}.name" in varying]
+    # Groups of other names differ in their settings too: there the names are enough.
+    single = [key for key in varying if not key.startswith(tuple(f"{group}." for group in named))]
+    several = seeds and len({run.seed for run in runs}) > 1
+    labels = []
+    for run in runs:
+        words = [run.label, *(str(run.identity[f"{group}.name"]) for group in named if group != "model")]
+        words = [run.identity["model.name"]] * ("model" in named) + words
+        words += [f"{key}={as_setting(run.identity.get(key))}" for key in single]
+        labels.append(" ".join(words + [f"seed {run.seed}"] * several))
+    return labels
+
+
+def differing_keys(runs: Sequence[FinishedRun], without: Any = OF_THE_HARDWARE) -> list[str]:
+    """In what runs differ, except GE and seed."""
+    keys = {key for run in runs for key in run.identity if not key.startswith("ge.")} - set(without)
+    return sorted(key for key in keys if len({str(run.identity.get(key)) for run in runs}) > 1)
+
+
+def as_setting(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_setting, value))}]"
+    return str(value)

@@ -1,0 +1,194 @@
+"""Which curves the page draws, grouped into pictures of one setting each."""
+
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+
+from geexp.analysis.drawing import Curve
+from geexp.report.curves import TRAIN, VAL, as_setting, differing_keys, labels_of, make_curve, next_look
+from geexp.report.measured import Measured, one_per_seed
+from geexp.report.page.cells import mark, plotly_line
+from geexp.report.rows import OF_THE_HARDWARE
+from geexp.report.runs import FinishedRun
+from geexp.report.tables import Column, Table
+
+# What is drawn. 2,000 runs of 300 epochs would make a page of some hundred megabytes.
+SETTINGS = 8
+CURVES = 40  # in one setting
+SEEDS_APART = 12  # with more curves than these, seeds are drawn as their mean
+AVERAGED = 10
+LONG = 20  # epochs
+POINTS = 200  # on one curve
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed: curves of one look."""
+
+    number: int
+    label: str
+    style: dict[str, Any]
+    runs: tuple[FinishedRun, ...]
+    curves: tuple[Curve, ...]
+
+    @property
+    def train(self) -> float | None:
+        """The training error after the last epoch, the mean of what is drawn."""
+        last = [curve.values[TRAIN][-1] for curve in self.curves if curve.epochs]
+        known = [error for error in last if error is not None]
+        return mean(known) if known else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs on the same model, data and schedule, to be drawn together.
+
+    ``step`` lies between the epochs that are drawn; with ``means`` a curve is the mean over seeds.
+    """
+
+    name: str
+    protocol: str
+    groups: tuple[Group, ...]
+    undrawn: tuple[str, ...]
+    step: int
+    means: bool
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """For the page's script."""
+        groups = [
+            {
+                **plotly_line(group.style),
+                "label": escape(group.label),  # plotly reads a little HTML in its texts, and labels come from files
+                "curves": [
+                    {"name": curve.label, "epoch": curve.epochs, "train": curve.values[TRAIN], "val": curve.values[VAL]}
+                    for curve in group.curves
+                ],
+            }
+            for group in self.groups
+        ]
+        return {"range": _range([curve for group in self.groups for curve in group.curves]), "groups": groups}
+
+    @property
+    def legend(self) -> Table[Group]:
+        def errors(group: Group, which: str) -> Measured:
+            return Measured(group.runs, "top1", which)
+
+        return Table(
+            [
+                Column("Curve", lambda group: group.label, right=False, css="label", html=_toggle),
+                Column("seeds", lambda group: str(len(group.runs))),
+                Column("validation, last", lambda g: errors(g, "last").spread, lambda g: errors(g, "last").mean),
+                Column("validation, best", lambda g: errors(g, "best").spread, lambda g: errors(g, "best").mean),
+                Column("training, last", lambda group: "–" if group.train is None else f"{group.train:.2f}"),
+            ],
+            self.groups,
+            title=f"Legend of {self.name}",
+        )
+
+
+def _toggle(group: Group) -> str:
+    button = Markup('<button type="button" class="toggle" aria-pressed="true" data-group="{}">{} {}</button>')
+    return button.format(group.number, mark(group.style), group.label)
+
+
+def settings_of(runs: Sequence[FinishedRun], filled: Container[Path]) -> tuple[list[Setting], list[tuple[str, int]]]:
+    """What is drawn, settings that fill the paper's tables first, and the names and runs of settings that are not."""
+
+    def weight(part: tuple[str, str, list[FinishedRun]]) -> tuple[Any, ...]:
+        name, protocol, found = part
+        networks = len({run.network for run in found})
+        return -sum(run.folder in filled for run in found), -networks, -len(found), name, protocol
+
+    drawn: list[Setting] = []
+    undrawn: list[tuple[str, int]] = []
+    for name, protocol, found in sorted(_parts(runs, filled), key=weight):
+        setting = _drawn(name, protocol, found) if len(drawn) < SETTINGS else None
+        if setting is not None:
+            drawn.append(setting)
+        else:
+            undrawn.append((f"{name}, {protocol}" if protocol else name, len(found)))
+    return drawn, undrawn
+
+
+def _parts(runs: Sequence[FinishedRun], filled: Container[Path]) -> Iterator[tuple[str, str, list[FinishedRun]]]:
+    """Name, protocol and runs of each picture.
+
+    Of one model, data set and schedule, a protocol under which several networks were trained has a picture of its own;
+    the others, which have only one curve each, share one.
+    """
+    settings: dict[str, dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        names = [run.identity.get(key) for key in ("model.name", "data.name", "schedule.name", "scale")]
+        protocol = {k: v for k, v in run.identity.items() if not k.startswith("ge.") and k not in OF_THE_HARDWARE}
+        name = ", ".join(str(found) for found in names if found is not None)
+        settings[name][str(sorted(protocol.items()))].append(run)
+    for name, protocols in settings.items():
+        varying = differing_keys([found[0] for found in protocols.values()])
+        single: list[FinishedRun] = []
+        for found in protocols.values():
+            if len(protocols) > 1 and len({run.network for run in found}) == 1:
+                single += found
+            elif any(run.folder in filled for run in found):
+                yield name, "the paper's protocol", found
+            else:
+                yield name, " ".join(f"{key}={as_setting(found[0].identity.get(key))}" for key in varying), found
+        if single:
+            yield name, "other protocols" if len(protocols) > 1 else "", single
+
+
+def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | None:
+    """None if no run has a history."""
+    runs = sorted(runs, key=lambda run: (run.place, run.seed))
+    by_label: dict[str, list[FinishedRun]] = defaultdict(list)
+    for run, label in zip(runs, labels_of(runs, seeds=False), strict=True):
+        by_label[label].append(run)
+    repeated = {label: one_per_seed(found) for label, found in by_label.items()}
+    seeds = sum(map(len, repeated.values()))
+    means = seeds > SEEDS_APART
+    groups: list[Group] = []
+    left = CURVES
+    empty = 0
+    for label, found in repeated.items():
+        lines = [found[:AVERAGED]] if means else [[run] for run in found]
+        shown = [line for line in lines[:left] if any(run.history for run in line)]
+        empty += sum(not run.history for line in lines[:left] for run in line)
+        left = max(0, left - len(lines))
+        style = next_look(found[0].style, [group.style for group in groups])
+        curves = [make_curve(line, (TRAIN, VAL), label=_seeds(line), style=style, points=POINTS) for line in shown]
+        if drawable := tuple(curve for curve in curves if curve is not None):
+            groups.append(Group(len(groups), label, style, tuple(found), drawable))
+    if not groups:
+        return None
+    undrawn = {
+        f"beyond the {CURVES} curves that a picture holds": max(0, (len(repeated) if means else seeds) - CURVES),
+        "without a history": empty,
+        "repeated by a later run with the same seed": len(runs) - seeds,
+    }
+    texts = tuple(f"{count} {why}" for why, count in undrawn.items() if count)
+    steps = (curve.epochs[1] - curve.epochs[0] for group in groups for curve in group.curves if len(curve.epochs) > 2)
+    return Setting(name, protocol, tuple(groups), texts, max(steps, default=1), means)
+
+
+def _seeds(line: Sequence[FinishedRun]) -> str:
+    if len(line) == 1:
+        return f"seed {line[0].seed}"
+    return f"mean of {sum(bool(run.history) for run in line)} seeds"
+
+
+def _range(curves: Sequence[Curve]) -> list[float] | None:
+    """Of the errors after the first tenth of many epochs, in which they fall too far to see the rest."""
+    if max(len(curve.epochs) for curve in curves) < LONG:
+        return None
+    series = [curve.values[key] for curve in curves for key in (TRAIN, VAL)]
+    begun = [error for errors in series for error in errors[-(-len(errors) // 10) :] if error is not None]
+    if not begun or max(begun) == min(begun):
+        return None
+    margin = (max(begun) - min(begun)) / 20
+    return [max(0.0, min(begun) - margin), max(begun) + margin]
