@@ -125,11 +125,11 @@ def test_damaged_and_exchanged_images(tmp_path):
     file = tmp_path / "train2014" / annotations()["images"][0]["file_name"]
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DataError, match="cannot be read as an image"):
-        reader.read([(0, 0)])
+        reader.__getitems__([(0, 0)])
     write_coco(tmp_path / "other", annotations(size=(50, 40)))
     (tmp_path / "other/train2014" / file.name).rename(file)
     with pytest.raises(DataError, match="50x40 pixels, but annotated as 60x40"):
-        reader.read([(0, 0)])
+        reader.__getitems__([(0, 0)])
 
 
 def test_flip_mirrors_image_and_boxes(tmp_path):
@@ -184,7 +184,7 @@ def test_evaluation_shows_every_image_once(tmp_path):
 
 
 def test_inputs_of_a_batch(tmp_path):
-    batch = DetectionReader(split_of(tmp_path), flip=False).read([(0, 0), (0, 1)]).to(torch.device("cpu"))
+    batch = DetectionReader(split_of(tmp_path), flip=False).__getitems__([(0, 0), (0, 1)]).to(torch.device("cpu"))
     assert len(batch) == 2
     assert batch.images[0].dtype == torch.uint8
     first = batch.inputs()[0]

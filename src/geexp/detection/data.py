@@ -61,7 +61,7 @@ class DetectionReader:
     def __init__(self, images: CocoImages, *, flip: bool, seed: int = 0, decode: str = "auto") -> None:
         self.images, self.flip, self.seed, self.decode = images, flip, seed, Decoder(decode)
 
-    def read(self, keys: list[Key]) -> DetectionBatch:
+    def __getitems__(self, keys: list[Key]) -> DetectionBatch:  # called by a DataLoader with the keys of a batch
         images, targets = zip(*(self.read_one(key) for key in keys), strict=True)
         return DetectionBatch(list(images), list(targets), [self.images.image_id(index) for _, index in keys])
 
