@@ -34,8 +34,8 @@ from geexp.config.errors import (
     bad_value,
     unknown_key,
 )
-from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
 from geexp.config.help import help_text
+from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
 

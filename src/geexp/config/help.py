@@ -33,7 +33,7 @@ def help_text(name: str, arguments: Sequence[str]) -> str:
     if "experiment" in chosen:
         chosen |= {*_ADDED, *(f"data/{folder.name}" for folder in (folders[0] / "data").iterdir() if folder.is_dir())}
     lines = [f"{group}: {', '.join(_options(folders, group))}" for group in sorted(chosen)]
-    settings = OmegaConf.to_yaml(OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]))
+    settings = OmegaConf.to_yaml(OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]))
     groups = ["Groups, with their options (group=option):", *lines, ""] if lines else []
     return "\n".join([whole.hydra.help.header, *groups, "Configuration:", "", settings, _FOOTER])
 
