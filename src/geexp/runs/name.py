@@ -34,9 +34,10 @@ def run_name(config: TrainConfig) -> str:
 
 
 def run_tags(config: TrainConfig) -> list[str]:
-    """The preset, the variant of GE and the data."""
+    """The preset, unless overrides make it another training; the variant of GE and the data."""
     preset = _experiment()
-    return [*([preset] if preset else []), config.ge.variant, data_slug(config)]
+    named = [preset] if preset and not _overrides(preset) else []
+    return [*named, config.ge.variant, data_slug(config)]
 
 
 def _experiment() -> str | None:
