@@ -105,14 +105,14 @@ def test_operator_of_a_user(mine):
     [
         (
             ["_target_: extension_of_a_user.Scale", "beginning: 2"],
-            ["ge._target_=extension_of_a_user.Scale", "'beginning'"],
+            ["ge=mine: extension_of_a_user.Scale", "'beginning'"],
         ),
-        (["_target_: extension_of_a_user.Block"], ["ge._target_=extension_of_a_user.Block", "'outside'", "extent="]),
+        (["_target_: extension_of_a_user.Block"], ["ge=mine: extension_of_a_user.Block", "extent"]),
         (
             ["_target_: extension_of_a_user.Shrinking"],
             ["ge._target_", "Shrinking", "[2, 16, 28, 28]", "[2, 16, 14, 28]"],
         ),
-        (["_target_: extension_of_a_user.no_module"], ["ge._target_=extension_of_a_user.no_module", "torch.nn.Module"]),
+        (["_target_: extension_of_a_user.no_module"], ["ge._target_", "int", "torch.nn.Module"]),
         (["_target_: extension_of_a_user.Nothing"], ["extension_of_a_user", "'Nothing'"]),
     ],
 )
@@ -137,7 +137,7 @@ def test_backbone_of_a_user(mine):
     [
         (
             ["_target_: extension_of_a_user.Network", "depth: 2"],
-            ["model._target_=extension_of_a_user.Network", "'depth'"],
+            ["model=mine", "extension_of_a_user.Network", "'depth'"],
         ),
         (["_target_: extension_of_a_user.NoSlots"], ["Block", "'ge'"]),
         (["_target_: torch.nn.Identity"], ["Identity", "layer1"]),

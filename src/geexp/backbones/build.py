@@ -1,6 +1,5 @@
 """Networks with Gather-Excite: ``build_model`` builds one by name, ``add_gather_excite`` puts GE into a given one."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -103,12 +102,12 @@ def assemble(
         operator: as for ``add_gather_excite``; None for the plain backbone.
 
     Raises:
-        ValueError: for an unknown ``init``, wrong arguments, a network without stages or slots, and whatever
-            constructor or operator raise as such.
+        ValueError: for an unknown ``init``, a network without stages or slots, and whatever constructor or operator
+            raise as such.
     """
     if init not in ("paper", "torch", "own"):
         raise ValueError(f"init={init!r}: allowed are 'paper', 'torch' and 'own'")
-    model = _called(constructor, "model._target_", num_classes=num_classes, in_channels=in_channels)
+    model = constructor(num_classes=num_classes, in_channels=in_channels)
     _initialise(model, init)
     if zero_init_residual:
         for name, block in blocks(model).items():
@@ -168,8 +167,8 @@ def add_gather_excite(
             else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
 
     Raises:
-        ValueError: for a stage that the network does not have, an occupied slot, an operator that does not take these
-            arguments or changes the shape, and invalid arguments of ``GatherExcite``.
+        ValueError: for a stage that the network does not have, an occupied slot, an operator that changes the shape,
+            and invalid arguments of ``GatherExcite``.
     """
     if (variant is None) == (operator is None):
         raise ValueError(f"variant={variant!r}, operator={operator!r}: give one of the two")
@@ -195,7 +194,10 @@ def add_gather_excite(
     reference = next(model.parameters())
     for name, block in chosen.items():
         _, C, H, W = shapes[name]
-        made = _called(make, "ge._target_", C, size=(H, W)).to(reference.device, reference.dtype)
+        made = make(C, size=(H, W))
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"ge._target_: it made a {type(made).__name__} for block {name}, not a torch.nn.Module")
+        made = made.to(reference.device, reference.dtype)
         if not isinstance(made, GatherExcite):
             _check_shape(made.eval(), torch.zeros(2, C, H, W, device=reference.device, dtype=reference.dtype), name)
         setattr(block, slot(block), made.train(model.training))
@@ -214,23 +216,6 @@ def _chosen_blocks(model: nn.Module, stages: Sequence[int] | None) -> dict[str, 
         if stage not in available:
             raise ValueError(f"stages={list(stages)}: this network has stages {', '.join(map(str, available))}")
     return {name: block for stage in available if stage in stages for name, block in available[stage].items()}
-
-
-def _called(factory: Callable[..., nn.Module], key: str, *args: Any, **settings: Any) -> nn.Module:
-    """``factory(*args, **settings)``. Wrong names of arguments are the user's error, others the factory's own bug."""
-    function: Any = factory
-    if isinstance(factory, partial):
-        function, args, settings = factory.func, (*factory.args, *args), {**factory.keywords, **settings}
-    what = f"{key}={function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else key
-    try:
-        inspect.signature(function).bind(*args, **settings)
-    except TypeError as error:
-        given = ", ".join([*(["channels"] if args else []), *(f"{name}={value!r}" for name, value in settings.items())])
-        raise ValueError(f"{what}: {error}. It is called with {given}") from error
-    module = function(*args, **settings)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"{what}: it returned a {type(module).__name__} and not a torch.nn.Module")
-    return module
 
 
 def _check_shape(operator: nn.Module, x: torch.Tensor, block: str) -> None:
