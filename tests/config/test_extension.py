@@ -49,7 +49,7 @@ def test_trained_resumed_evaluated_and_reported(mine, tmp_path):
     assert "finished earlier" in mine("train", *CHOICES).stderr
     assert json.loads(mine("evaluate", f"run={folder}", "format=json").stdout)["identical"] is True
     report = json.loads(mine("report", "format=json").stdout)
-    assert str(folder) in report["runs"][0]
+    assert [tmp_path / run for run in report["runs"]] == [folder]
     assert not report["left_out"]
     assert "Fifth" in (tmp_path / "outputs/report/trained.md").read_text()
 

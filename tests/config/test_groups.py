@@ -22,11 +22,13 @@ def run_folder(*overrides: str) -> str:
     return make_job(config(*overrides)).slug
 
 
-def test_every_option_is_valid():
+def test_every_option_is_valid(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "a_class").mkdir(parents=True)
     needs = {
         "model": [],
         "model=timm": ["model.arch=resnet18"],
-        "data=image_folder": ["data.root=."],
+        "data=image_folder": [f"data.root={tmp_path}"],
         "recipe": ["data=imagenet", "feed=pack"],
         "feed=folder": ["data=imagenet"],
         "feed=pack": ["data=imagenet"],
