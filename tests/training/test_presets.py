@@ -69,10 +69,11 @@ def test_one_preset_of_each_kind(archives):
 
 @pytest.mark.slow
 def test_every_preset_runs_one_batch(archives):
-    """In one multirun, in one process."""
+    """In one multirun, in one process. Detectors, whose data sets keep all their classes, are tried elsewhere."""
     one_batch = [*SMOKE, "debug=one_batch"]
-    found = results(archives, *SWEEP, "experiment=glob(*)", *one_batch, seconds=3600)
-    expected = {folder_of(preset, *one_batch) for preset in PRESETS}
+    found = results(archives, *SWEEP, "experiment=glob([table*,figure*,demo])", *one_batch, seconds=3600)
+    classifiers = [preset for preset in PRESETS if preset.startswith(("table", "figure")) or preset == "demo"]
+    expected = {folder_of(preset, *one_batch) for preset in classifiers}
     assert found.keys() == expected
     for folder, result in found.items():
         assert result["status"] == "completed"
