@@ -351,17 +351,6 @@ def test_unreadable_images_are_left_out_on_request(root, tmp_path, caplog):
         pack(root, ORIGINAL, tmp_path / "original")  # which does not decode
 
 
-def test_training_on_a_pack_says_what_is_not_in_it(root, tmp_path):
-    (root / "train/n01484850/n01484850_2.JPEG").write_bytes(b"")
-    for split in ("train", "val"):
-        pack(root, ORIGINAL, tmp_path / "pack", split, on_error="skip")
-    of_it = ("feed=pack", f"feed.pack={tmp_path}/pack")
-    with pytest.raises(DataError, match=r"without 1 images .*n01484850_2\.JPEG.*feed.on_error=skip"):
-        _ = fed(root, *of_it).training_images
-    data = fed(root, *of_it, "feed.on_error=skip")
-    assert data.account()["train"]["skipped"] == {"n01484850/n01484850_2.JPEG": "left out of the pack"}
-
-
 def test_what_was_left_out_stops_who_goes_on_without_skipping(root, tmp_path, monkeypatch):
     (root / "train/n01443537/n01443537_1.JPEG").write_bytes(b"no image")
     with monkeypatch.context() as patch:
