@@ -28,14 +28,6 @@ def read(small: SmallArchive, *, train: bool = True):
     return read_cifar(small.root, small.official, train=train)
 
 
-def test_the_small_pickles_are_as_python_2_made_them(cifar10):
-    content = cifar10.files["data_batch_1"]
-    assert content.startswith(b"\x80\x02}q")
-    assert b"cnumpy.core.multiarray\n_reconstruct" in content
-    assert set(pickle.loads(content, encoding="bytes")) == {b"batch_label", b"labels", b"data", b"filenames"}
-    assert set(pickle.loads(content, encoding="latin1")) == {"batch_label", "labels", "data", "filenames"}
-
-
 def test_torchvision_has_the_official_checksums():
     assert (tv.CIFAR10.filename, tv.CIFAR10.base_folder) == ("cifar-10-python.tar.gz", "cifar-10-batches-py")
     assert list(tv.CIFAR10.train_list[0]) == ["data_batch_1", "c99cafc152244af753f735de768cd75f"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from geexp.config.errors import ConfigError
 from geexp.data import decode as decode_module
-from geexp.data.decode import DAMAGED, Decoder, decode_with_pil, read_jpeg_header
+from geexp.data.decode import DAMAGED, Decoder, decode_with_pil
 from tests.support.photos import photo
 
 SIZE = (97, 61)
@@ -246,14 +246,3 @@ def test_a_decoder_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", fails)
     with pytest.raises(ConfigError, match=r"feed\.decode=torchcodec: .*cannot be loaded \(libavutil"):
         Decoder("torchcodec")
-
-
-def test_header():
-    header = read_jpeg_header(content(READABLE["EXIF orientation 6"]))
-    assert (header.width, header.height) == SIZE
-    assert header.sampling == ((2, 2), (1, 1), (1, 1))
-    assert len(header.app1) == 1
-    assert read_jpeg_header(content(READABLE["4:4:0"])).sampling[0] == (1, 2)
-    assert read_jpeg_header(content(READABLE["grey"])).sampling == ((1, 1),)
-    with pytest.raises(ValueError, match="no JPEG"):
-        read_jpeg_header(content(READABLE["PNG"]))

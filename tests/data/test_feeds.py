@@ -73,21 +73,17 @@ def test_folder_agrees_with_the_reference(imagenet, augmentation, train, toleran
         assert difference.max() < 1.01
 
 
-@pytest.mark.parametrize("feed", ENGINES[1:], ids=lambda f: f"{f.engine}-{f.workers}")
+@pytest.mark.parametrize(
+    "feed", [*ENGINES[1:], FeedConfig("reference", "workers", 2)], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}"
+)
 @pytest.mark.parametrize("train", [True, False])
 def test_engines_give_the_same_bytes(imagenet, feed, train):
-    wanted = batches(photos(imagenet, IN_PROCESS), 2, train=train)
+    wanted = batches(photos(imagenet, REFERENCE if feed.name == "reference" else IN_PROCESS), 2, train=train)
     found = batches(photos(imagenet, feed), 2, train=train)
     assert len(found) == len(wanted)
     for (want, want_labels), (got, got_labels) in zip(wanted, found, strict=True):
         assert torch.equal(got, want)
         assert torch.equal(got_labels, want_labels)
-
-
-def test_the_reference_with_workers_gives_the_same_bytes(imagenet):
-    alone = batches(photos(imagenet, REFERENCE), 2)
-    shared = batches(photos(imagenet, FeedConfig("reference", "workers", 2)), 2)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, shared, strict=True))
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(imagenet):
@@ -114,18 +110,17 @@ def test_crop_boxes_are_drawn_as_torchvision_draws_them():
         assert resized_crop_box(height, width, generator) == want
 
 
+def resident_images(pixels: np.ndarray, channels: int) -> ResidentImages:
+    images, augmentation = ArrayImages(pixels, np.arange(len(pixels))), AugmentationConfig("pad", 4, True)
+    return ResidentImages(images, augmentation, channels=channels, seed=0, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_window_of_the_resident_feed_is_that_of_pil(channels):
     """All 9 x 9 windows, mirrored or not, of several images: pad, crop, flip as torchvision does them on PIL images."""
     shape = (5, 32, 32) if channels == 1 else (5, 32, 32, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    resident = ResidentImages(
-        ArrayImages(pixels, np.arange(5)),
-        AugmentationConfig("pad", 4, True),
-        channels=channels,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    resident = resident_images(pixels, channels)
     for image, mirrored, top, left in itertools.product(range(5), range(2), range(9), range(9)):
         want = TF.crop(TF.pad(Image.fromarray(pixels[image]), 4), top, left, 32, 32)
         want = TF.pil_to_tensor(TF.hflip(want) if mirrored else want)
@@ -139,10 +134,7 @@ def test_windows_of_the_resident_feed_are_drawn_evenly():
 
     rows, columns = np.meshgrid(np.arange(1, 33), np.arange(1, 33), indexing="ij")
     coordinates = np.stack([rows, columns, columns], -1).astype(np.uint8)
-    images = ArrayImages(np.repeat(coordinates[None], 50, 0), np.arange(50))
-    resident = ResidentImages(
-        images, AugmentationConfig("pad", 4, True), channels=3, seed=0, device=torch.device("cpu")
-    )
+    resident = resident_images(np.repeat(coordinates[None], 50, 0), channels=3)
     seen: dict[tuple[int, int, bool], int] = {}
     for epoch in range(400):
         centre = resident.batch(epoch, torch.arange(50)).images[:, :, 16, 16:18].int()

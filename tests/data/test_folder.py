@@ -16,7 +16,6 @@ from geexp.data import folder as folder_module
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages, read_folder
 from tests.support.configuration import data_config
-from tests.support.photos import photo
 
 LONG_AGO = time.time() - 3600
 
@@ -221,13 +220,3 @@ def test_an_index_is_as_large_as_its_names(tmp_path):
         assert images.classes[images.labels[at]] == expected.split("/")[0]
     with pytest.raises(IndexError):
         images.relative_name(20_000)
-
-
-def test_pictures_and_pixels_of_a_file(tmp_path):
-    (tmp_path / "a").mkdir()
-    photo(1, (60, 40)).save(tmp_path / "a/1.png")
-    images = FolderImages(tmp_path)
-    assert np.array_equal(np.array(images.picture(0)), np.array(photo(1, (60, 40))))
-    (tmp_path / "a/1.png").unlink()
-    with pytest.raises(FileNotFoundError):
-        images.content(0)

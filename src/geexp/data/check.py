@@ -14,12 +14,11 @@ from torch import Tensor
 from geexp.config.schema import CheckDataConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
-from geexp.data.pack import EncodedPack, RawPack, require_sound
+from geexp.data.pack import Pack, require_sound
 from geexp.data.parallel import in_threads, meter
 from geexp.data.reading import Unreadable
 
-# Images of one task of a thread.
-_STEP = 64
+_STEP = 64  # images of one task of a thread
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def check_images(images: Images, backend: str, *, workers: int, what: str = "rea
     Raises:
         DataError: for a pack that does not match its hashes, which are verified anew.
     """
-    if isinstance(images, EncodedPack | RawPack):
+    if isinstance(images, Pack):
         require_sound(images.path, images.index)
     counts = np.bincount(images.labels, minlength=len(images.classes))
     few, many = (ClassSize(images.classes[i], int(counts[i])) for i in (counts.argmin(), counts.argmax()))

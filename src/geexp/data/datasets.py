@@ -17,7 +17,7 @@ from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages, Images, MapStyleImages
-from geexp.data.pack import EncodedPack, RawPack, open_pack
+from geexp.data.pack import Pack, open_pack
 from geexp.data.presence import pack_folder
 from geexp.registry import bound, locate
 
@@ -49,7 +49,7 @@ def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             raise DataError(f"data={data.name}: the files in {root.absolute()} cannot be used. {error}") from error
     images = require_classes(whole, data, split)
-    if isinstance(images, EncodedPack | RawPack) and images.left_out and feed.on_error == "stop":
+    if isinstance(images, Pack) and images.left_out and feed.on_error == "stop":
         raise DataError(
             f"{images.path} was made without {len(images.left_out)} images that could not be read, such as "
             f"{images.left_out[0]}. To train without them too: feed.on_error=skip."

@@ -87,11 +87,8 @@ class Decoder:
             count, self._fallbacks = self._fallbacks, 0
         return count
 
-    def __getstate__(self) -> dict[str, str]:  # for DataLoader workers that are spawned
-        return {"backend": self.backend}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(state["backend"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
+        return type(self), (self.backend,)
 
 
 def _torchvision_decodes() -> bool:

@@ -14,10 +14,10 @@ from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.decode import Decoder
 from geexp.data.images import ArrayImages, Images
 from geexp.data.parallel import processors
-from geexp.data.pixel_feed import PixelReader
-from geexp.data.reading import Batch, Order, Reader, RowReader, Unreadable, Workers, read_here, read_with_threads
+from geexp.data.pixel_feed import PixelReader, read_with_threads
+from geexp.data.reading import Batch, Order, Unreadable, Workers
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
-from geexp.data.resident_feed import ResidentImages, read_resident
+from geexp.data.resident_feed import ResidentImages
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 class ResumableFeed(ABC, Generic[T]):
     """Batches in an order, for Lightning. One iteration is one epoch, or the rest of one after a checkpoint.
 
-    Its position goes into checkpoints by Lightning's protocol for stateful loaders, ``state_dict`` and
-    ``load_state_dict``.
+    Its position goes into checkpoints by Lightning's protocol for stateful loaders.
     """
 
     def __init__(self, order: Order) -> None:
@@ -37,7 +36,7 @@ class ResumableFeed(ABC, Generic[T]):
 
     @abstractmethod
     def batches(self) -> Iterator[T]:
-        """Those of the order from its ``start`` on. Nothing may be read before the first is asked for."""
+        """Those of the order from its ``start`` on, read when asked for: Lightning sets the epoch after ``iter``."""
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -71,8 +70,6 @@ class ResumableFeed(ABC, Generic[T]):
 
 class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
     """Batches of (images, labels), and what could not be read on the way.
-
-    Nothing is read before the first batch is asked for: Lightning makes iterators before it says which epoch it is.
 
     Raises:
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
@@ -126,29 +123,29 @@ def make_feed(
     """The feed that a configuration names.
 
     Args:
-        device: where the batches are going; a resident feed keeps its images there.
-        processes: how many processes of this machine share its processors, for the number of threads or workers.
+        device: of the training; a resident feed keeps its images there.
+        processes: of this machine, which share its processors.
     """
     augmentation = data.augmentation if train else None
     if feed.name == "resident":
         assert isinstance(images, ArrayImages)
         resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
-        return Feed(lambda: read_resident(resident, order), order, feed.on_error)
+        return Feed(lambda: map(resident.__getitems__, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
-    reader: Reader
+    reader: PixelReader | ReferenceReader
     if feed.name == "reference":
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
         reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
-    return Feed(
-        _batches(reader, order, feed.engine or "threads", workers, pin=device.type == "cuda"), order, feed.on_error
-    )
+    return Feed(_batches(reader, order, feed, workers, pin=device.type == "cuda"), order, feed.on_error)
 
 
-def _batches(reader: Reader, order: Order, engine: str, workers: int, *, pin: bool) -> Callable[[], Iterator[Batch]]:
+def _batches(
+    reader: PixelReader | ReferenceReader, order: Order, feed: FeedConfig, workers: int, *, pin: bool
+) -> Callable[[], Iterator[Batch]]:
     if not workers:
-        return lambda: read_here(reader, order)
-    if engine == "threads" and isinstance(reader, RowReader):
+        return lambda: map(reader.__getitems__, order)
+    if isinstance(reader, PixelReader) and feed.engine != "workers":
         return lambda: read_with_threads(reader, order, workers, pin=pin)
     processes = Workers(reader, order, workers, pin=pin)
     return lambda: iter(processes)

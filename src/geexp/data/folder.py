@@ -85,13 +85,8 @@ def read_folder(folder: Path) -> FolderIndex:
         return cached
     start = time.monotonic()
     index = _scan(folder)
-    log.info(
-        "%s: %d images in %d class folders (read in %.1f s)",
-        folder,
-        len(index.labels),
-        len(index.classes),
-        time.monotonic() - start,
-    )
+    images, classes, seconds = len(index.labels), len(index.classes), time.monotonic() - start
+    log.info("%s: %d images in %d class folders (read in %.1f s)", folder, images, classes, seconds)
     try:
         with atomic_write(cache) as file:
             np.savez(file, format=np.array(_FORMAT), **asdict(index))

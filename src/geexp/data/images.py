@@ -1,6 +1,7 @@
-"""The common form of all data sets, whatever they are stored as: labels, names for messages, and pictures by index."""
+"""The common form of all data sets: labels, names for messages, and pictures by index."""
 
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from geexp.data.decode import Decoder, open_with_pil
 
 
 class Images(ABC):
-    """``labels`` [n] int64, and a picture by its index, of whatever it is stored as."""
+    """``labels`` [n] int64, and a picture by its index."""
 
     classes: list[str]
     labels: np.ndarray
@@ -45,9 +46,9 @@ class EncodedImages(Images):
     def relative_name(self, index: int) -> str:
         """``<class>/<file>``."""
 
-    @abstractmethod
     def size(self, index: int) -> int:
         """Bytes of the content."""
+        return len(self.content(index))
 
     @abstractmethod
     def content(self, index: int) -> np.ndarray:
@@ -97,12 +98,11 @@ class MapStyleImages(Images):
     """A user's own data set: anything with ``len`` and ``[index]`` → (image, label from 0 on).
 
     Images are PIL images, arrays or tensors: ``uint8``, ``[H, W]``, ``[H, W, C]`` or, as a tensor, ``[C, H, W]``. The
-    labels are the data set's ``targets`` or ``labels`` if it has them; otherwise every item is read once. The names of
-    the classes are its ``classes``, if it has them.
+    labels are the data set's ``targets`` or ``labels``, or else every item is read once; ``classes`` names the classes.
 
     Args:
         target: the import path that it came from, for messages.
-        classes: how many classes there should be.
+        classes: the number of classes, unless the data set names them.
 
     Raises:
         ConfigError: for labels or images of another kind.
@@ -154,8 +154,6 @@ class MapStyleImages(Images):
         return torch.from_numpy(np.array(self.picture(index).convert("RGB")))
 
     def first_classes(self, n: int) -> Self:
-        kept = type(self).__new__(type(self))
-        chosen = self.labels < n
-        kept.dataset, kept.target, kept.classes = self.dataset, self.target, self.classes[:n]
-        kept.labels, kept.numbers = self.labels[chosen], self.numbers[chosen]
-        return kept
+        first, chosen = copy(self), self.labels < n
+        first.classes, first.labels, first.numbers = self.classes[:n], self.labels[chosen], self.numbers[chosen]
+        return first

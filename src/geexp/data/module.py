@@ -16,7 +16,7 @@ from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.images import Images
 from geexp.data.order import FixedOrder, TrainingOrder
-from geexp.data.pack import EncodedPack, RawPack
+from geexp.data.pack import Pack
 
 
 class ImageData(pl.LightningDataModule):
@@ -49,11 +49,8 @@ class ImageData(pl.LightningDataModule):
     @cached_property
     def training_feed(self) -> Feed:
         images, share = self.training_images, share_of_ranks(self.trainer, self.batch_size, train=True)
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the same images again and again
-            order = TrainingOrder(len(images), seed=self.seed, repeat=True, **share)
-        else:
-            order = TrainingOrder(len(images), seed=self.seed, **share)
-        return self._feed(images, order, train=True)
+        repeat = self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        return self._feed(images, TrainingOrder(len(images), seed=self.seed, repeat=repeat, **share), train=True)
 
     @cached_property
     def evaluation_feed(self) -> Feed:
@@ -84,11 +81,12 @@ class ImageData(pl.LightningDataModule):
             "train": _account(self.training_images, self.training_feed),
             "val": _account(self.evaluation_images, self.evaluation_feed),
         }
-        accounts: list[Any] = [mine]
+        accounts = [mine]
         if dist.is_available() and dist.is_initialized():
-            accounts = [None] * dist.get_world_size()
+            accounts = [{}] * dist.get_world_size()
             dist.all_gather_object(accounts, mine)
-        accounts.append(self._earlier or {split: {"fallbacks": 0, "skipped": {}} for split in mine})
+        if self._earlier is not None:
+            accounts.append(self._earlier)
         return {
             split: {
                 "fallbacks": sum(account[split]["fallbacks"] for account in accounts),
@@ -105,10 +103,11 @@ class ImageData(pl.LightningDataModule):
 
     def _feed(self, images: Images, order: TrainingOrder | FixedOrder, *, train: bool) -> Feed:
         trainer = self.trainer
-        options: dict[str, Any] = {"device": torch.device("cpu")}
-        if trainer is not None:
-            options = {"device": trainer.strategy.root_device, "processes": trainer.num_devices}
-        return make_feed(images, self.data, self.feed, train=train, order=order, seed=self.seed, **options)
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        processes = 1 if trainer is None else trainer.num_devices
+        return make_feed(
+            images, self.data, self.feed, train=train, order=order, seed=self.seed, device=device, processes=processes
+        )
 
 
 def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) -> dict[str, Any]:
@@ -124,6 +123,6 @@ def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) 
 
 def _account(images: Images, feed: Feed) -> dict[str, Any]:
     skipped = {one.name: one.reason for one in feed.skipped.values()}
-    if isinstance(images, EncodedPack | RawPack):
+    if isinstance(images, Pack):
         skipped |= dict.fromkeys(images.left_out, "left out of the pack")
     return {"fallbacks": feed.fallbacks, "skipped": skipped}

@@ -1,7 +1,6 @@
-"""A pack: a split as one file of all contents end to end and an index of it. Read at random, verified by hash.
+"""A pack: a split as ``<split>.bin``, all images in the order of class folders, and its index ``<split>.npz``.
 
-``<split>.bin`` holds the images, in the order of class folders; ``<split>.npz`` is a ``PackIndex``. Packs are made by
-``python -m geexp.pack``.
+Packs are made by ``python -m geexp.pack``, read at random, and verified by hash.
 """
 
 import hashlib
@@ -11,7 +10,8 @@ import logging
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -32,9 +32,8 @@ from geexp.runs.identity import recipe_slug
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-AGAIN = "Make it again: python -m geexp.pack with the same data and recipe, and force=true."
-# Records of one task of a thread.
-_STEP = 64
+_AGAIN = "Make it again: python -m geexp.pack with the same data and recipe, and force=true."
+_STEP = 64  # records of one task of a thread
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class PackIndex:
     """Arrays that worker processes share; of n images.
 
     Args:
-        format: the number of this format.
         recipe: JSON of the ``RecipeConfig``.
         source: digest of the names and labels of all images that it was made from.
         labels: ``int64 [n]``, into ``classes``.
@@ -67,7 +65,7 @@ class PackIndex:
     left_out: np.ndarray
 
 
-def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "EncodedPack | RawPack":
+def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "Pack":
     """A pack of this recipe, verified on this machine now or earlier.
 
     Raises:
@@ -87,7 +85,7 @@ def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "EncodedPack | 
     return RawPack(path, index) if recipe.name == "raw" else EncodedPack(path, index)
 
 
-class _Pack(Images):
+class Pack(Images):
     def __init__(self, path: Path, index: PackIndex) -> None:
         self.path, self.index = path, index
         self.classes: list[str] = index.classes.tolist()
@@ -120,34 +118,30 @@ class _Pack(Images):
         return int(self.index.ends[index - 1]) if index else 0, int(self.index.ends[index])
 
 
-class EncodedPack(_Pack, EncodedImages):
+class EncodedPack(Pack, EncodedImages):
     """Recipes original and jpeg."""
 
     def __init__(self, path: Path, index: PackIndex) -> None:
         super().__init__(path, index)
-        # Read, not mapped: one request for all of an image, and an error of the disk is an exception, not a SIGBUS.
+        # Read, not mapped: an error of the disk is then an exception, not a SIGBUS.
         self._file = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
 
-    def size(self, index: int) -> int:
-        start, end = self._place(index)
-        return end - start
-
     def content(self, index: int) -> np.ndarray:
         return read_between(self._file, *self._place(index))
 
 
-class RawPack(_Pack):
+class RawPack(Pack):
     """Recipe raw: pixels are views of the mapped file."""
 
     def __init__(self, path: Path, index: PackIndex) -> None:
         super().__init__(path, index)
         # mode="c" would spare the warning, but Linux refuses writable maps that are larger than the memory.
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        with warnings.catch_warnings():  # torch warns once in a process that nobody must write here; nobody does
+        with warnings.catch_warnings():  # torch warns, once in a process, that the array is read-only
             warnings.simplefilter("ignore")
             torch.from_numpy(self._bytes)
 
@@ -167,26 +161,27 @@ def index_path(path: Path) -> Path:
 
 
 def read_index(path: Path) -> tuple[PackIndex, str]:
-    """The index of the pack ``<split>.bin``, and a digest of it; the ``.bin`` has the size that it says.
+    """The index of the pack ``<split>.bin``, and a digest of it.
 
     Raises:
-        DataError: if one of the two files is missing, the index is damaged, or the size is another.
+        DataError: if one of the two files is missing, the index is damaged, or the ``.bin`` has another size.
     """
     file = index_path(path)
     try:
         content, size = file.read_bytes(), path.stat().st_size
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is not there: no pack, or one that is not finished. {AGAIN}") from error
+        raise DataError(f"{error.filename} is not there: no pack, or one that is not finished. {_AGAIN}") from error
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            number = int(arrays["format"])
-            index = PackIndex(**{f.name: arrays[f.name] for f in fields(PackIndex)}) if number == FORMAT else None
-    except Exception as error:  # numpy, zipfile and zlib have many ways of saying it
-        raise DataError(f"{file} is damaged: {error}. {AGAIN}") from error
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = dict(stored)
+        number = int(arrays["format"])
+        index = PackIndex(**arrays) if number == FORMAT else None
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise DataError(f"{file} is damaged: {error}. {_AGAIN}") from error
     if index is None:
-        raise DataError(f"{file} has format {number}, and this version of geexp reads format {FORMAT}. {AGAIN}")
+        raise DataError(f"{file} has format {number}, and this version of geexp reads format {FORMAT}. {_AGAIN}")
     if size != index.ends[-1]:
-        raise DataError(f"{path} has {size:,} bytes instead of the {index.ends[-1]:,} of its index. {AGAIN}")
+        raise DataError(f"{path} has {size:,} bytes instead of the {index.ends[-1]:,} of its index. {_AGAIN}")
     return index, hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -205,11 +200,11 @@ def first_damaged(path: Path, ends: np.ndarray, digests: np.ndarray) -> int:
     """The first record of a file that does not match its digest; ``len(ends)`` if all are sound."""
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
 
+    def sound(record: int) -> bool:
+        return digest(read_between(file.fileno(), starts[record], ends[record]).data) == digests[record]
+
     def verify(records: range) -> int | None:
-        for record in records:
-            if digest(read_between(file.fileno(), starts[record], ends[record]).data) != digests[record]:
-                return record
-        return None
+        return next((record for record in records if not sound(record)), None)
 
     with path.open("rb", buffering=0) as file, meter(f"verifying {path.name}", len(ends)) as advance:
         for records, bad in in_threads(verify, range(len(ends)), step=_STEP, threads=processors()):
@@ -224,7 +219,7 @@ def require_sound(path: Path, index: PackIndex) -> None:
     bad = first_damaged(path, index.ends, index.digests)
     if bad < len(index.ends):
         name = name_at(index.names, index.name_ends, bad)
-        raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {AGAIN}")
+        raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {_AGAIN}")
 
 
 def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
@@ -232,11 +227,9 @@ def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
     status = path.stat()
     facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
     verified = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
-    try:
+    with suppress(OSError):
         if verified.read_bytes() == facts:
             return
-    except OSError:
-        pass
     start = time.monotonic()
     require_sound(path, index)
     log.info("%s: all %d images verified by hash in %.1f s", path, len(index.ends), time.monotonic() - start)

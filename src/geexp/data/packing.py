@@ -2,8 +2,8 @@
 
 Packing can be killed at any moment and goes on, and a pack never looks whole before it is. ``<split>.bin.partial``
 grows record by record; ``<split>.journal.partial`` has a header, which states what is packed how, and a row for every
-record, written after the record itself. On the disk they may still arrive in another order, so every row is compared
-with its data before going on.
+record, written after the record itself. The disk may keep them in another order, so every row is compared with its
+data before going on.
 """
 
 import errno
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
+from itertools import compress
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -41,16 +41,14 @@ from geexp.runs.identity import recipe_slug
 
 log = logging.getLogger(__name__)
 
-# Images of one task of a thread.
-_STEP = 8
+_STEP = 8  # images of one task of a thread
 _GO_ON = "The same command, without force=true, goes on from there."
 _ROW = np.dtype([("end", "<i8"), ("digest", "<u8"), ("height", "<i4"), ("width", "<i4")])
-# A disk, a quota or the limit of a file's size is used up.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or the limit of a file's size
 
 
 class Record(NamedTuple):
-    """The stored form of an image: ``content`` is empty for one that is left out."""
+    """The stored form of an image; ``content`` is empty for one that is left out."""
 
     content: bytes | memoryview
     digest: int
@@ -120,49 +118,36 @@ def pack_split(
     Raises:
         DataError: for an unreadable image, a full disk, or another pack at this place.
     """
-    start = time.monotonic()
+    start, seconds = time.monotonic(), None
     path, n = folder / f"{split}.bin", len(source)
     names = [source.relative_name(index) for index in range(n)]
     about = {"recipe": json.dumps(asdict(recipe), sort_keys=True), "source": _digest_of(source, names)}
-    partial = PartialPack(path, about)
-
-    def packed(index: PackIndex, seconds: float | None) -> Packed:
-        images = len(index.labels)
-        return Packed(split, str(path), images, n - images, len(index.classes), int(index.ends[-1]), seconds)
-
+    partial = PartialPack(path, about, left_out=on_error == "skip")
     if not partial.begun() and not force and index_path(path).exists():
         index = _require_same(path, recipe, about)
-        partial.discard_journal()
+        partial.journal.unlink(missing_ok=True)  # the last step of making it may be missing
         log.info("%s is there already (force=true makes it again)", path)
-        return packed(index, None)
-    try:
-        with partial:
-            if on_error == "stop":
-                partial.keep_until_left_out()
-            if partial.count:
-                log.info("%s: %d of %d images are packed already", path, partial.count, n)
-            if recipe.name == "original":
-                _require_space(path, source, partial.count)
-            try:
+    else:
+        try:
+            with partial:
                 _fill(partial, source, recipe, workers, on_error)
-            except KeyboardInterrupt:
-                log.warning("interrupted: %d of %d images of %s are packed. %s", partial.count, n, path.name, _GO_ON)
+                index = _index(source, names, partial.rows(), recipe, about)
+                partial.finish(index)
+        except OSError as error:
+            if error.errno not in _FULL:
                 raise
-            index = _index(source, names, partial.all_rows(), recipe, about)
-            partial.finish(index)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        more = decimal(partial.size // max(partial.count, 1) * (n - partial.count))
-        need = f"the others need about {more} more" if partial.size else "it is not known how much the others need"
-        raise DataError(
-            f"{path}: {error.strerror}. {partial.count:,} of {n:,} images are packed, and {need}. "
-            f"Free up space. {_GO_ON}"
-        ) from error
-    left_out = index.left_out.tolist()
-    if left_out:
-        log.warning("%s: %d images could not be read and are left out: %s", path, len(left_out), ", ".join(left_out))
-    return packed(index, round(time.monotonic() - start, 1))
+            more = decimal(partial.size // max(partial.count, 1) * (n - partial.count))
+            need = f"the others need about {more} more" if partial.size else "it is not known how much the others need"
+            raise DataError(
+                f"{path}: {error.strerror}. {partial.count:,} of {n:,} images are packed, and {need}. "
+                f"Free up space. {_GO_ON}"
+            ) from error
+        seconds = round(time.monotonic() - start, 1)
+        if len(index.left_out):
+            missing = ", ".join(index.left_out)
+            log.warning("%s: %d images could not be read and are left out: %s", path, len(index.left_out), missing)
+    images, left_out = len(index.labels), len(index.left_out)
+    return Packed(split, str(path), images, left_out, len(index.classes), int(index.ends[-1]), seconds)
 
 
 def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int]:
@@ -180,25 +165,37 @@ def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int
 
 
 def _fill(partial: "PartialPack", source: EncodedImages, recipe: RecipeConfig, workers: int, on_error: str) -> None:
+    """Append the records that are not there yet."""
+    path, n = partial.path, len(source)
+    if partial.count:
+        log.info("%s: %d of %d images are packed already", path, partial.count, n)
+    if recipe.name == "original":
+        _require_space(path, source, partial.count)
+
     def pack(indices: range) -> list[Record | Exception]:
         return [_record(source, recipe, index) for index in indices]
 
-    rest = range(partial.count, len(source))
-    with meter(f"packing {partial.path.name}", len(source), partial.count) as advance:
-        for indices, results in in_threads(pack, rest, step=_STEP, threads=workers):
-            records = []
-            for index, result in zip(indices, results, strict=True):
-                if isinstance(result, Record):
-                    records.append(result)
-                    continue
-                about = f"cannot read {source.name(index)} (image {index}): {result}"
-                if on_error == "stop":
-                    partial.append(records)
-                    raise DataError(f"{about}. Replace the file, or leave it out: on_error=skip. {_GO_ON}") from result
-                log.warning("left out: %s", about)
-                records.append(_LEFT_OUT)
-            partial.append(records)
-            advance(len(records), sum(len(record.content) for record in records))
+    try:
+        with meter(f"packing {path.name}", n, partial.count) as advance:
+            for indices, results in in_threads(pack, range(partial.count, n), step=_STEP, threads=workers):
+                records = []
+                for index, result in zip(indices, results, strict=True):
+                    if isinstance(result, Record):
+                        records.append(result)
+                        continue
+                    about = f"cannot read {source.name(index)} (image {index}): {result}"
+                    if on_error == "stop":
+                        partial.append(records)
+                        raise DataError(
+                            f"{about}. Replace the file, or leave it out: on_error=skip. {_GO_ON}"
+                        ) from result
+                    log.warning("left out: %s", about)
+                    records.append(_LEFT_OUT)
+                partial.append(records)
+                advance(len(records), sum(len(record.content) for record in records))
+    except KeyboardInterrupt:
+        log.warning("interrupted: %d of %d images of %s are packed. %s", partial.count, n, path.name, _GO_ON)
+        raise
 
 
 def _record(source: EncodedImages, recipe: RecipeConfig, index: int) -> Record | Exception:
@@ -230,7 +227,7 @@ def _index(
     there = np.diff(rows["end"], prepend=0) > 0
     if not there.any():
         raise DataError(f"not one of the {len(rows)} images can be read; see python -m geexp.check_data")
-    joined, name_ends = join_names(names[index] for index in np.flatnonzero(there))
+    joined, name_ends = join_names(compress(names, there))
     sizes = rows[there][: None if recipe.name == "raw" else 0]
     return PackIndex(
         format=np.array(FORMAT),
@@ -244,7 +241,7 @@ def _index(
         name_ends=name_ends,
         heights=sizes["height"].astype(np.int32),
         widths=sizes["width"].astype(np.int32),
-        left_out=np.array([names[index] for index in np.flatnonzero(~there)], dtype=str),
+        left_out=np.array(list(compress(names, ~there)), dtype=str),
     )
 
 
@@ -297,16 +294,18 @@ class PartialPack:
 
     Args:
         about: what is packed how; a partial pack of anything else is discarded.
+        left_out: whether to keep records of images that were left out; otherwise the first one is tried again.
 
     Raises:
         DataError: on entering, if another process is making this pack.
     """
 
-    def __init__(self, path: Path, about: dict[str, str]) -> None:
+    def __init__(self, path: Path, about: dict[str, str], *, left_out: bool = False) -> None:
         self.path, self.index = path, index_path(path)
         self.data, self.journal = path.with_name(f"{path.name}.partial"), path.with_suffix(".journal.partial")
-        self._header = json.dumps({"format": FORMAT} | about, sort_keys=True).encode() + b"\n"
         self.count = self.size = 0  # records and bytes that are there
+        self._header = json.dumps({"format": FORMAT} | about, sort_keys=True).encode() + b"\n"
+        self._smallest = 0 if left_out else 1
 
     def begun(self) -> bool:
         """Whether a part of this very pack is there to go on with."""
@@ -314,7 +313,7 @@ class PartialPack:
 
     def __enter__(self) -> "PartialPack":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal_file = _open(self.journal)
+        self._journal_file = self.journal.open("ab", buffering=0)  # unbuffered: what is written survives this process
         try:
             fcntl.flock(self._journal_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -323,20 +322,18 @@ class PartialPack:
         if self.path.exists() and not self.index.exists() and not self.data.exists():
             os.replace(self.path, self.data)  # killed in the middle of finishing
         rows = self._sound_rows()
-        self._data_file = _open(self.data)
-        self._cut_after(rows)
+        self.count, self.size = len(rows), int(rows["end"][-1]) if len(rows) else 0
+        self._data_file = self.data.open("ab", buffering=0)
+        self._data_file.truncate(self.size)
+        if not len(rows):
+            self._journal_file.truncate(0)
+            _write(self._journal_file, self._header)
+        self._journal_file.truncate(len(self._header) + rows.nbytes)
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._data_file.close()
         self._journal_file.close()
-
-    def keep_until_left_out(self) -> None:
-        """Forget the first record that is left out, and all after it."""
-        rows = self.all_rows()
-        left_out = np.flatnonzero(np.diff(rows["end"], prepend=0) == 0)
-        if len(left_out):
-            self._cut_after(rows[: left_out[0]])
 
     def append(self, records: Sequence[Record]) -> None:
         """Raises ``OSError``, as ``finish`` does, for instance one of ``_FULL``; records that are whole stay."""
@@ -349,7 +346,7 @@ class PartialPack:
         _write(self._journal_file, rows.tobytes())
         self.count, self.size = self.count + len(rows), end
 
-    def all_rows(self) -> np.ndarray:
+    def rows(self) -> np.ndarray:
         rows = self._journalled()
         assert rows is not None
         return rows
@@ -361,22 +358,15 @@ class PartialPack:
         os.replace(self.data, self.path)
         with atomic_write(self.index) as file:
             np.savez(file, **vars(index))
-        self.discard_journal()
-
-    def discard_journal(self) -> None:
-        """The last step of finishing; all that may be missing when the index is there."""
         self.journal.unlink(missing_ok=True)
 
     def _journalled(self) -> np.ndarray | None:
         """The whole rows of the journal; None if it is of another pack or there is none."""
-        try:
-            content = self.journal.read_bytes()
-        except FileNotFoundError:
-            return None
+        content = self.journal.read_bytes() if self.journal.exists() else b""
         if not content.startswith(self._header):
             return None
         rows = content[len(self._header) :]
-        return np.frombuffer(rows[: len(rows) // _ROW.itemsize * _ROW.itemsize], dtype=_ROW)
+        return np.frombuffer(rows, dtype=_ROW, count=len(rows) // _ROW.itemsize)
 
     def _sound_rows(self) -> np.ndarray:
         """The rows up to the first whose data are not there or not what it states."""
@@ -385,26 +375,9 @@ class PartialPack:
             log.info("%s is of another recipe or other images and is started over", self.data)
         if rows is None or not len(rows):
             return np.empty(0, dtype=_ROW)
-        whole = (np.diff(rows["end"], prepend=0) >= 0) & (rows["end"] <= size)
+        whole = (np.diff(rows["end"], prepend=0) >= self._smallest) & (rows["end"] <= size)
         rows = rows[: len(rows) if whole.all() else whole.argmin()]
         return rows[: first_damaged(self.data, rows["end"], rows["digest"])] if len(rows) else rows
-
-    def _cut_after(self, rows: np.ndarray) -> None:
-        """Both files end with the last of ``rows``, which they begin with."""
-        self.count, self.size = len(rows), int(rows["end"][-1]) if len(rows) else 0
-        self._data_file.truncate(self.size)
-        self._data_file.seek(self.size)
-        if not len(rows):
-            self._journal_file.truncate(0)
-            self._journal_file.seek(0)
-            _write(self._journal_file, self._header)
-        end = self._journal_file.truncate(len(self._header) + rows.nbytes)
-        self._journal_file.seek(end)
-
-
-def _open(path: Path) -> FileIO:
-    """For reading and writing, made if it is not there, unbuffered: what is written survives this process."""
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
 
 
 def _write(file: FileIO, content: bytes | memoryview) -> None:

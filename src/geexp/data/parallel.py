@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,8 +19,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LOG_EVERY = 60.0  # seconds
-# Tasks per thread that are made ahead of the one in use.
-_AHEAD = 2
+_TASKS_AHEAD = 2  # of each thread
 
 
 def processors() -> int:
@@ -31,19 +30,24 @@ def processors() -> int:
 def in_threads(work: Callable[[range], T], indices: range, *, step: int, threads: int) -> Iterator[tuple[range, T]]:
     """``work`` on ``step`` indices at a time by threads; yields each part with its result, in order."""
     with ThreadPoolExecutor(threads, thread_name_prefix=work.__name__) as pool:
-        under_way: deque[tuple[range, Future[T]]] = deque()
+        parts = (indices[start : start + step] for start in range(0, len(indices), step))
+        tasks = ((part, pool.submit(work, part)) for part in parts)
         try:
-            for start in range(0, len(indices), step):
-                part = indices[start : start + step]
-                under_way.append((part, pool.submit(work, part)))
-                if len(under_way) > threads * _AHEAD:
-                    part, future = under_way.popleft()
-                    yield part, future.result()
-            while under_way:
-                part, future = under_way.popleft()
-                yield part, future.result()
+            for part, task in read_ahead(tasks, threads * _TASKS_AHEAD):
+                yield part, task.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
+    """The items, ``number`` of them drawn ahead of the one in use."""
+    drawn: deque[T] = deque()
+    for item in items:
+        drawn.append(item)
+        if len(drawn) > number:
+            yield drawn.popleft()
+    while drawn:
+        yield drawn.popleft()
 
 
 def with_bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -1,10 +1,12 @@
 """The fast way from image files to batches: decode, crop, resize in uint8 ``[H, W, 3]``, into one buffer per batch.
 
-Draws the same crops, flips, turns and shifts as the reference feed does from the same (seed, epoch, index): the two
-differ by the rounding of the resizing only. Many threads may read at once.
+Draws the same crops, flips, turns and shifts as the reference feed from the same (seed, epoch, index): the two differ
+by the rounding of the resizing only.
 """
 
 import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,15 +18,19 @@ from geexp.config.schema import AugmentationConfig, DataConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
-from geexp.data.reading import Batch, RowReader, Unreadable
+from geexp.data.parallel import read_ahead
+from geexp.data.reading import Batch, Order, Unreadable
+
+_ROWS = 8  # of one task of a thread
+_BATCHES_AHEAD = 2
 
 # RandomResizedCrop's own defaults, with which the reference feed makes it.
 _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _LOG_ASPECT = torch.log(torch.tensor(_ASPECT)).tolist()  # in float32, as there
 
 
-class PixelReader(RowReader):
-    """Keys (epoch, index) → a batch ``uint8 [N, 3, S, S]`` in channels_last memory, not normalised yet.
+class PixelReader:
+    """Keys (epoch, index) → a batch ``uint8 [N, 3, S, S]`` in channels_last memory; many threads may read its rows.
 
     Args:
         augmentation: None for evaluation: the short side resized to ``S * 256 / 224``, then the centre.
@@ -40,6 +46,10 @@ class PixelReader(RowReader):
     ) -> None:
         self.images, self.decode, self.seed = images, decode, seed
         self.size, self.augmentation = data.image_size, augmentation
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        batch = self.new_batch(keys)
+        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)), keys)
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch:
         buffer = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8, pin_memory=pin)
@@ -71,6 +81,27 @@ class PixelReader(RowReader):
             good = [row for row, (_, index) in enumerate(keys) if index not in bad]
             batch.images, batch.labels = batch.images[good], batch.labels[good]
         return batch
+
+
+def read_with_threads(reader: PixelReader, order: Order, threads: int, *, pin: bool = False) -> Iterator[Batch]:
+    """Batches in order; ``threads`` threads share the rows of the next ones.
+
+    Args:
+        pin: in memory from which a GPU copies while it computes.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="feed") as pool:
+
+        def begin(keys: list[Key]) -> tuple[list[Key], Batch, list[Future[list[Unreadable]]]]:
+            batch = reader.new_batch(keys, pin=pin)
+            starts = range(0, len(keys), _ROWS)
+            tasks = [pool.submit(reader.read_rows, batch, keys, s, min(s + _ROWS, len(keys))) for s in starts]
+            return keys, batch, tasks
+
+        try:
+            for keys, batch, tasks in read_ahead(map(begin, order), _BATCHES_AHEAD):
+                yield reader.finish(batch, [one for task in tasks for one in task.result()], keys)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def augmented(pixels: Tensor, size: int, augmentation: AugmentationConfig, generator: Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ from geexp.config.schema import DataConfig
 from geexp.data.decode import DAMAGED
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
-from geexp.data.reading import Batch, Reader, Unreadable
+from geexp.data.reading import Batch, Unreadable
 
 
 def training_transform(data: DataConfig) -> T.Compose:
@@ -29,12 +29,12 @@ def training_transform(data: DataConfig) -> T.Compose:
         steps.append(T.RandomRotation(augmentation.rotation, T.InterpolationMode.BILINEAR))
     if augmentation.jitter:
         steps.append(ChannelJitter(augmentation.jitter))
-    return T.Compose([_mode(data), *steps, *_to_tensor(data)])
+    return _composed(data, steps)
 
 
 def evaluation_transform(data: DataConfig) -> T.Compose:
     """PIL image → normalised float tensor ``[C, H, W]``; large images as in the paper: short side 256, centre 224."""
-    return T.Compose([_mode(data), *_centre(data), *_to_tensor(data)])
+    return _composed(data, _centre(data))
 
 
 class ChannelJitter(nn.Module):
@@ -59,23 +59,19 @@ def _centre(data: DataConfig) -> list[object]:
     return [T.Resize(round(data.image_size * 256 / 224)), T.CenterCrop(data.image_size)]
 
 
-def _mode(data: DataConfig) -> object:
-    return T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
+def _composed(data: DataConfig, steps: list[object]) -> T.Compose:
+    mode = T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
+    return T.Compose([mode, *steps, T.ToTensor(), T.Normalize(data.mean, data.std)])
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_tensor(data: DataConfig) -> list[object]:
-    return [T.ToTensor(), T.Normalize(data.mean, data.std)]
-
-
-class ReferenceReader(Reader):
+class ReferenceReader:
     """Keys (epoch, index) → a batch of normalised float images ``[N, C, H, W]``.
 
-    Augmentation is a pure function of (seed, epoch, index): it depends neither on the number of workers nor on what
-    was drawn before.
+    Augmentation is a pure function of (seed, epoch, index), whatever was drawn before.
     """
 
     def __init__(self, images: Images, transform: T.Compose, seed: int) -> None:

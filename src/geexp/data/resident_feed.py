@@ -1,15 +1,13 @@
 """The resident feed: a whole split as uint8 on the device; a batch, padded, cropped and mirrored, is one indexing."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from geexp.config.schema import AugmentationConfig
 from geexp.data.images import ArrayImages
-from geexp.data.order import mix
-from geexp.data.reading import Batch, Order
+from geexp.data.order import Key, mix
+from geexp.data.reading import Batch
 
 
 class ResidentImages:
@@ -45,6 +43,9 @@ class ResidentImages:
         self._seed, self._device = seed, device
         self._draws: tuple[int, Tensor] | None = None
 
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        return self.batch(keys[0][0], torch.tensor([index for _, index in keys]))
+
     def batch(self, epoch: int, indices: Tensor) -> Batch:
         """The images ``indices`` [N] as they look in an epoch: a pure function of (seed, epoch, index)."""
         indices = indices.to(self._device)
@@ -67,8 +68,3 @@ class ResidentImages:
             drawn = torch.randint(0, mirrored * tops * lefts, (images,), generator=generator)
             self._draws = (epoch, drawn.to(self._device))
         return self._draws[1]
-
-
-def read_resident(images: ResidentImages, order: Order) -> Iterator[Batch]:
-    for keys in order:
-        yield images.batch(keys[0][0], torch.tensor([index for _, index in keys]))

@@ -88,7 +88,7 @@ class DetectionFeed(ResumableFeed[DetectionBatch]):
         self, reader: DetectionReader, order: TrainingOrder | FixedOrder, *, workers: int = 0, pin: bool = False
     ) -> None:
         super().__init__(order)
-        self._batches: Any = Workers(reader, order, workers, pin=pin)  # type: ignore[arg-type]
+        self._batches: Any = Workers(reader, order, workers, pin=pin)
 
     def batches(self) -> Iterator[DetectionBatch]:
         yield from self._batches
