@@ -140,7 +140,7 @@ def test_curves_of_whatever_runs_there_are(runs, run, tmp_path):
     ("arguments", "words"),
     [
         (["analysis=pruning", "run={none}"], ["holds no Gather-Excite"]),
-        (["analysis=gates", "run={none}"], ["no block of this network holds Gather-Excite"]),
+        (["analysis=gates", "run={none}"], ["no block holds Gather-Excite"]),
         (["analysis=pruning", "run={theta}", "blocks=[conv9_1]"], ["blocks=['conv9_1']", "conv4_1"]),
         (["analysis=pruning", "run={theta}", "blocks=[conv5_1]"], ["conv5_1", "conv2_1, conv3_1, conv4_1"]),
         (["analysis=selectivity", "run={theta}", "stage=5"], ["stage=5", "conv4_1"]),

@@ -136,7 +136,7 @@ def test_the_last_bin_holds_one():
 
 def test_says_what_is_wrong():
     images, labels = images_and_labels()
-    with pytest.raises(ValueError, match=r"no block of this network holds Gather-Excite.*ge=theta_minus"):
+    with pytest.raises(ValueError, match=r"no block holds Gather-Excite.*ge=theta_minus"):
         gate_distribution(build_model("resnet8"), [(images, labels)], num_classes=4)
     model = network("theta")
     with pytest.raises(ValueError, match="label 4"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from geexp import add_gather_excite, build_model
 from geexp.analysis.gates import gate_distribution
-from geexp.analysis.observing import largest, smallest, total
+from geexp.analysis.observing import over_ranks
 from geexp.analysis.pruning import branch_removal, importance_pruning
 from geexp.analysis.receptive_field import effective_receptive_field
 from geexp.analysis.selectivity import class_selectivity
@@ -149,9 +149,42 @@ def test_pre_activation_network_of_a_user():
     assert len(gate_distribution(model, [(images, labels)], num_classes=CLASSES).channels) == 9
 
 
-def test_one_process_gets_its_own_tensor():
-    tensor = torch.ones(2)
-    assert total(tensor) is smallest(tensor) is largest(tensor) is tensor
+class Gated(nn.Module):
+    """A user's operator that shows its gate, one number per channel."""
+
+    def __init__(self, channels, *, size):
+        super().__init__()
+        self.channels, self.weight = channels, nn.Parameter(torch.linspace(0.1, 0.9, channels))
+
+    def gate(self, x):
+        return self.weight[:, None, None].expand(len(x), -1, 1, 1)
+
+    def forward(self, x):
+        return x * self.gate(x)
+
+
+class Scale(nn.Module):
+    """A user's operator that does not show its gate."""
+
+    def __init__(self, channels, *, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_operator_of_a_user():
+    batches = make_batches()
+    model = add_gather_excite(build_model("resnet8", num_classes=CLASSES), operator=Gated, image_size=16)
+    found = gate_distribution(model, batches, num_classes=CLASSES).channels
+    assert list(found["mean"][:16]) == pytest.approx(torch.linspace(0.1, 0.9, 16).tolist())
+    table = importance_pruning(model, batches, blocks=["conv4_1"], ratios=[0, 0.5, 1])
+    assert list(table["dropped"]) == [0, 32, 64] * 2
+    model = add_gather_excite(build_model("resnet8", num_classes=CLASSES), operator=Scale, image_size=16)
+    for analysis in (gates, pruning):
+        with pytest.raises(ValueError, match=r"block conv\d_1 .*holds a Scale, .*gate\(x\)"):
+            analysis(model, batches)
 
 
 def everything(batches):
@@ -162,8 +195,7 @@ def as_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     pair = torch.tensor([rank, -rank])
-    reduced = [f(pair).tolist() for f in (total, smallest, largest)]
-    assert reduced == [[1, -1], [0, -1], [1, 0]]
+    assert [over_ranks(pair, f).tolist() for f in ("SUM", "MIN", "MAX")] == [[1, -1], [0, -1], [1, 0]]
     assert pair.tolist() == [rank, -rank]
     shared = make_batches()
     pd.to_pickle(everything(shared[rank::2]), f"{folder}/shared{rank}")

@@ -1,21 +1,20 @@
 """The gates of a trained network: the values by which Gather-Excite scales the features, by block, class and channel.
 
-Gates are counted on the gathered grid, each cell once, however many pixels it gates. They are the sigmoid of the output
-of the operator's ``transform``, so nothing is gathered twice.
+Gates are counted on the gathered grid, each cell once, however many pixels it gates.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from geexp.analysis.drawing import canvas, line_styles, save, text_table
-from geexp.analysis.observing import Batches, largest, observe, smallest, total
+from geexp.analysis.observing import Batches, gate_hooks, has_gate, observe, operators_of, over_ranks, why_no_gate
 from geexp.backbones.anatomy import blocks_by_stage
-from geexp.operators import VARIANTS, GatherExcite
+from geexp.operators import VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,39 +49,35 @@ def gate_distribution(model: nn.Module, batches: Batches, *, num_classes: int, b
     Under DDP every rank passes its share of the images and gets the whole result.
 
     Raises:
-        ValueError: for a network without Gather-Excite, labels out of range, no images, and gates that are not finite.
+        ValueError: for a network without Gather-Excite, labels out of range, no images, and gates outside 0 … 1 or not
+            finite.
     """
     import pandas as pd
 
-    operators = {
-        name: (stage, module)
-        for stage, blocks in blocks_by_stage(model).items()
-        for name, block in blocks.items()
-        for module in block.modules()
-        if isinstance(module, GatherExcite)
-    }
+    held = operators_of(model)
+    operators: dict[str, Any] = {name: operator for name, operator in held.items() if has_gate(operator)}
     if not operators:
+        filled = [name for name, operator in held.items() if not isinstance(operator, nn.Identity | None)]
+        why = f"block {filled[0]} {why_no_gate(held[filled[0]])}" if filled else "no block holds Gather-Excite"
         raise ValueError(
-            "no block of this network holds Gather-Excite, so it has no gates. Choose a network with "
-            f"ge={', '.join(VARIANTS[:-1])} or {VARIANTS[-1]}"
+            f"this network has no gates: {why}. Choose a network with ge={', '.join(VARIANTS[:-1])} or {VARIANTS[-1]}"
         )
     device = next(model.parameters()).device
-    counts = {name: _Counts(ge.channels, num_classes, bins, device) for name, (_, ge) in operators.items()}
+    counts = {name: _Counts(operator.channels, num_classes, bins, device) for name, operator in operators.items()}
 
-    def see(block: str, logits: Tensor, labels: Tensor) -> None:
-        gate = logits.sigmoid()
-        if not gate.isfinite().all():
-            raise ValueError(f"block {block}: gates are not finite, the network has diverged")
+    def see(block: str, gate: Tensor, labels: Tensor) -> None:
+        if not ((gate >= 0) & (gate <= 1)).all():
+            raise ValueError(f"block {block}: gates are not finite or outside 0 … 1; the network may have diverged")
         counts[block].add(gate.double(), labels)
 
-    transforms = {name: ge.excite.transform for name, (_, ge) in operators.items()}
-    images_of = observe(model, batches, transforms, see, num_classes=num_classes)
+    images_of = observe(model, batches, operators, see, num_classes=num_classes, hooks=gate_hooks)
     classes = images_of.cpu().numpy().nonzero()[0]
+    stage_of = {name: stage for stage, blocks in blocks_by_stage(model).items() for name in blocks}
     histograms, channels = [], []
     for name, count in counts.items():
-        place = {"block": name, "stage": operators[name][0]}
-        histograms.append(pd.DataFrame({**place, **count.histogram(classes)}))
-        channels.append(pd.DataFrame({**place, **count.channels()}))
+        place = {"block": name, "stage": stage_of[name]}
+        histograms.append(pd.DataFrame(place | count.histogram(classes)))
+        channels.append(pd.DataFrame(place | count.channels()))
     return Gates(pd.concat(histograms, ignore_index=True), pd.concat(channels, ignore_index=True))
 
 
@@ -109,7 +104,7 @@ class _Counts:
 
     def histogram(self, classes: np.ndarray) -> dict[str, np.ndarray]:
         """The counts of all ranks, for these classes."""
-        counts = total(self._counts).view(-1, self._bins).cpu().numpy()[classes]
+        counts = over_ranks(self._counts).view(-1, self._bins).cpu().numpy()[classes]
         edges = np.arange(self._bins + 1) / self._bins
         return {
             "class": np.repeat(classes, self._bins),
@@ -120,9 +115,9 @@ class _Counts:
 
     def channels(self) -> dict[str, np.ndarray]:
         """The statistics of all ranks, for each channel."""
-        sums = total(self._sums).cpu().numpy()
-        low, high = smallest(self._min).cpu().numpy(), largest(self._max).cpu().numpy()
-        values = total(self._counts).sum().item() // len(low)
+        sums = over_ranks(self._sums).cpu().numpy()
+        low, high = over_ranks(self._min, "MIN").cpu().numpy(), over_ranks(self._max, "MAX").cpu().numpy()
+        values = over_ranks(self._counts).sum().item() // len(low)
         mean, square, below, above = sums / values
         return {
             "channel": np.arange(len(low)),

@@ -7,19 +7,18 @@ ends of such a curve are reference points: the whole network, and the network wi
 The network runs once per batch. Every point of a curve then costs only the layers after its block.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from geexp.analysis.drawing import canvas, line_styles, save, text_table
-from geexp.analysis.observing import Batches, total
-from geexp.backbones.anatomy import blocks_by_stage, eval_mode, named_blocks, slot
-from geexp.backbones.network_surgery import blocks_with_sum, cut_at
-from geexp.operators import GatherExcite
+from geexp.analysis.observing import Batches, gate_hooks, has_gate, operators_of, over_ranks, why_no_gate
+from geexp.backbones.anatomy import blocks_by_stage, eval_mode, forward_hooks, named_blocks
+from geexp.backbones.network_surgery import Cut, blocks_with_sum, cut_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +36,8 @@ _ORDER_STYLES = {
     "descending": ("--", "none", "most important first"),
 }
 
-P = TypeVar("P")
+# A block, the order of its channels, and how many of them are dropped; None for the whole branch.
+_Point = tuple[str, str, int | None]
 
 
 def importance_pruning(
@@ -50,7 +50,8 @@ def importance_pruning(
     network's own prediction and ratio 1 that of the identity path alone, for the batches as they come.
 
     Args:
-        model: a network of ours, or timm's ResNet, with Gather-Excite in the blocks. It is left as it was.
+        model: a network of ours, or timm's ResNet, with Gather-Excite in the blocks. It is left as it was. A user's
+            operator needs ``channels`` and ``gate(x)``, see ``observing.has_gate``.
         batches: images ``[N, C, H, W]``, normalised, and labels ``[N]``; moved to the model's device and dtype. Under
             DDP every rank passes its share of the images and gets the whole table.
         blocks: by the paper's names, ``conv4_1``; each is pruned alone.
@@ -61,48 +62,32 @@ def importance_pruning(
         ``ratio``, ``dropped`` of the ``channels``, ``correct`` of the ``images``, ``top1_accuracy`` in percent.
 
     Raises:
-        ValueError: for a block that does not exist, ends in no sum or holds no Gather-Excite, ratios outside 0 to 1,
-            and no images.
+        ValueError: for a block that does not exist, ends in no sum or holds no operator with gates, ratios outside
+            0 to 1, and no images.
     """
+    import pandas as pd
+
     if not ratios or not all(0 <= ratio <= 1 for ratio in ratios):
         raise ValueError(f"ratios={list(ratios)}: the shares of the channels to drop, numbers from 0 to 1")
-    cuts = {name: cut_at(model, name) for name in _some(blocks)}
-    channels = {name: _operator(model, name).channels for name in cuts}
-    rows = [
-        (name, order, ratio, round(ratio * channels[name])) for name in cuts for order in ORDERS for ratio in ratios
-    ]
-
-    def point(name: str, order: str, dropped: int) -> tuple[str, str, int]:
-        matters = 0 < dropped < channels[name]  # dropping none or all does not depend on the order
-        return name, order if matters else ORDERS[0], dropped
-
-    points = [point(name, order, dropped) for name, order, _, dropped in rows]
-
-    def logits_at(images: Tensor) -> Iterator[tuple[tuple[str, str, int], Tensor]]:
-        logits, seen = _run(model, images, cuts)
-        for name, (shortcut_of, join, rest) in cuts.items():
-            x, branch, gate = (seen[name][what] for what in ("x", "branch", "gate"))
-            shortcut = shortcut_of(x)
-            place = _places(_importance(gate, branch.shape[2], branch.shape[3]))
-            for here, order, dropped in dict.fromkeys(points):
-                if here == name and dropped == 0:
-                    yield (name, order, dropped), logits
-                elif here == name:
-                    kept = (place[order] >= dropped)[:, :, None, None].to(branch.dtype)
-                    yield (name, order, dropped), rest(join(branch * kept, shortcut))
-
-    correct, images = _count(model, batches, points, logits_at)
-    return _with_accuracy(
-        {
-            "block": [name for name, *_ in rows],
-            "order": [order for _, order, *_ in rows],
-            "ratio": [ratio for *_, ratio, _ in rows],
-            "dropped": [dropped for *_, dropped in rows],
-            "channels": [channels[name] for name, *_ in rows],
-        },
-        [correct[point] for point in points],
-        images,
+    cuts = _cuts(model, blocks)
+    channels = {name: _channels(model, name) for name in cuts}
+    table = pd.DataFrame(
+        [
+            (name, order, ratio, round(ratio * channels[name]), channels[name])
+            for name in cuts
+            for order in ORDERS
+            for ratio in ratios
+        ],
+        columns=["block", "order", "ratio", "dropped", "channels"],
     )
+
+    def point(name: str, order: str, dropped: int) -> _Point:
+        if dropped == 0:
+            return name, ORDERS[0], 0  # here and below the order does not matter
+        return (name, ORDERS[0], None) if dropped == channels[name] else (name, order, dropped)
+
+    points = [point(*row) for row in table[["block", "order", "dropped"]].itertuples(index=False)]
+    return _with_accuracy(table, model, batches, cuts, points)
 
 
 def branch_removal(model: nn.Module, batches: Batches, *, blocks: Sequence[str]) -> "pd.DataFrame":
@@ -119,75 +104,87 @@ def branch_removal(model: nn.Module, batches: Batches, *, blocks: Sequence[str])
     Raises:
         ValueError: for a block that does not exist or ends in no sum, and no images.
     """
-    cuts = {name: cut_at(model, name) for name in _some(blocks)}
-    points = [(name, ratio) for name in cuts for ratio in (0.0, 1.0)]
+    import pandas as pd
 
-    def logits_at(images: Tensor) -> Iterator[tuple[tuple[str, float], Tensor]]:
-        logits, seen = _run(model, images, cuts)
-        for name, (shortcut_of, join, rest) in cuts.items():
-            shortcut = shortcut_of(seen[name]["x"])
-            yield (name, 0.0), logits
-            yield (name, 1.0), rest(join(torch.zeros_like(shortcut), shortcut))
-
-    correct, images = _count(model, batches, points, logits_at)
-    return _with_accuracy(
-        {"block": [name for name, _ in points], "ratio": [ratio for _, ratio in points]},
-        [correct[point] for point in points],
-        images,
-    )
+    cuts = _cuts(model, blocks)
+    table = pd.DataFrame([(name, ratio) for name in cuts for ratio in (0.0, 1.0)], columns=["block", "ratio"])
+    points: list[_Point] = [(name, ORDERS[0], dropped) for name in cuts for dropped in (0, None)]
+    return _with_accuracy(table, model, batches, cuts, points)
 
 
-def _some(blocks: Sequence[str]) -> Sequence[str]:
+def _cuts(model: nn.Module, blocks: Sequence[str]) -> dict[str, Cut]:
     if not blocks:
         raise ValueError("blocks=[]: name at least one, as in ['conv4_1']")
-    return blocks
+    return {name: cut_at(model, name) for name in blocks}
 
 
-def _operator(model: nn.Module, name: str) -> GatherExcite:
-    """The operator in the named block. Raises ``ValueError`` if there is none."""
-    operators = {n: getattr(block, slot(block)) for n, block in named_blocks(model, blocks_with_sum(model)).items()}
-    if isinstance(operators[name], GatherExcite):
-        return operators[name]
-    choice = ", ".join(n for n, operator in operators.items() if isinstance(operator, GatherExcite))
+def _channels(model: nn.Module, name: str) -> int:
+    """The channels of the named block's operator. Raises ``ValueError`` if it has no gates."""
+    operators: dict[str, Any] = operators_of(model, blocks_with_sum(model))
+    if has_gate(operators[name]):
+        return operators[name].channels
+    choice = ", ".join(n for n, operator in operators.items() if has_gate(operator))
     raise ValueError(
-        f"block {name} of this network holds no Gather-Excite, so its channels have no importance. "
+        f"block {name} of this network {why_no_gate(operators[name])}, so its channels have no importance. "
         + (f"Choose from {choice}" if choice else "Choose another network, or branch_removal for its reference points")
     )
 
 
-def _run(model: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-    """The network's logits, and for every named block its input ``x``; with Gather-Excite also the ``branch``
-    [N, C, H, W] after the gate, and the ``gate`` [N, C, h, w] before its sigmoid."""
-    seen: dict[str, dict[str, Tensor]] = {}
+def _with_accuracy(
+    table: "pd.DataFrame", model: nn.Module, batches: Batches, cuts: dict[str, Cut], points: Sequence[_Point]
+) -> "pd.DataFrame":
+    """The table with the accuracy at the point of each row, over all ranks; equal points are computed once."""
+    distinct = list(dict.fromkeys(points))
+    first = next(model.parameters())
+    sums = torch.zeros(len(distinct) + 1, dtype=torch.int64, device=first.device)
+    with eval_mode(model), torch.no_grad():
+        for images, labels in batches:
+            labels = labels.to(first.device)
+            logits, inputs, branches, gates = _run(model, images.to(first), cuts)
+            shortcuts = {name: cut.shortcut(inputs[name]) for name, cut in cuts.items()}
+            places = {name: _places(_importance(gates[name], *branches[name].shape[2:])) for name in gates}
+            for index, (name, order, dropped) in enumerate(distinct):
+                answer = logits
+                if dropped != 0:
+                    branch = torch.zeros_like(shortcuts[name])
+                    if dropped is not None:
+                        branch = branches[name] * (places[name][order] >= dropped)[:, :, None, None]
+                    answer = cuts[name].rest(cuts[name].join(branch, shortcuts[name]))
+                sums[index] += (_top1(answer) == labels).sum()
+            sums[-1] += len(labels)
+    *counts, images_shown = over_ranks(sums).tolist()
+    if not images_shown:
+        raise ValueError("there were no images in the batches")
+    correct = dict(zip(distinct, counts, strict=True))
+    table = table.assign(correct=[correct[point] for point in points], images=images_shown)
+    return table.assign(top1_accuracy=100 * table["correct"] / images_shown)
+
+
+def _run(
+    model: nn.Module, images: Tensor, names: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The network's logits, and by block its input; with Gather-Excite also the branch after the gate, and the gate."""
+    inputs: dict[str, Tensor] = {}
+    branches: dict[str, Tensor] = {}
+    gates: dict[str, Tensor] = {}
+    gated: dict[str, Any] = {name: one for name, one in operators_of(model, names).items() if has_gate(one)}
     with ExitStack() as hooks:
         for name, block in named_blocks(model, names).items():
-            into = seen[name] = {}
-            held = [block.register_forward_pre_hook(lambda _m, inputs, into=into: into.update(x=inputs[0]))]
-            operator = getattr(block, slot(block))
-            if isinstance(operator, GatherExcite):
-                held += [
-                    # A copy: timm's blocks add the shortcut to the branch in place.
-                    operator.register_forward_hook(
-                        lambda _m, _i, output, into=into: into.update(branch=output.clone())
-                    ),
-                    operator.excite.transform.register_forward_hook(
-                        lambda _m, _i, output, into=into: into.update(gate=output)
-                    ),
-                ]
-            for handle in held:
-                hooks.callback(handle.remove)
-        return model(images), seen
+            handle = block.register_forward_pre_hook(lambda _m, x, name=name: inputs.__setitem__(name, x[0]))
+            hooks.callback(handle.remove)
+        # A copy: timm's blocks add the shortcut to the branch in place.
+        hooks.enter_context(forward_hooks(gated, lambda name, output: branches.__setitem__(name, output.clone())))
+        hooks.enter_context(gate_hooks(gated, gates.__setitem__))
+        return model(images), inputs, branches, gates
 
 
 def _importance(gate: Tensor, height: int, width: int) -> Tensor:
-    """The spatial mean of the gate on the feature map, from its logits [N, C, h, w] on the small grid: [N, C].
+    """The spatial mean on the feature map of a gate [N, C, h, w] on the small grid: [N, C].
 
     Cells are weighted by their number of pixels after nearest resizing, which differs if h does not divide the height.
-    Computed in float32 or better, to have fewer equally important channels.
     """
     rows, columns = _shares(height, gate.shape[2]), _shares(width, gate.shape[3])
-    values = gate.to(torch.promote_types(gate.dtype, torch.float32)).sigmoid()
-    return (values * (rows[:, None] * columns).to(values)).sum((2, 3))
+    return (gate * (rows[:, None] * columns).to(gate)).sum((2, 3))
 
 
 def _shares(size: int, cells: int) -> Tensor:
@@ -203,39 +200,9 @@ def _places(importance: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _count(
-    model: nn.Module,
-    batches: Batches,
-    points: Iterable[P],
-    logits_at: Callable[[Tensor], Iterable[tuple[P, Tensor]]],
-) -> tuple[dict[P, int], int]:
-    """The number of correctly classified images at every point, and the number of images, over all ranks."""
-    points = list(dict.fromkeys(points))
-    first = next(model.parameters())
-    sums = torch.zeros(len(points) + 1, dtype=torch.int64, device=first.device)
-    with eval_mode(model), torch.no_grad():
-        for images, labels in batches:
-            labels = labels.to(first.device)
-            correct = {point: (_top1(logits) == labels).sum() for point, logits in logits_at(images.to(first))}
-            sums[:-1] += torch.stack([correct[point] for point in points])
-            sums[-1] += len(labels)
-    *counts, images_shown = total(sums).tolist()
-    if not images_shown:
-        raise ValueError("there were no images in the batches")
-    return dict(zip(points, counts, strict=True)), images_shown
-
-
 def _top1(logits: Tensor) -> Tensor:
     """The predicted class. With equal logits ``argmax`` may differ from ``topk``, which evaluation uses."""
     return logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
-
-
-def _with_accuracy(columns: dict[str, list], correct: list[int], images: int) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame({**columns, "correct": correct, "images": images}).assign(
-        top1_accuracy=[100 * right / images for right in correct]
-    )
 
 
 def default_blocks(model: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 Gather-Excite widens it: with a global extent a gate depends on the whole image.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from geexp.analysis.drawing import canvas, save, text_table
-from geexp.analysis.observing import Batches, largest, total
+from geexp.analysis.observing import Batches, over_ranks
 from geexp.backbones.anatomy import blocks_by_stage, eval_mode, named_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from geexp.analysis.analyse import Analysis, Network
+    from geexp.analysis.analyse import Analysis
     from geexp.analysis.loaded_run import LoadedRun
 
 DEFAULT_IMAGES = 256  # each needs a backward pass, and the mean has converged by then
@@ -43,18 +44,17 @@ def effective_receptive_field(model: nn.Module, batches: Batches, *, block: str)
         gradient = _gradient(model, target, images.to(first))
         own = gradient.abs().sum((0, 1), dtype=torch.float64)
         if field is not None and own.shape != field.shape:
-            raise ValueError(
-                f"images of {_size(own)} and of {_size(field)}: the field is a mean over images of one size"
-            )
+            sizes = " and of ".join("x".join(map(str, one.shape)) for one in (own, field))
+            raise ValueError(f"images of {sizes}: the field is a mean over images of one size")
         field = own if field is None else field + own
 
     # A rank without images does not know their size.
-    shape = largest(torch.tensor([0, 0] if field is None else field.shape, device=first.device)).tolist()
+    shape = over_ranks(torch.tensor([0, 0] if field is None else field.shape, device=first.device), "MAX").tolist()
     if 0 in shape:
         raise ValueError("there were no images in the batches")
     if field is None:
         field = torch.zeros(shape, dtype=torch.float64, device=first.device)
-    field = total(field)
+    field = over_ranks(field)
     mass = field.sum()
     if not mass.isfinite():
         raise ValueError(f"block {block}: the gradient is not finite, the network has diverged")
@@ -83,12 +83,20 @@ def _gradient(model: nn.Module, target: nn.Module, images: Tensor) -> Tensor:
     """The gradient of the target's central unit, summed over channels and images, with respect to the images."""
     images = images.detach().requires_grad_()
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    handle = target.register_forward_hook(_stop)
+    outputs: list[Tensor] = []
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
+        raise _Reached
+
+    handle = target.register_forward_hook(stop)
     try:
         for parameter in wanted:  # their gradients would need more saved tensors
             parameter.requires_grad_(False)
         with eval_mode(model), torch.enable_grad():
-            output = _output(model, images)
+            with suppress(_Reached):
+                model(images)
+            (output,) = outputs
             h, w = output.shape[2:]
             (gradient,) = torch.autograd.grad(output[:, :, h // 2, w // 2].sum(), images)
     finally:
@@ -99,24 +107,7 @@ def _gradient(model: nn.Module, target: nn.Module, images: Tensor) -> Tensor:
 
 
 class _Reached(Exception):  # noqa: N818  # not an error: leaves the forward pass early
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-
-def _stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-    raise _Reached(output)
-
-
-def _output(model: nn.Module, images: Tensor) -> Tensor:
-    try:
-        model(images)
-    except _Reached as reached:
-        return reached.output
-    raise RuntimeError("the network's forward pass did not run the block")
-
-
-def _size(field: Tensor) -> str:
-    return "x".join(map(str, field.shape))
+    pass
 
 
 def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
@@ -146,10 +137,13 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
     figure, axes = canvas(len(analysis.networks), len(names), title, size=(3.1, 3.4))
     for number, network in enumerate(analysis.networks):
         for axis, name in zip(axes[number * len(names) :], names, strict=False):
-            field = _field(analysis, network, name)
+            mine = analysis.of(network, "field")
+            mine = mine[mine["block"] == name]
+            field = mine.pivot(index="row", columns="column", values="mass").to_numpy()
+            edge = np.sort(field, axis=None)[-area_holding(field, SHARE)]  # the smallest mass inside the area
             shades = np.log10(np.maximum(field / field.max(), 1e-4))
             image = axis.imshow(shades, cmap="magma", vmin=-4, vmax=0, interpolation="nearest")
-            axis.contour(field, levels=[_edge(field)], colors="#56B4E9", linewidths=1.2)
+            axis.contour(field, levels=[edge], colors="#56B4E9", linewidths=1.2)
             of_block = areas[(areas["network"] == network.label) & (areas["block"] == name)].iloc[0]
             share = of_block["pixels"] / of_block["of"]
             axis.set_title(
@@ -172,15 +166,3 @@ def summary(analysis: "Analysis") -> "Table":
         figures = [f"{row['pixels']:,}", f"{row['pixels'] / row['of']:.0%}", f"{row['side']:.1f}"]
         table.add_row(row["network"], row["block"], *figures)
     return table
-
-
-def _field(analysis: "Analysis", network: "Network", block: str) -> np.ndarray:
-    mine = analysis.of(network, "field")
-    mine = mine[mine["block"] == block]
-    return mine.pivot(index="row", columns="column", values="mass").to_numpy()
-
-
-def _edge(field: np.ndarray) -> float:
-    """The mass of the smallest pixel inside the area."""
-    falling = np.sort(field, axis=None)[::-1]
-    return float(falling[np.searchsorted(np.cumsum(falling), SHARE * falling.sum())])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from geexp.analysis.drawing import canvas, line_styles, save, text_table
-from geexp.analysis.observing import Batches, largest, observe, total
+from geexp.analysis.observing import Batches, observe, over_ranks
 from geexp.backbones import anatomy
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Selectivity:
         features: a row per feature that is active for some image: ``block``, ``channel``, ``selectivity``,
             ``preferred_class``, ``mean_max`` and ``mean_rest`` (µ_max and µ_rest).
         blocks: a row per block: ``block``, ``features`` (how many), ``dead`` (active for no image, so without an
-            index), ``mean_selectivity`` and ``median_selectivity`` (None if all are dead), and the number of
+            index), ``mean_selectivity`` and ``median_selectivity`` (NaN if all are dead), and the number of
             ``images`` and of ``classes`` among them.
     """
 
@@ -80,13 +80,12 @@ def class_selectivity(
         raise ValueError(f"all images are of class {int(there[0])}: selectivity compares at least two classes")
     # A rank without images does not know the blocks' widths.
     widths = [sums[block].shape[1] if block in sums else 0 for block in layers]
-    widths = largest(torch.tensor(widths, device=images_of.device)).tolist()
+    widths = over_ranks(torch.tensor(widths, device=images_of.device), "MAX").tolist()
 
     features, summary = [], []
     for block, width in zip(layers, widths, strict=True):
-        own = sums.pop(block, None)
-        own = torch.zeros(num_classes, width, dtype=torch.float64, device=images_of.device) if own is None else own
-        means = (total(own)[there] / images_of[there, None]).cpu().numpy()
+        none = torch.zeros(num_classes, width, dtype=torch.float64, device=images_of.device)
+        means = (over_ranks(sums.get(block, none))[there] / images_of[there, None]).cpu().numpy()
         table = _table(block, there.cpu().numpy(), means)
         index = table["selectivity"]
         features.append(table)
@@ -95,17 +94,13 @@ def class_selectivity(
                 "block": block,
                 "features": width,
                 "dead": width - len(table),
-                "mean_selectivity": float(index.mean()) if len(table) else None,
-                "median_selectivity": float(index.median()) if len(table) else None,
+                "mean_selectivity": index.mean(),
+                "median_selectivity": index.median(),
                 "images": int(images_of.sum()),
                 "classes": len(there),
             }
         )
-    numbers = {name: pd.Series([row[name] for row in summary], dtype=object) for name in _MAY_BE_NONE}
-    return Selectivity(pd.concat(features, ignore_index=True), pd.DataFrame(summary).assign(**numbers))
-
-
-_MAY_BE_NONE = ("mean_selectivity", "median_selectivity")  # in a column of floats None would be NaN
+    return Selectivity(pd.concat(features, ignore_index=True), pd.DataFrame(summary))
 
 
 def _table(block: str, classes: np.ndarray, means: np.ndarray) -> "pd.DataFrame":

@@ -3,54 +3,47 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geexp.config.errors import ConfigError
-from geexp.config.schema import LoggerConfig
 from geexp.runs.run_files import LAST, checkpoint_folder
 
-
-@dataclass(frozen=True)
-class WandbRun:
-    """The W&B run of a run's folder."""
-
-    folder: Path
-    run_id: str
-    logger: LoggerConfig
+if TYPE_CHECKING:
+    from geexp.training.checkpoints import Checkpoint
 
 
-def wandb_run_of(folder: Path) -> WandbRun:
-    """The run that the folder's last checkpoint names.
+def wandb_run_of(folder: Path) -> "Checkpoint":
+    """The last checkpoint in a run's folder, which names the run at W&B.
 
     Raises:
         ConfigError: if the run was trained with another logger.
         DataError: if it has no checkpoint.
     """
-    from geexp.training.checkpoints import load_checkpoint
+    from geexp.training.checkpoints import load_checkpoint  # only here: it imports torch
 
     checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
-    logger = checkpoint.config.logger
-    if logger.name != "wandb":
+    logger = checkpoint.config.logger.name
+    if logger != "wandb":
         raise ConfigError(
-            f"wandb=true: {folder} was trained with logger={logger.name}, so it has no run at W&B. Leave wandb out."
+            f"wandb=true: {folder} was trained with logger={logger}, so it has no run at W&B. Leave wandb out."
         )
-    return WandbRun(folder, checkpoint.info.run_id, logger)
+    return checkpoint
 
 
-def log_picture(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
+def log_picture(run: "Checkpoint", key: str, pictures: Sequence[Path]) -> None:
     """Log the PNGs among ``pictures`` as ``key``; offline if no API key is configured."""
     import wandb
 
     from geexp.training.wandb_content import usual_mode
 
-    mode: Any = run.logger.mode if run.logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
+    logger = run.config.logger
+    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
     experiment = wandb.init(
-        project=run.logger.project,
-        entity=run.logger.entity,
-        id=run.run_id,
-        dir=str(run.folder),
+        project=logger.project,
+        entity=logger.entity,
+        id=run.info.run_id,
+        dir=str(run.path.parents[1]),
         mode=mode,
         resume="allow",
         settings=wandb.Settings(init_timeout=20, console="off", silent=True),
@@ -60,4 +53,4 @@ def log_picture(run: WandbRun, key: str, pictures: Sequence[Path]) -> None:
             experiment.log({key: wandb.Image(str(picture))})
     experiment.finish()
     where = f"; to upload later: wandb sync {Path(experiment.dir).parent}" if mode == "offline" else ""
-    print(f"W&B ({mode}): {key} in run {run.run_id}{where}", file=sys.stderr)
+    print(f"W&B ({mode}): {key} in run {run.info.run_id}{where}", file=sys.stderr)
