@@ -139,7 +139,6 @@ def test_hooks_on_the_parts_see_them_at_work(fused):
     [
         {"drop_path": nn.Dropout(0.0)},
         {"act2": nn.GELU()},
-        {"se": nn.Identity()},
         {"se": None},
         {"bn2": nn.Identity()},
         {"se": GatherExcite(4, variant="theta_minus", extent="global", pool="max")},

@@ -66,7 +66,7 @@ def assert_equal(norm, branch, shortcut, **tolerance):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("size", [(2, 7, 7), (3, 13, 10), (1, 1, 9), (4, 1, 1), (2, 8, 16)])
+@pytest.mark.parametrize("size", [(3, 13, 10), (1, 1, 9), (4, 1, 1)])
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_the_plain_composition(training, size, memory_format):
     branch, shortcut = inputs(*size, memory_format)
@@ -86,9 +86,7 @@ def test_keeps_the_running_statistics_as_bn_does(options, training):
         torch.testing.assert_close(tensor, theirs.state_dict()[name])
 
 
-@pytest.mark.parametrize(
-    "frozen", [("weight", "bias"), ("weight",), ("branch",), ("shortcut",), ("branch", "weight", "bias")]
-)
+@pytest.mark.parametrize("frozen", [("weight",), ("shortcut",), ("branch", "weight", "bias")])
 def test_what_needs_no_gradient_gets_none(frozen):
     norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 5)
     for name in frozen:

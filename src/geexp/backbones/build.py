@@ -180,7 +180,13 @@ def add_gather_excite(
         reduction=reduction,
         implementation=implementation,
     )
-    chosen = _chosen_blocks(model, stages)
+    available = blocks_by_stage(model)
+    wanted = list(available if stages is None else stages)
+    if not wanted:
+        raise ValueError("stages=[]: no stage would get an operator; None means all of them")
+    if not available.keys() >= set(wanted):
+        raise ValueError(f"stages={wanted}: this network has stages {', '.join(map(str, available))}")
+    chosen = {name: block for stage in available if stage in wanted for name, block in available[stage].items()}
     for name, block in chosen.items():
         occupant = getattr(block, slot(block))
         if occupant is not None and not isinstance(occupant, nn.Identity):
@@ -204,18 +210,6 @@ def add_gather_excite(
         if isinstance(made, GatherExcite) and made.is_global_average and made.implementation != "reference":
             fuse_tail(block)
     return model
-
-
-def _chosen_blocks(model: nn.Module, stages: Sequence[int] | None) -> dict[str, nn.Module]:
-    available = blocks_by_stage(model)
-    if stages is None:
-        return blocks(model)
-    if not stages:
-        raise ValueError("stages=[]: no stage would get an operator; None means all of them")
-    for stage in stages:
-        if stage not in available:
-            raise ValueError(f"stages={list(stages)}: this network has stages {', '.join(map(str, available))}")
-    return {name: block for stage in available if stage in stages for name, block in available[stage].items()}
 
 
 def _check_shape(operator: nn.Module, x: torch.Tensor, block: str) -> None:

@@ -61,16 +61,12 @@ def count_complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Com
             current = place
         elif current != "stem":
             current = "head"
-        parts[current] += Part(*_own_params(module), macs.get(name, 0))
+        own = list(module.parameters(recurse=False))
+        counted = sum(p.numel() for p in own)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            counted += 2 * module.num_features
+        parts[current] += Part(sum(p.numel() for p in own if p.requires_grad), counted, macs.get(name, 0))
     return Complexity(parts)
-
-
-def _own_params(module: nn.Module) -> tuple[int, int]:
-    learnable = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
-    counted = sum(p.numel() for p in module.parameters(recurse=False))
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-        counted += 2 * module.num_features
-    return learnable, counted
 
 
 def _count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:

@@ -14,33 +14,33 @@ from geexp.backbones.anatomy import ClassifierHead
 
 
 def resnet8(**options: Any) -> nn.Module:
-    return PreActResNet(BasicBlock, 1, (16, 32, 64), **options)
+    return PreActResNet(basic_block, 1, (16, 32, 64), **options)
 
 
 def resnet20(**options: Any) -> nn.Module:
-    return PreActResNet(BasicBlock, 3, (16, 32, 64), **options)
+    return PreActResNet(basic_block, 3, (16, 32, 64), **options)
 
 
 def resnet56(**options: Any) -> nn.Module:
-    return PreActResNet(BasicBlock, 9, (16, 32, 64), **options)
+    return PreActResNet(basic_block, 9, (16, 32, 64), **options)
 
 
 def resnet110(**options: Any) -> nn.Module:
-    return PreActResNet(BasicBlock, 18, (16, 32, 64), **options)
+    return PreActResNet(basic_block, 18, (16, 32, 64), **options)
 
 
 def resnet164(**options: Any) -> nn.Module:
-    return PreActResNet(Bottleneck, 18, (64, 128, 256), **options)
+    return PreActResNet(bottleneck, 18, (64, 128, 256), **options)
 
 
 def wrn16_8(**options: Any) -> nn.Module:
-    return PreActResNet(BasicBlock, 2, (128, 256, 512), **options)
+    return PreActResNet(basic_block, 2, (128, 256, 512), **options)
 
 
 class PreActBlock(nn.Module):
     """y = shortcut + GE(branch(a)), a = ReLU(BN(x)); the shortcut is x, or a projection of a if the width changes.
 
-    Subclasses hold the branch's convolutions as ``convs``, all but the first preceded by BN and ReLU.
+    The branch is the convolutions ``convs``, all but the first preceded by BN and ReLU.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, convs: list[nn.Conv2d]) -> None:
@@ -71,28 +71,24 @@ class PreActBlock(nn.Module):
         nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
 
 
-class BasicBlock(PreActBlock):
+def basic_block(in_channels: int, channels: int, stride: int) -> PreActBlock:
     """Two 3x3 convolutions."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        convs = [
-            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-        ]
-        super().__init__(in_channels, channels, stride, convs)
+    convs = [
+        nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
+        nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+    ]
+    return PreActBlock(in_channels, channels, stride, convs)
 
 
-class Bottleneck(PreActBlock):
+def bottleneck(in_channels: int, channels: int, stride: int) -> PreActBlock:
     """1x1 (with the stride), 3x3 and 1x1 convolutions, a quarter of the width inside."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        inner = channels // 4
-        convs = [
-            nn.Conv2d(in_channels, inner, 1, stride, bias=False),
-            nn.Conv2d(inner, inner, 3, 1, 1, bias=False),
-            nn.Conv2d(inner, channels, 1, bias=False),
-        ]
-        super().__init__(in_channels, channels, stride, convs)
+    inner = channels // 4
+    convs = [
+        nn.Conv2d(in_channels, inner, 1, stride, bias=False),
+        nn.Conv2d(inner, inner, 3, 1, 1, bias=False),
+        nn.Conv2d(inner, channels, 1, bias=False),
+    ]
+    return PreActBlock(in_channels, channels, stride, convs)
 
 
 class PreActResNet(ClassifierHead):

@@ -64,7 +64,7 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
             "interpolation": "bilinear",
             "first_conv": "conv1",
             "classifier": "fc",
-            **_statistics(name, in_chans),
+            **_statistics(home["home_size"] == 224, in_chans),
             **(pretrained_cfg_overlay or {}),
         }
         return model
@@ -74,9 +74,9 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _statistics(name: str, channels: int) -> dict[str, Any]:
+def _statistics(imagenet: bool, channels: int) -> dict[str, Any]:
     """Crop and normalisation of a backbone's home data set, ImageNet or CIFAR-10."""
-    if options("model")[name]["home_size"] == 224:
+    if imagenet:
         crop, mean, std = 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     else:
         crop, mean, std = 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
