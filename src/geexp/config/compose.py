@@ -144,7 +144,7 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
         return {}
     name, target, ours = values.get(name_key), values.get("_target_"), options(group)
     by_name = [entry for entry in ours.values() if entry.get(name_key) == name]
-    # A name that is made of an argument, such as timm's, is told by what makes it.
+    # A name made of an argument, such as timm's, is recognised by its target.
     by_target = [entry for entry in ours.values() if "${" in str(entry.get(name_key)) and entry["_target_"] == target]
     same = [entry for entry in by_name if entry.get("_target_") == target]  # a folder may be called imagenet
     found = next(iter(same or by_target or by_name), {})
