@@ -58,7 +58,7 @@ def line_styles(variants: Sequence[str]) -> list[dict[str, Any]]:
     return styles
 
 
-def canvas(rows: int, columns: int, title: str | None, *, size: tuple[float, float] = (4.6, 4.2), **how: Any) -> Any:
+def canvas(rows: int, columns: int, title: str, *, size: tuple[float, float] = (4.6, 4.2), **how: Any) -> Any:
     """A figure with ``rows`` x ``columns`` axes, and the list of these. ``size`` is that of one, in inches."""
     import matplotlib
 
@@ -69,8 +69,7 @@ def canvas(rows: int, columns: int, title: str | None, *, size: tuple[float, flo
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns + 1, height * rows), layout="constrained", squeeze=False, **how
     )
-    if title is not None:
-        figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     listed = list(axes.flat)
     for axis in listed:
         axis.grid(alpha=0.3)

@@ -40,9 +40,9 @@ class CocoImages:
         content = _read_json(self.path)
         try:
             self._parse(content)
-        except DataError:
-            raise
         except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{self.path}: not in the format of COCO's instance annotations ({reason}).") from error
         self._select(train)

@@ -81,18 +81,22 @@ class CocoEvaluator:
             ValueError: unless each image of the split was added exactly once, or for a part of it at most once.
         """
         if not (dist.is_available() and dist.is_initialized()):
-            self._require_once([self._rows])
             return self._compute([self._rows])
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, self._rows)
-        self._require_once(parts)  # on every rank, so that none waits for one that has failed
-        outcome = [self._compute(parts) if dist.get_rank() == 0 else None]
+        outcome: list[Any] = [None]
+        if dist.get_rank() == 0:
+            try:
+                outcome = [self._compute(parts)]
+            except ValueError as error:  # which the other ranks, waiting for the outcome, raise as well
+                outcome = [error]
         dist.broadcast_object_list(outcome)
-        (scores,) = outcome
-        assert scores is not None
-        return scores
+        if isinstance(outcome[0], ValueError):
+            raise outcome[0]
+        return outcome[0]
 
     def _compute(self, parts: list[dict[int, np.ndarray]]) -> DetectionScores:
+        self._require_once(np.array([image_id for part in parts for image_id in part], dtype=np.int64))
         # Sorted by image id: equal scores are ranked in their order, which must not depend on the number of ranks.
         rows = dict(sorted(item for part in parts for item in part.items()))
         found = [np.insert(mine, 0, image_id, axis=1) for image_id, mine in rows.items() if len(mine)]
@@ -119,8 +123,7 @@ class CocoEvaluator:
             precision=precision,
         )
 
-    def _require_once(self, parts: list[dict[int, np.ndarray]]) -> None:
-        evaluated = np.array([image_id for part in parts for image_id in part], dtype=np.int64)
+    def _require_once(self, evaluated: np.ndarray) -> None:
         split = np.sort(self.images.image_ids[self.images.indices])
         expected = split if self.whole else np.intersect1d(split, evaluated)
         if not np.array_equal(np.sort(evaluated), expected):

@@ -17,7 +17,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from geexp.backbones.anatomy import dry_run, forward_hooks, stages
+from geexp.backbones.anatomy import dry_run, stages
 from geexp.operators import DepthwiseProduct
 
 LAYOUTS = ("c4", "fpn")
@@ -194,10 +194,13 @@ def feature_children(backbone: nn.Module) -> OrderedDict[str, nn.Module]:
 
 def output_shape(module: nn.Module, channels: int, height: int, width: int) -> tuple[int, int, int]:
     """(C, H, W) of the output of ``module`` for one map of this shape; a dry run, without computation."""
-    shapes: dict[str, torch.Size] = {}
-    with forward_hooks({"": module}, lambda name, output: shapes.__setitem__(name, output.shape)):
+    shapes: list[torch.Size] = []
+    handle = module.register_forward_hook(lambda _m, _i, output: shapes.append(output.shape[1:]))
+    try:
         dry_run(module, (channels, height, width))
-    _, C, H, W = shapes[""]
+    finally:
+        handle.remove()
+    C, H, W = shapes[-1]
     return C, H, W
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,6 @@ from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid, save_image
 
-from geexp.analysis.drawing import canvas, save
 from geexp.detection.evaluation import DetectionScores
 
 # Okabe & Ito's palette, distinguishable with colour blindness; classes take its colours in turn.
@@ -73,12 +73,22 @@ def save_detections(
 
 def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     """Plot a panel per class: precision against recall at IoU 0.50 and 0.75, titled with the AP over all IoUs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     columns = min(len(scores.classes), 5)
     rows = -(-len(scores.classes) // columns)
-    figure, axes = canvas(rows, columns, None, size=(2.4, 2.3), sharex=True, sharey=True)
+    size = (2.4 * columns + 0.6, 2.3 * rows + 0.6)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    axes: list[Any] = list(grid.flat)
     for k, (axis, name) in enumerate(zip(axes, scores.classes, strict=False)):
         ap = scores.ap_by_class[name]
         axis.set_title(name if ap is None else f"{name}, AP {100 * ap:.1f}", fontsize=9)
+        axis.grid(alpha=0.3)
         if ap is not None:
             for iou, label, dash in ((0, "IoU 0.50", "-"), (5, "IoU 0.75", "--")):
                 axis.plot(scores.recall, scores.precision[iou, :, k], dash, color="#0072B2", label=label)
@@ -89,4 +99,5 @@ def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path.with_suffix(""), suffixes=(path.suffix,))
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
