@@ -34,6 +34,7 @@ def compose(*overrides: str, run_mode: RunMode = RunMode.RUN) -> tuple[DictConfi
     """As the command composes it, with Hydra's own part; without a process."""
     register_resolvers()
     store_schema("train_schema", TrainConfig)
+    GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     config = loader.load_configuration("train", list(overrides), run_mode)
