@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 def test_eight_images_are_learnt_by_heart(tmp_path):
     make_fashion_coco(tmp_path / "set", Recipe(train=8, val=1, most_items=3, smallest=40))
-    images = CocoImages(tmp_path / "set", "train", train=True, num_classes=10)
+    images = CocoImages(tmp_path / "set", "train", train=True)
     torch.manual_seed(0)
     network = add_gather_excite(resnet10_slim(num_classes=10, in_channels=3), variant="theta", extent=4)
     detector = build_detector(
