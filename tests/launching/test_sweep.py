@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
@@ -58,6 +59,7 @@ def test_a_killed_rank_then_ctrl_c_then_the_same_command(start, strings, undistu
     until(lambda: "trainer.devices=2: failed after epoch 1" in sweep.stderr)
     assert len(sweep.trainings()) == 1  # the other job's
     sweep.process.send_signal(SIGINT)
+    until(lambda: "stopping after this step" in (runs(sweep.folder)["theta-1"] / "console.log").read_text())
     strings.release()
     assert sweep.end(SOON) == 130
     assert sweep.has_left_nothing()
@@ -105,7 +107,7 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
     sweep = start("-m", "ge=none,theta,se", "trainer.devices=2,1", "launcher.devices=2", *data, *settings, record)
     at_once = []
     while sweep.process.poll() is None:
-        at_once.append(len(sweep.trainings()))
+        at_once.append(_ranks(sweep.trainings()))
         time.sleep(0.05)
     assert sweep.end() == 0, sweep.stderr
     assert sweep.has_left_nothing()
@@ -141,6 +143,15 @@ def test_every_rank_trains_its_own_job_on_its_own_images(start, tmp_path):
     assert {Run(Path(folder)).read_result().metrics["last"]["val/images"] for folder in folders} == {
         there["val"].total()
     }
+
+
+def _ranks(trainings: list[psutil.Process]) -> int:
+    """Those that are no children of another: one that is about to become git still has its parent's name."""
+    pids, count = {process.pid for process in trainings}, 0
+    for process in trainings:
+        with suppress(psutil.NoSuchProcess):
+            count += process.ppid() not in pids
+    return count
 
 
 def _images(config: TrainConfig, *, train: bool) -> Counter[str]:
@@ -366,7 +377,7 @@ def test_a_single_run_starts_its_ranks_and_stops_and_goes_on(start, strings, und
     assert one.end(SOON) == code
     assert one.has_left_nothing()
     assert Run(runs(one.folder)["theta-2"]).status.state == state
-    assert "Go on with: python -m geexp.train ge=theta trainer.devices=2 " in one.stderr
+    assert "Resume with: python -m geexp.train ge=theta trainer.devices=2 " in one.stderr
     assert "Traceback" not in one.stderr
     assert not one.stdout
     again = start(*command)
