@@ -1,5 +1,6 @@
 """``launcher=processes``: each job a process tree of its own, as many side by side as there are devices for."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -122,14 +123,13 @@ def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
         SystemExit: with the code of a preempted run, after the other signals.
     """
     settings = rows[0].job.config.launcher
-    waiting = [row for row in rows if row.to_train]
-    work = {id(row): cost(row.job.config) for row in waiting}
-    waiting.sort(key=lambda row: -(work[id(row)] or 0))
+    waiting = sorted((row for row in rows if row.to_train), key=lambda row: -(cost(row.job.config) or 0))
     devices = Devices([row.job for row in waiting], settings.devices)
     running: list[_Running] = []
+    announced = False
     with Supervisor(grace=settings.grace) as supervisor, table:
-        while (waiting or running) and supervisor.signal is None:
-            for row in list(waiting):
+        while running or (waiting and supervisor.signal is None):
+            for row in list(waiting) if supervisor.signal is None else ():
                 job = _start(row, devices, supervisor)
                 if job is not None:
                     waiting.remove(row)
@@ -138,18 +138,20 @@ def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
                 elif row.progress.state == DONE and not row.to_train:  # trained by another process meanwhile
                     waiting.remove(row)
                     table.note(row, str(row.progress))
+            if supervisor.signal is not None and not announced:
+                announced = True
+                table.stopping(supervisor.signal, len(running), settings.grace)
             for job in list(running):
                 if _has_ended(job, supervisor, settings):
                     running.remove(job)
                     devices.give_back(job.devices)
+                    told = str(job.row.progress)
                     if job.row.progress.state == RUNNING:
                         waiting.append(job.row)
-                    table.note(job.row, _in_words(job.row))
+                        told = f"already being trained by {job.row.progress.where}; waits for it"
+                    table.note(job.row, told)
             table.update()
             time.sleep(POLL_EVERY)
-        if supervisor.signal is not None and (waiting or running):
-            table.stopping(supervisor.signal, len(running), settings.grace)
-            _stop(running, supervisor, table)
     supervisor.end_as_signalled()
 
 
@@ -172,29 +174,16 @@ def _start(row: Row, devices: Devices, supervisor: Supervisor) -> _Running | Non
     return _Running(row, tree, taken, before)
 
 
-def _stop(running: list[_Running], supervisor: Supervisor, table: LiveTable) -> None:
-    while running:
-        for job in list(running):
-            if supervisor.poll(job.tree) is not None:
-                running.remove(job)
-                job.row.progress = progress_now(job.row.job)
-                table.note(job.row, str(job.row.progress))
-        table.update()
-        time.sleep(POLL_EVERY)
-
-
-def _in_words(row: Row) -> str:
-    if row.progress.state == RUNNING:
-        return f"already being trained by {row.progress.where}; waits for it"
-    return str(row.progress)
-
-
 def _has_ended(job: _Running, supervisor: Supervisor, settings: LauncherConfig) -> bool:
     """Whether the job has ended; then its row's progress is how."""
     code = supervisor.poll(job.tree)
     if code is not None:
-        job.row.progress = _how_it_ended(job, code, settings)
+        job.row.progress = (
+            _how_it_ended(job, code, settings) if supervisor.signal is None else progress_now(job.row.job)
+        )
         return True
+    if supervisor.signal is not None:
+        return False
     if time.monotonic() - job.looked_at > _READ_FILES_EVERY:
         now = progress_now(job.row.job)
         job.looked_at = time.monotonic()
@@ -244,8 +233,7 @@ def _last_line(path: Path) -> str:
 
 
 def _stamp(path: Path) -> Stamp:
-    try:
+    with contextlib.suppress(OSError):
         found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino
+        return found.st_mtime_ns, found.st_ino
+    return None

@@ -8,17 +8,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from geexp.config.errors import PREEMPTED
-
-_TORCHRUN = "geexp.launching.torchrun"
 
 # In the environment of every process of a tree, also of one whose parent has died.
 _MARK = "GEEXP_PROCESS_TREE"
@@ -48,10 +45,19 @@ class ProcessTree:
     ) -> None:
         self._id = uuid.uuid4().hex
         self._under_torchrun = processes > 1
-        torchrun = [_TORCHRUN, "--standalone", "--max-restarts=0", f"--nproc-per-node={processes}", "-m"]
+        torchrun = [
+            "geexp.launching.torchrun",
+            "--standalone",
+            "--max-restarts=0",
+            f"--nproc-per-node={processes}",
+            "-m",
+        ]
         self._signalled: set[int] = set()
-        inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
-        inherited = {key: value for key, value in inherited.items() if not key.startswith("TORCHELASTIC_")}
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in _NOT_INHERITED and not key.startswith("TORCHELASTIC_")
+        }
         parent = os.getpid()
 
         def before() -> None:
@@ -59,8 +65,7 @@ class ProcessTree:
             if os.getppid() != parent:  # which died in between
                 os._exit(1)
 
-        output = None if log is None else log.open("ab")
-        try:
+        with nullcontext() if log is None else log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *(torchrun if processes > 1 else []), "geexp.train", *arguments],
                 env={**inherited, **environment, _MARK: self._id},
@@ -70,9 +75,6 @@ class ProcessTree:
                 start_new_session=True,
                 preexec_fn=before if _prctl is not None else None,
             )
-        finally:
-            if output is not None:
-                output.close()
 
     def poll(self) -> int | None:
         """The exit code of the first process, once it has ended and nothing is left of the tree."""
@@ -106,15 +108,13 @@ class ProcessTree:
     def _members(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
                 if process.environ().get(_MARK) == self._id and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except (psutil.Error, OSError):  # it has ended, or belongs to another user
-                continue
         return found
 
     def _end_the_rest(self) -> None:
-        """Workers end within seconds of the process that they work for; kill those that do not."""
+        """Kill the workers that do not end within seconds of the process that they work for."""
         deadline = time.monotonic() + _AFTER
         while (left := self._members()) and time.monotonic() < deadline:
             time.sleep(POLL_EVERY)
@@ -137,11 +137,15 @@ class Supervisor:
         self.grace = grace
         self._trees: list[ProcessTree] = []
         self._received: list[int] = []
-        self._noting = _noted_signals(self._received)
+        self._before: dict[int, Any] = {}
         self._deadline: float | None = None
 
     def __enter__(self) -> "Supervisor":
-        self._noting.__enter__()
+        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._before[signum] = signal.getsignal(signum)
+                if self._before[signum] != signal.SIG_IGN:  # as under nohup
+                    signal.signal(signum, lambda signum, frame: self._received.append(signum))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -149,7 +153,8 @@ class Supervisor:
             for tree in self._trees:
                 tree.kill()
         finally:
-            self._noting.__exit__(None, None, None)
+            for signum, handler in self._before.items():
+                signal.signal(signum, handler)
 
     @property
     def signal(self) -> int | None:
@@ -161,21 +166,20 @@ class Supervisor:
         return self._trees[-1]
 
     def poll(self, tree: ProcessTree) -> int | None:
-        """The exit code of a tree that has ended completely; after a signal the others get it here."""
+        """The exit code of a tree that has ended completely.
+
+        After a signal it is passed on here; the tree is killed after ``grace`` seconds, or after a second Ctrl-C.
+        """
         if self.signal is not None:
-            self._stop(tree, self.signal)
+            now = time.monotonic()
+            self._deadline = self._deadline or now + self.grace
+            tree.stop(self.signal)
+            if now > self._deadline or signal.SIGINT in self._received[1:]:
+                tree.kill()
         code = tree.poll()
         if code is not None:
             self._trees.remove(tree)
         return code
-
-    def _stop(self, tree: ProcessTree, signum: int) -> None:
-        """Pass a signal on; kill the tree after ``grace`` seconds, or after a second Ctrl-C."""
-        now = time.monotonic()
-        self._deadline = self._deadline or now + self.grace
-        tree.stop(signum)
-        if now > self._deadline or signal.SIGINT in self._received[1:]:
-            tree.kill()
 
     def end_as_signalled(self) -> None:
         """Raise ``KeyboardInterrupt`` after Ctrl-C, and ``SystemExit`` with the code of a preempted run after another
@@ -211,29 +215,9 @@ def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float, envi
         sys.exit(code if code > 0 else 128 - code)
 
 
-@contextmanager
-def _noted_signals(received: list[int]) -> Iterator[None]:
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-
-    main = threading.current_thread() is threading.main_thread()  # others cannot have handlers
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if main else ()
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _send(process: psutil.Process, signum: int) -> None:
-    try:
+    with suppress(psutil.Error, OSError):  # it has ended meanwhile
         process.send_signal(signum)
-    except (psutil.Error, OSError):  # it has ended meanwhile
-        return
 
 
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None

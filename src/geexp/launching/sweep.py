@@ -1,18 +1,29 @@
-"""A sweep from its jobs to its table: plan, launch, report how each one ended."""
+"""What our sweeper and launchers (``hydra_plugins``) do with a sweep: plan, launch, report how each job ended."""
 
+import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.extras import missing
+from geexp.config.ranks import rank, srun_tasks, world_size
 from geexp.launching import slurm
-from geexp.launching.jobs import SweepJob
+from geexp.launching.jobs import SweepJob, job_of, jobs_of
 from geexp.launching.live_table import LiveTable, table_of
-from geexp.launching.plan import DONE, FAILED, RUNNING, Progress, Row, progress_now, show_plan
-from geexp.launching.processes import CONSOLE, Devices
+from geexp.launching.plan import DONE, FAILED, RUNNING, Progress, Row, plan, progress_now, require_all_data, show_plan
+from geexp.launching.processes import CONSOLE, Devices, train_in_processes
+from geexp.runs.run import Run
 
 Train = Callable[[Sequence[Row], LiveTable], None]
 
@@ -21,12 +32,56 @@ class SweepError(TrainingError):
     """Jobs of a sweep have failed; the others are done."""
 
 
-def run_sweep(rows: Sequence[Row], train: Train) -> None:
-    """Show the plan, train its jobs with ``train``, and show how each one ended.
+def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
+    """Hand all jobs of a sweep to the command that asks for them, print them (``dry_run=true``), or launch them.
+
+    Every job is composed and checked, with its data and devices, before the first one starts and before a folder is
+    made.
 
     Raises:
+        UserError: for what is wrong with a job or with the sweep, or if jobs failed.
+    """
+    on_jobs = getattr(task, "on_jobs", None)
+    if on_jobs is None and not config.get("dry_run"):
+        _refuse_in_ranks(config)
+    jobs = jobs_of(context.config_loader, config)
+    if on_jobs is not None:
+        on_jobs(jobs, config)
+        return
+    if config.get("dry_run"):
+        if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
+            raise ConfigError("several values of a key make a sweep: add -m, or name one value.")
+        show_plan(plan(jobs), Console(quiet=rank() != 0), commands=True)
+        return
+    rows = plan(jobs)
+    require_all_data(rows)
+    launcher: Any = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+    if not hasattr(launcher, "launch_rows"):  # another one, such as joblib
+        overrides = [list(job.composed.hydra.overrides.task) for job in jobs if job.composed is not None]
+        for ended in launcher.launch(overrides, initial_job_idx=0):
+            _ = ended.return_value  # raises the exception of a job that failed
+        return
+    launcher.launch_rows(rows)
+    error = _failures(rows)
+    if error is not None:
+        raise error
+
+
+def launch_rows(
+    context: HydraContext, task: TaskFunction, config: DictConfig, rows: Sequence[Row], train: Train | None
+) -> None:
+    """Show the plan, train its jobs with ``train`` or as ``launcher`` says, and show how each one ended.
+
+    Raises:
+        ConfigError: if a job needs more devices than the launcher has.
         KeyboardInterrupt, SystemExit: after signals, when nothing runs any more and the finished runs are shown.
     """
+    if train is None and rows[0].job.config.launcher.name == "inline":
+        train = _inline(context, task, config, rows)
+    elif train is None:
+        if todo := [row.job for row in rows if row.to_train]:
+            Devices(todo, todo[0].config.launcher.devices)  # refuses before anything is shown
+        train = train_in_processes
     console = Console(stderr=True)
     show_plan(rows, console)
     try:
@@ -37,68 +92,58 @@ def run_sweep(rows: Sequence[Row], train: Train) -> None:
         _compare(rows)
 
 
-def failures(rows: Sequence[Row]) -> SweepError | None:
-    """The error that ends a sweep in which not every job is done."""
-    failed = [row for row in rows if row.same_as is None and row.progress.state != DONE]
-    if not failed:
-        return None
-    return SweepError(
-        f"{len(failed)} of {len(rows)} jobs {'is' if len(failed) == 1 else 'are'} not done; the same command tries "
-        f"again, and resumes where there is a checkpoint.{''.join(map(_account, failed))}"
-    )
+def launch_batch(
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    overrides: Sequence[Sequence[str]],
+    first: int,
+    train: Train | None,
+) -> list[JobReturn]:
+    """Launch the jobs of a sweeper that searches, and tell it how they ended.
+
+    Raises:
+        ConfigError: for a command that needs to know all jobs of the sweep at once.
+    """
+    if getattr(task, "on_jobs", None) is not None or config.get("dry_run"):
+        raise ConfigError(
+            f"hydra.sweeper._target_={config.hydra.sweeper._target_}: it chooses its jobs while it runs, so that they "
+            "cannot be shown before. Leave the sweeper out, or dry_run=true."
+        )
+    _refuse_in_ranks(config)
+    rows = plan([job_of(context.config_loader, config, job, first + n) for n, job in enumerate(overrides)])
+    require_all_data(rows)
+    launch_rows(context, task, config, rows, train)
+    error = _failures(rows)
+    returns = []
+    for row, words in zip(rows, overrides, strict=True):
+        result = Run(row.job.folder).result
+        ended = JobReturn(list(words), working_dir=str(row.job.folder))
+        ended.status = JobStatus.FAILED if result is None else JobStatus.COMPLETED
+        ended.return_value = error if result is None else result.score.loss(result.metrics["last"])
+        returns.append(ended)
+    return returns
 
 
-def _account(row: Row) -> str:
-    log = next((row.job.folder / name for name in (CONSOLE, "train.log") if (row.job.folder / name).is_file()), "")
-    return f"\n  {row.label}: {row.progress}" + (f"\n    log: {log}" if log else "")
-
-
-def require_devices(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if a job that is to be trained needs more devices than its launcher has."""
-    todo = [row for row in rows if row.to_train]
-    if not todo:
-        return
-    settings = todo[0].job.config.launcher
-    if settings.name == "processes":
-        Devices([row.job for row in todo], settings.devices)
-    for row in todo if settings.name == "inline" else ():
-        if row.job.config.trainer.devices * row.job.config.trainer.nodes > 1:
-            raise ConfigError(
-                f"launcher=inline: {row.label} needs trainer.devices={row.job.config.trainer.devices}, and one process "
-                "drives one device. Say launcher=processes."
-            )
-
-
-def inline(train_here: Callable[[SweepJob], BaseException | None]) -> Train:
-    """``launcher=inline``: one job after another in this process; ``train_here`` returns a failed job's exception."""
-
-    def train(rows: Sequence[Row], table: LiveTable) -> None:
-        todo = [row for row in rows if row.to_train]
-        for number, row in enumerate(todo, 1):
-            table.note(row, f"{number} of {len(todo)}")
-            row.progress = Progress(RUNNING)
-            error = train_here(row.job)
-            row.progress = progress_now(row.job)
-            if error is not None:
-                row.progress = Progress(FAILED, str(error) or type(error).__name__, epoch=row.progress.epoch)
-            table.note(row, str(row.progress))
-
-    return train
-
-
-def on_slurm(settings: slurm.SlurmSettings, folder: Path) -> Train:
-    """``hydra/launcher=geexp_slurm``: as job arrays, with scripts and logs in ``folder``."""
+def on_slurm(config: DictConfig, settings: dict[str, Any]) -> Train:
+    """``hydra/launcher=geexp_slurm`` with the settings of ``hydra.launcher``: scripts and logs in ``<sweep>/slurm``."""
+    try:
+        checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(slurm.SlurmSettings), settings))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"hydra.launcher.{error.full_key}: {str(error).splitlines()[0]}") from error
+    folder = Path(config.hydra.sweep.dir) / "slurm"
 
     def train(rows: Sequence[Row], table: LiveTable) -> None:
         todo = {row.job.folder: row for row in rows if row.to_train}
-        submitted = slurm.submit([row.job for row in todo.values()], settings, folder)
+        submitted = slurm.submit([row.job for row in todo.values()], cast(slurm.SlurmSettings, checked), folder)
+        failed: dict[Path, str] = {}
         with table:
-            failed: dict[Path, str] = {}
             for change in slurm.watch(submitted):
                 if change is not None:
+                    run = change.submitted.job.folder
                     if change.state == slurm.FAILED:
-                        failed[change.submitted.job.folder] = change.detail
-                    table.note(todo[change.submitted.job.folder], f"{change.state}: {change.detail}")
+                        failed[run] = change.detail
+                    table.note(todo[run], f"{change.state}: {change.detail}")
                     continue
                 for run, row in todo.items():
                     row.progress = progress_now(row.job)
@@ -109,11 +154,83 @@ def on_slurm(settings: slurm.SlurmSettings, folder: Path) -> Train:
     return train
 
 
-def _compare(rows: Sequence[Row]) -> None:
-    folders = [row.job.folder for row in rows if row.same_as is None]
-    if missing("report"):
+def _inline(context: HydraContext, task: TaskFunction, config: DictConfig, rows: Sequence[Row]) -> Train:
+    """``launcher=inline``: one job after another in this process."""
+    for row in rows:
+        if row.to_train and row.job.config.trainer.devices * row.job.config.trainer.nodes > 1:
+            raise ConfigError(
+                f"launcher=inline: {row.label} needs trainer.devices={row.job.config.trainer.devices}, and one process "
+                "drives one device. Say launcher=processes."
+            )
+
+    def train(rows: Sequence[Row], table: LiveTable) -> None:
+        todo = [row for row in rows if row.to_train]
+        for number, row in enumerate(todo, 1):
+            table.note(row, f"{number} of {len(todo)}")
+            row.progress = Progress(RUNNING)
+            error = _train_here(context, task, config, row.job)
+            row.progress = progress_now(row.job)
+            if error is not None:
+                row.progress = Progress(FAILED, str(error) or type(error).__name__, epoch=row.progress.epoch)
+            table.note(row, str(row.progress))
+
+    return train
+
+
+def _train_here(context: HydraContext, task: TaskFunction, config: DictConfig, job: SweepJob) -> Exception | None:
+    """Train a job in this process; the exception of a job that failed, which the next one survives."""
+    failed: list[Exception] = []
+
+    def attempt(composed: DictConfig) -> Any:
+        try:
+            return task(composed)
+        except Exception as error:
+            failed.append(error)
+            return None
+
+    assert job.composed is not None
+    run_job(
+        task_function=attempt,
+        config=job.composed,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    return failed[0] if failed else None
+
+
+def _failures(rows: Sequence[Row]) -> SweepError | None:
+    """The error that ends a sweep in which not every job is done."""
+    failed = [row for row in rows if row.same_as is None and row.progress.state != DONE]
+    if not failed:
+        return None
+    message = (
+        f"{len(failed)} of {len(rows)} jobs {'is' if len(failed) == 1 else 'are'} not done; the same command tries "
+        "again, and resumes where there is a checkpoint."
+    )
+    for row in failed:
+        message += f"\n  {row.label}: {row.progress}"
+        logs = [row.job.folder / name for name in (CONSOLE, "train.log") if (row.job.folder / name).is_file()]
+        message += f"\n    log: {logs[0]}" if logs else ""
+    return SweepError(message)
+
+
+def _refuse_in_ranks(config: DictConfig) -> None:
+    if world_size() == 1 and srun_tasks() == 1:
         return
-    if any(progress_now(row.job).state == DONE for row in rows):
+    if rank() != 0 or os.environ.get("SLURM_PROCID", "0") != "0":
+        sys.exit(ConfigError.exit_code)
+    command = shlex.join(["python", "-m", f"geexp.{config.hydra.job.name}", *sys.argv[1:]])
+    started = "torchrun" if world_size() > 1 else "srun"
+    raise ConfigError(
+        f"a sweep is started once, with plain python; under {started} every process would run all of it. Each of its "
+        f"jobs gets the processes that it needs by itself. Say: {command}"
+    )
+
+
+def _compare(rows: Sequence[Row]) -> None:
+    if not missing("report") and any(progress_now(row.job).state == DONE for row in rows):
         from geexp.report.comparison import compare_runs
 
-        compare_runs(folders)
+        compare_runs([row.job.folder for row in rows if row.same_as is None])

@@ -21,32 +21,31 @@ class GeexpSweeper(Sweeper):
         self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self.given = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from geexp.launching.hydra_hooks import run_jobs
+        from geexp.launching.sweep import run_jobs
 
-        assert self.config is not None
-        run_jobs(self.context, self.task, self.config)
+        run_jobs(*self.given)
 
 
 class GeexpLauncher(Launcher):
     """``hydra/launcher=geexp``: as ``launcher=`` says, each job a process tree of its own, or all in this process."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self.given = hydra_context, task_function, config
 
     def launch_rows(self, rows: Sequence[Any]) -> None:
         """Launch the planned rows of a ``GeexpSweeper``."""
-        from geexp.launching.hydra_hooks import launch_rows
+        from geexp.launching.sweep import launch_rows
 
-        launch_rows(self.context, self.task, self.config, rows, self._train())
+        launch_rows(*self.given, rows, self._train())
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Launch a batch of another sweeper, such as one that searches."""
-        from geexp.launching.hydra_hooks import launch_batch
+        from geexp.launching.sweep import launch_batch
 
-        return launch_batch(self.context, self.task, self.config, job_overrides, initial_job_idx, self._train())
+        return launch_batch(*self.given, job_overrides, initial_job_idx, self._train())
 
     def _train(self) -> Any:
         return None
@@ -59,6 +58,6 @@ class GeexpSlurmLauncher(GeexpLauncher):
         self.settings = settings
 
     def _train(self) -> Any:
-        from geexp.launching.hydra_hooks import slurm
+        from geexp.launching.sweep import on_slurm
 
-        return slurm(self.config, self.settings)
+        return on_slurm(self.given[2], self.settings)
