@@ -6,37 +6,36 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from rich.console import Console
 
 from geexp.config.command import command
-from geexp.config.errors import ConfigError
-from geexp.config.extras import require_extras
-from geexp.config.ranks import require_ranks, restarted, world_size
+from geexp.config.ranks import rank, require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
-from geexp.data.presence import require_data
-from geexp.launching.supervisor import in_a_tree, stop_with_parent
-from geexp.runs.job import Job, make_job, register_resolvers
+from geexp.launching.jobs import folder_argument, require_inputs, with_command
+from geexp.launching.plan import plan, show_plan
+from geexp.launching.supervisor import in_a_tree, stop_with_parent, train_in_ranks
+from geexp.runs.job import make_job, register_resolvers
 from geexp.runs.metrics import coco_numbers
 from geexp.runs.run import Run
-from geexp.runs.weights_file import require_backbone
 
 
 @command("train", TrainConfig, sweeps=True, prepare=register_resolvers)
 def main(config: TrainConfig) -> float | None:
     job = make_job(config, Path(HydraConfig.get().runtime.output_dir))
     if config.dry_run:  # in a file; on the command line it makes a sweep, which leaves no folder
-        raise ConfigError("dry_run=true: say it on the command line; from a file it comes too late.")
+        hydra = HydraConfig.get()
+        show_plan(plan([with_command(job, hydra, hydra.overrides.task)]), Console(quiet=rank() != 0), commands=True)
+        return None
     start_over = (config.force or config.resume is False) and not restarted()
     result = None if start_over else Run(job.folder).result
     if result is not None:
         job.require_same(result.identity)
         print(f"finished earlier (force=true trains it again): {job.folder}", file=sys.stderr)
     else:
-        require_data(config.data, config.feed)
-        if config.detects:
-            require_extras("a detector", "detection")
-            require_backbone(config)
+        require_inputs(config)
         if needs_ranks(config):
-            start_ranks(job)
+            devices, arguments = config.trainer.devices, [*sys.argv[1:], *folder_argument(job)]
+            train_in_ranks(arguments, devices=devices, grace=config.launcher.grace)
             return None  # the first of them has printed the result
         if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
             stop_with_parent()
@@ -71,17 +70,6 @@ def needs_ranks(config: TrainConfig) -> bool:
     """Whether this one process was started by hand for a run of several, which it can start itself."""
     alone = world_size() == 1 and HydraConfig.get().mode == RunMode.RUN
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
-
-
-def start_ranks(job: Job) -> None:
-    """Train in one process per device, and end as these end."""
-    from geexp.launching.jobs import folder_argument
-    from geexp.launching.processes import thread_limit
-    from geexp.launching.supervisor import train_in_ranks
-
-    devices, grace = job.config.trainer.devices, job.config.launcher.grace
-    arguments = [*sys.argv[1:], *folder_argument(job)]
-    train_in_ranks(arguments, devices=devices, grace=grace, environment=thread_limit(devices))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import pytest
 
 from geexp.config.errors import ConfigError
 from geexp.launching.jobs import SweepJob
-from geexp.launching.processes import Devices, thread_limit, visible_gpus
+from geexp.launching.processes import Devices, visible_gpus
+from geexp.launching.supervisor import thread_limit
 from tests.support.sweep_jobs import sweep_jobs
 
 

@@ -1,6 +1,5 @@
 """The states of runs, and what a plan, a dry run and the status make of them."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,6 @@ from geexp.launching.plan import (
     NEW,
     RUNNING,
     UNFINISHED,
-    dry_run,
     in_words,
     labels,
     plan,
@@ -25,12 +23,6 @@ from geexp.launching.plan import (
 )
 from geexp.runs.lock import run_lock
 from tests.support.sweep_jobs import finish, leave, reach, sweep_job, sweep_jobs
-
-
-def shown(show: Callable[..., object], *arguments: object) -> str:
-    console = Console(width=200, record=True)
-    show(*arguments, console)
-    return console.export_text()
 
 
 def test_the_five_states_of_a_run(tmp_path):
@@ -100,18 +92,11 @@ def test_what_happens_to_each_row_and_how_far_it_has_come(tmp_path):
         "new",
     ]
     assert summary(rows) == "4 trainings: 1 done, 3 to train (1 to resume, 1 failed before)"
-    text = shown(status, jobs)
+    console = Console(width=200, record=True)
+    status(jobs, console)
+    text = console.export_text()
     for fact in ("seed=0", "done", "14.50 %", "stopped", "failed: no space left", "not started", "1 of 4 done"):
         assert fact in text
-
-
-def test_a_dry_run_prints_the_rows_and_their_commands(tmp_path):
-    text = shown(dry_run, sweep_jobs(tmp_path, "ge=none seed=1", "ge=none seed=2"))
-    assert "2 trainings: 2 to train" in text
-    assert [line for line in text.splitlines() if line.startswith("python -m ")] == [
-        f"python -m geexp.train ge=none seed={seed} hydra.mode=RUN" for seed in (1, 2)
-    ]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_are_what_sets_jobs_apart(tmp_path):
@@ -126,10 +111,9 @@ def test_commands_can_be_typed(tmp_path):
     one = sweep_job(tmp_path, "ge.stages=[3,4]", "seed=1")
     assert shell(one.command()) == "python -m geexp.train 'ge.stages=[3,4]' seed=1 hydra.mode=RUN"
     nodes = sweep_job(tmp_path, "trainer.nodes=2", "trainer.devices=4", "optim.batch_size=64")
-    assert shell(nodes.command()).startswith(
-        "torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=<job> "
-        "--rdzv-endpoint=<first node>:29500 -m geexp.train trainer.nodes=2"
-    )
+    start = "torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=<job> "
+    start += "--rdzv-endpoint=<first node>:29500 -m geexp.train trainer.nodes=2"
+    assert shell(nodes.command()).startswith(start)
 
 
 def test_missing_data_name_their_row(tmp_path):
@@ -138,7 +122,7 @@ def test_missing_data_name_their_row(tmp_path):
         require_all_data(rows)
 
 
-@pytest.mark.parametrize("words", [[], ["-m"], ["--multirun"]])
+@pytest.mark.parametrize("words", [[], ["-m"]])
 def test_a_dry_run_makes_no_folder(run, tmp_path, words):
     """Of a single run, and of a sweep; with Hydra's flags on either side of the overrides."""
     (tmp_path / "mine/ge").mkdir(parents=True)
@@ -149,6 +133,17 @@ def test_a_dry_run_makes_no_folder(run, tmp_path, words):
         assert (done.returncode, done.stderr) == (0, "")
         assert f"python -m geexp.train --config-dir={tmp_path}/mine " in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_that_a_file_asks_for(run, tmp_path):
+    """Of a single run; the printed command trains."""
+    (tmp_path / "mine/debug").mkdir(parents=True)
+    (tmp_path / "mine/debug/dry.yaml").write_text("# @package _global_\ndry_run: true\n")
+    done = run("train", "--config-dir=mine", "debug=dry", "seed=3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 training: 1 to train" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("/mine debug=dry seed=3 dry_run=false hydra.mode=RUN")
+    assert not list(tmp_path.rglob("status.json"))
 
 
 def test_a_dry_run_in_a_folder_of_its_own(run, tmp_path):
@@ -175,11 +170,7 @@ def test_several_values_need_a_sweep(run):
 
 
 def test_the_status_of_a_single_run_and_of_a_sweep(run, tmp_path):
-    for words, count in (
-        (["seed=3"], "0 of 1 done"),
-        (["-m", "seed=3,4"], "0 of 2 done"),
-        (["seed=3,4"], "0 of 2 done"),
-    ):
+    for words, count in ((["seed=3"], "0 of 1 done"), (["-m", "seed=3,4"], "0 of 2 done")):
         done = run("status", *words)
         assert (done.returncode, done.stderr) == (0, "")
         assert count in done.stdout

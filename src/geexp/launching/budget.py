@@ -1,15 +1,16 @@
-"""What trainings cost: work, from the configuration alone; device-hours, the date of the end and disk of a sweep."""
+"""What trainings cost: work, device-hours, the date of the end and disk, from configurations and finished runs."""
 
 import heapq
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from geexp.config.errors import ConfigError
@@ -23,9 +24,6 @@ FLOPS_PER_MAC = 6  # a forward pass, and a backward pass twice as long
 _BYTES_PER_PARAMETER = 2 * 4 * 3
 # The pyramid's box head: 7x7x256 → 1024 → 1024.
 _TWO_LAYERS = (7 * 7 * 256 + 1024) * 1024 / 1e9
-
-
-# Work
 
 
 def cost(config: TrainConfig) -> float | None:
@@ -67,7 +65,7 @@ def gmacs_per_image(config: TrainConfig) -> float:
     backbone's own count is known."""
     model = config.model
     if model.gmacs is None:
-        return _complexity(config).macs / 1e9
+        return complexity(config).macs / 1e9
     if config.detects:
         return _gmacs_of_a_detector(config, model.gmacs)
     return model.gmacs * (config.data.image_size / model.home_size) ** 2
@@ -88,19 +86,16 @@ def _gmacs_of_a_detector(config: TrainConfig, gmacs: float) -> float:
     return (gmacs - head) * scale + detector.regions * per_region
 
 
-def _complexity(config: TrainConfig) -> Any:
+def complexity(config: TrainConfig) -> Any:
+    """Parameters and MACs of the network, counted."""
     from geexp.training.network import count_run
 
     return count_run(config).total
 
 
-# Hours
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """One job to be trained: hours on its devices (None: not known), from a measured speed or from a stated one, and
-    bytes of checkpoints."""
+    """One job to be trained: hours on its devices (None: not known), and bytes of checkpoints."""
 
     row: Row
     hours: float | None
@@ -112,24 +107,16 @@ class Estimate:
         return self.row.job.config.trainer.devices * self.row.job.config.trainer.nodes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Budget:
     """All jobs to be trained; ``hours`` until the last of them ends. Jobs of unknown cost count for nothing."""
 
-    estimates: list[Estimate] = field(default_factory=list)
-    hours: float = 0.0
+    estimates: list[Estimate]
+    hours: float
 
     @property
     def device_hours(self) -> float:
         return sum((estimate.hours or 0.0) * estimate.devices for estimate in self.estimates)
-
-    @property
-    def disk(self) -> int:
-        return sum(estimate.disk for estimate in self.estimates)
-
-    @property
-    def unknown(self) -> int:
-        return sum(estimate.hours is None for estimate in self.estimates)
 
 
 def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
@@ -138,8 +125,8 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
     Raises:
         ConfigError: for hardware with fewer devices than a job needs.
     """
-    speeds = measured_speeds(rows)
-    estimates = [estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
+    speeds = _measured_speeds(rows)
+    estimates = [_estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
     for one in estimates:
         if one.devices > hardware.devices:
             raise ConfigError(
@@ -149,22 +136,20 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
     return Budget(estimates, _makespan(estimates, hardware.devices))
 
 
-def estimate(row: Row, hardware: HardwareConfig, measured: float | None = None) -> Estimate:
+def _estimate(row: Row, hardware: HardwareConfig, measured: float | None) -> Estimate:
     """``measured``: images per second and device of a finished run of this network."""
-    config, progress = row.job.config, row.progress
-    disk = _complexity(config).params * _BYTES_PER_PARAMETER
+    config, hours = row.job.config, None
     left = images_to_see(config)
-    if left is None:
-        return Estimate(row, None, measured is not None, disk)
-    if progress.epoch and not config.force:
-        left = max(0, left - progress.epoch * (images_per_epoch(config) or 0))
-    stated = hardware.tflops * 1e12 / (FLOPS_PER_MAC * gmacs_per_image(config) * 1e9)
-    speed = measured or min(stated, hardware.images_per_second)
-    devices = config.trainer.devices * config.trainer.nodes
-    return Estimate(row, left / (speed * devices) / 3600, measured is not None, disk)
+    if left is not None:
+        if row.progress.epoch and not config.force:
+            left = max(0, left - row.progress.epoch * (images_per_epoch(config) or 0))
+        stated = hardware.tflops * 1e12 / (FLOPS_PER_MAC * gmacs_per_image(config) * 1e9)
+        speed = measured or min(stated, hardware.images_per_second)
+        hours = left / (speed * config.trainer.devices * config.trainer.nodes) / 3600
+    return Estimate(row, hours, measured is not None, complexity(config).params * _BYTES_PER_PARAMETER)
 
 
-def measured_speeds(rows: Sequence[Row]) -> dict[Any, float]:
+def _measured_speeds(rows: Sequence[Row]) -> dict[Any, float]:
     """Images per second of one device, validation included, by network and image size, of finished runs."""
     speeds = {}
     for row in rows:
@@ -196,9 +181,6 @@ def _makespan(estimates: Sequence[Estimate], devices: int) -> float:
     return now
 
 
-# On the terminal
-
-
 def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, console: Console) -> None:
     """Print the cost of each row, and the sum."""
     by_row = {id(one.row): one for one in total.estimates}
@@ -210,21 +192,22 @@ def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, co
         cells: tuple[str, ...] = ()
         if one is not None:
             hours = "?" if one.hours is None else f"{'' if one.measured else '~ '}{one.hours:.1f}"
-            cells = str(one.devices), hours, size(one.disk)
+            cells = str(one.devices), hours, decimal(one.disk)
         table.add_row(row.label, in_words(row), *cells)
     console.print(table)
     console.print(summary(rows))
     notes = []
-    if len(total.estimates) > total.unknown or not total.estimates:
+    unknown = sum(one.hours is None for one in total.estimates)
+    if len(total.estimates) > unknown or not total.estimates:
         end = datetime.now() + timedelta(hours=total.hours)
         notes.append(
             f"{total.device_hours:,.0f} device-hours, {total.hours:,.0f} hours on {hardware.devices} "
             f"{'device' if hardware.devices == 1 else 'devices'}: if started now, done by {end:%Y-%m-%d %H:%M}. "
-            f"{size(total.disk)} of checkpoints."
+            f"{decimal(sum(one.disk for one in total.estimates))} of checkpoints."
         )
-    if total.unknown:
+    if unknown:
         notes.append(
-            f"? number of training images not known: {total.unknown} of {len(total.estimates)} trainings are not in "
+            f"? number of training images not known: {unknown} of {len(total.estimates)} trainings are not in "
             "the sum of hours (data.training_images=<number> states it)."
         )
     if any(one.hours is not None and not one.measured for one in total.estimates):
@@ -234,12 +217,3 @@ def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, co
         )
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)
-
-
-def size(number: float) -> str:
-    """``1.2 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
@@ -14,8 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, UserError
+from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
+from geexp.data.presence import require_data
 from geexp.runs.job import Job, make_job, of_the_task
+from geexp.runs.weights_file import require_backbone
+
+# Hydra's own settings that hold for a sweep only, and not for one of its jobs alone.
+_OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,14 @@ class SweepJob(Job):
             start = ["torchrun", f"--nnodes={trainer.nodes}", f"--nproc-per-node={trainer.devices}"]
             start += ["--rdzv-backend=c10d", "--rdzv-id=<job>", "--rdzv-endpoint=<first node>:29500"]
         return [*start, "-m", "geexp.train", *self.arguments()]
+
+
+def require_inputs(config: TrainConfig) -> None:
+    """Raise ``UserError`` if the data, or packages and weights of a detector, are missing."""
+    require_data(config.data, config.feed)
+    if config.detects:
+        require_extras("a detector", "detection")
+        require_backbone(config)
 
 
 def shell(command: Sequence[str]) -> str:
@@ -91,11 +106,22 @@ def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], nu
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)  # for a folder that is named by ${hydra:…}
-    folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
-    job = make_job(config, folder)
-    words = [word for word in (*overrides, *_kept(sweep)) if not word.startswith("dry_run=")]
+    job = make_job(config, Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir))
+    return with_command(job, sweep.hydra, overrides, number, composed)
+
+
+def with_command(
+    job: Job, hydra: Any, overrides: Sequence[str], number: int = 0, composed: DictConfig | None = None
+) -> SweepJob:
+    """The job with the command that trains it alone; ``hydra`` is Hydra's part of a configuration."""
+    kept = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    words = [word for word in (*overrides, *kept) if not word.lstrip("+").startswith("dry_run=")]
+    if job.config.dry_run and len(words) == len(overrides) + len(kept):  # it stands in a file
+        words.append("dry_run=false")
     words += ["hydra.mode=RUN", *folder_argument(job)]
-    return SweepJob(config, job.identity, job.folder, number, tuple(words), tuple(_options(sweep)), composed)
+    sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    options = tuple(f"--config-dir={source.path}" for source in sources)
+    return SweepJob(job.config, job.identity, job.folder, number, tuple(words), options, composed)
 
 
 def folder_argument(job: Job) -> list[str]:
@@ -104,16 +130,3 @@ def folder_argument(job: Job) -> list[str]:
         return []
     quoted = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
     return [f"hydra.run.dir='{quoted}'"]
-
-
-_OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
-
-
-def _kept(sweep: DictConfig) -> list[str]:
-    """The overrides of Hydra's own settings that hold for a single run, too."""
-    return [word for word in sweep.hydra.overrides.hydra if not word.lstrip("+~").startswith(_OF_THE_SWEEP)]
-
-
-def _options(sweep: DictConfig) -> list[str]:
-    sources = [source for source in sweep.hydra.runtime.config_sources if source.provider == "command-line"]
-    return [f"--config-dir={source.path}" for source in sources]

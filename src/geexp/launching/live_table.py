@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from geexp.launching.jobs import SweepJob
-from geexp.launching.plan import DONE, FAILED, RUNNING, Row, plan
+from geexp.launching.plan import DONE, FAILED, RUNNING, Progress, Row, plan
 
 _REDRAW_EVERY = 1.0  # seconds
 _COLOURS = {DONE: "green", RUNNING: "bold", FAILED: "red"}
@@ -42,9 +42,9 @@ class LiveTable:
 
     def stopping(self, signum: int, jobs: int, grace: float) -> None:
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        hint = "; Ctrl-C once more kills them" if jobs else ""
         what = f"{jobs} running {'job writes its checkpoint' if jobs == 1 else 'jobs write their checkpoints'}"
-        self.console.print(f"{name}: {what}, for {grace:g} s at most{hint}", highlight=False, soft_wrap=True)
+        hint = f"for {grace:g} s at most; Ctrl-C once more kills them"
+        self.console.print(f"{name}: {what}, {hint}", highlight=False, soft_wrap=True)
 
     def update(self) -> None:
         """Redraw, at most once a second; without a terminal, print a line for every finished epoch."""
@@ -57,7 +57,9 @@ class LiveTable:
         for row in self.rows:
             if row.progress.state == RUNNING:
                 if row.progress.epoch > self._shown_epochs.get(row.job.number, row.progress.epoch):
-                    self.note(row, _reached(row))
+                    epoch, error, _, left = _numbers(row.progress)
+                    told = (f"epoch {epoch}", f"top-1 error {error}" if error else "", f"{left} left" if left else "")
+                    self.note(row, ", ".join(filter(None, told)))
                 self._shown_epochs[row.job.number] = row.progress.epoch
 
 
@@ -70,28 +72,21 @@ def table_of(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         progress = row.progress if row.same_as is None else row.same_as.progress
-        of = f"/{progress.epochs}" if progress.epochs else ""
         state = f"the same as {row.same_as.label}" if row.same_as is not None else progress.briefly()
-        table.add_row(
-            row.label,
-            Text(state, _COLOURS.get(progress.state, "")),
-            f"{progress.epoch}{of}" if progress.epoch else "",
-            *(f"{error:.2f} %" if error is not None else "" for error in (progress.error, progress.best)),
-            str(timedelta(seconds=round(progress.eta))) if progress.eta is not None else "",
-            progress.where,
-        )
+        colour = _COLOURS.get(progress.state, "")
+        table.add_row(row.label, Text(state, colour), *_numbers(progress), progress.where)
     return table
 
 
-def _reached(row: Row) -> str:
-    progress = row.progress
+def _numbers(progress: Progress) -> tuple[str, str, str, str]:
+    """Epoch, last and best error, and the time left; empty where there is none."""
     of = f"/{progress.epochs}" if progress.epochs else ""
-    error = f", top-1 error {progress.error:.2f} %" if progress.error is not None else ""
-    left = f", {timedelta(seconds=round(progress.eta))} left" if progress.eta is not None else ""
-    return f"epoch {progress.epoch}{of}{error}{left}"
+    error, best = (f"{error:.2f} %" if error is not None else "" for error in (progress.error, progress.best))
+    left = str(timedelta(seconds=round(progress.eta))) if progress.eta is not None else ""
+    return f"{progress.epoch}{of}" if progress.epoch else "", error, best, left
 
 
-def status(jobs: Sequence[SweepJob], console: Console) -> list[Row]:
+def status(jobs: Sequence[SweepJob], console: Console) -> None:
     """``geexp.status``: print how far the runs of these jobs have come, as read from their folders."""
     rows = plan(jobs)
     console.print(table_of(rows))
@@ -100,4 +95,3 @@ def status(jobs: Sequence[SweepJob], console: Console) -> list[Row]:
         if row.progress.reason and row.progress.state != DONE:
             console.print(f"{row.label}: {row.progress}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{sum(row.progress.state == DONE for row in own)} of {len(own)} done", highlight=False)
-    return rows

@@ -10,16 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from geexp.config.errors import UserError
-from geexp.config.extras import require_extras
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
-from geexp.data.presence import require_data
-from geexp.launching.jobs import SweepJob, shell
+from geexp.launching.jobs import SweepJob, require_inputs, shell
 from geexp.runs.identity import ge_slug
 from geexp.runs.metrics import score_of
 from geexp.runs.run import Run
 from geexp.runs.status import Status
-from geexp.runs.weights_file import require_backbone
 
 NEW, RUNNING, UNFINISHED, FAILED, DONE = "new", "running", "unfinished", "failed", "done"
 
@@ -150,10 +147,7 @@ def require_all_data(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.to_train:
             try:
-                require_data(row.job.config.data, row.job.config.feed)
-                if row.job.config.detects:
-                    require_extras("a detector", "detection")
-                    require_backbone(row.job.config)
+                require_inputs(row.job.config)
             except UserError as error:
                 raise type(error)(f"{row.label}: {error}") from error
 
@@ -211,10 +205,3 @@ def in_words(row: Row) -> str:
         UNFINISHED: f"resumes{at}{why}",
         FAILED: f"again{at}{why}",
     }[progress.state]
-
-
-def dry_run(jobs: Sequence[SweepJob], console: Console) -> list[Row]:
-    """``dry_run=true``: print what would be trained, where, and by which commands."""
-    rows = plan(jobs)
-    show_plan(rows, console, commands=True)
-    return rows

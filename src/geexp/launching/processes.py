@@ -15,7 +15,7 @@ from geexp.launching.budget import cost
 from geexp.launching.jobs import SweepJob
 from geexp.launching.live_table import LiveTable
 from geexp.launching.plan import DONE, FAILED, RUNNING, UNFINISHED, Progress, Row, progress_now
-from geexp.launching.supervisor import POLL_EVERY, ProcessTree, Supervisor
+from geexp.launching.supervisor import POLL_EVERY, ProcessTree, Supervisor, thread_limit
 from geexp.runs.run_files import RESULT
 from geexp.runs.status import STATUS, read_status
 
@@ -78,14 +78,6 @@ class Devices:
         """The variables that restrict a job's processes to these devices and to their share of the processors."""
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if self._gpus else {}
         return gpus | thread_limit(self.total)
-
-
-def thread_limit(processes: int) -> dict[str, str]:
-    """The environment in which so many processes share this machine's processors evenly."""
-    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
-        return {}
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, processors // processes))}
 
 
 def visible_gpus() -> list[str]:

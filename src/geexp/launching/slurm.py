@@ -1,8 +1,7 @@
 """The jobs of a sweep as SLURM job arrays: one task per device, requeued as often as they are preempted.
 
-submitit writes the batch script, submits the array and hands each job its arguments. Its signal handling and its
-queries of an accounting database are not used: here the ranks save, and the batch script, which outlives all of them,
-requeues the job once.
+submitit writes the batch script and submits the array. Its signal handling and its queries of an accounting database
+are not used: the ranks save, and the batch script, which outlives them, requeues the job once.
 """
 
 import contextlib
@@ -32,7 +31,6 @@ from geexp.runs.status import Status, read_status
 
 log = logging.getLogger(__name__)
 
-
 PENDING, RUNNING, COMPLETE, FAILED = "pending", "running", "complete", "failed"
 
 
@@ -53,10 +51,6 @@ class Change:
     state: str
     detail: str
 
-    @property
-    def over(self) -> bool:
-        return self.state in (COMPLETE, FAILED)
-
 
 @dataclass(frozen=True)
 class InQueue:
@@ -66,13 +60,10 @@ class InQueue:
     reason: str = ""
     nodes: str = ""
 
-    @property
-    def over(self) -> bool:
-        return self.state in _OVER
-
 
 # PREEMPTED is not among them: such a job may be requeued yet, or it disappears.
 _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "GONE"}
+_GONE = InQueue("GONE")
 
 
 @dataclass
@@ -111,12 +102,10 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
     Jobs that an earlier call with the same ``folder`` has submitted and that are still queued are not submitted again.
 
     Args:
-        jobs: all to be trained, each with a run folder of its own.
         folder: for batch scripts, logs and the list of submitted jobs, on a disk that all nodes share.
 
     Raises:
-        ConfigError: without SLURM on this machine, if it does not answer, for a warning that leaves no time to train,
-            and with sbatch's message for a refused option.
+        ConfigError: without SLURM, for a warning that leaves no time to train, or for an option that sbatch refuses.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -130,20 +119,21 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
             f"signalled before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
         )
     record = folder / "submitted.json"
-    known = _still_queued(record)
-    submitted = {name: known[name] for job in jobs if (name := _name(job, folder)) in known}
+    ids = _still_queued(record)
+    names = {job.folder: os.path.relpath(job.folder, folder) for job in jobs}
     arrays: dict[tuple[Any, ...], list[SweepJob]] = {}
     for job in jobs:
-        if _name(job, folder) not in submitted:
+        if names[job.folder] not in ids:
             trainer = job.config.trainer
             arrays.setdefault((trainer.nodes, trainer.devices, trainer.accelerator == "cpu"), []).append(job)
     for (nodes, devices, _), array in sorted(arrays.items(), key=lambda item: len(item[1]), reverse=True):
-        ids = _submit_array(array, settings, folder)
-        submitted |= zip((_name(job, folder) for job in array), ids, strict=True)
-        write_json(record, {**known, **submitted})
-        number = ids[0].partition("_")[0]
+        new = _submit_array(array, settings, folder)
+        ids |= zip((names[job.folder] for job in array), new, strict=True)
+        write_json(record, ids)
+        number = new[0].partition("_")[0]
         log.info("SLURM job %s: %d jobs, each on %d x %d devices", number, len(array), nodes, devices)
-    return [Submitted(job, slurm_id := submitted[_name(job, folder)], folder / f"{slurm_id}_0_log.out") for job in jobs]
+    found = [(job, ids[names[job.folder]]) for job in jobs]
+    return [Submitted(job, slurm_id, folder / f"{slurm_id}_0_log.out") for job, slurm_id in found]
 
 
 def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> dict[str, Any]:
@@ -154,17 +144,12 @@ def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) 
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]  # a rank that fails ends all; a log goes on, too
     if settings.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={settings.cpus_per_task}")  # which srun has not taken from sbatch since 22.05
-    return {
+    as_they_are = ("partition", "account", "qos", "constraint", "mem", "cpus_per_task")
+    return {key: getattr(settings, key) for key in as_they_are} | {
         "job_name": settings.name,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
-        "mem": settings.mem,
         "time": settings.minutes,
         "nodes": trainer.nodes,
         "ntasks_per_node": trainer.devices,
-        "cpus_per_task": settings.cpus_per_task,
         "gpus_per_node": None if trainer.accelerator == "cpu" else gpus,
         "array_parallelism": settings.parallel or len(jobs),
         "additional_parameters": {key: value for key, value in more.items() if value not in (None, False)},
@@ -179,9 +164,8 @@ def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) 
 def _before(folder: Path) -> list[str]:
     """The batch script's lines before srun.
 
-    A preempted job's shell gets the signal as well. With a trap bash waits for srun first; an ignored signal would be
-    inherited by all that it starts. The number of an array is also the SLURM_JOB_ID of one of its jobs, and would
-    requeue all of them.
+    The trap: a preempted job's shell gets the signal, too, and waits for srun then; an ignored signal would be
+    inherited. ``job``: the number of an array is also the SLURM_JOB_ID of one of its jobs, and would requeue them all.
     """
     return [
         "trap : TERM USR1",
@@ -248,20 +232,15 @@ def _still_queued(record: Path) -> dict[str, str]:
         states = queue()
     except subprocess.CalledProcessError as error:
         raise ConfigError(f"hydra/launcher=geexp_slurm: SLURM does not answer: {error.stderr.strip()}") from error
-    return {name: slurm_id for name, slurm_id in known.items() if slurm_id in states and not states[slurm_id].over}
-
-
-def _name(job: SweepJob, folder: Path) -> str:
-    return os.path.relpath(job.folder, folder)
+    return {name: slurm_id for name, slurm_id in known.items() if states.get(slurm_id, _GONE).state not in _OVER}
 
 
 # The queue
 
 
 def queue() -> dict[str, InQueue]:
-    """The jobs of this user that SLURM still knows of, ended some minutes ago at most.
-
-    squeue needs no accounting database, which sacct does, and is not late.
+    """The jobs of this user that SLURM still knows of, ended some minutes ago at most. Unlike sacct, squeue needs no
+    accounting database and is not late.
 
     Raises:
         subprocess.CalledProcessError: if the controller does not answer.
@@ -272,12 +251,10 @@ def queue() -> dict[str, InQueue]:
 
 
 def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Change | None]:
-    """Yield each change of a job's state, from its first one, until all are complete or failed.
+    """Yield each change of a job's state until all are complete or failed, and None after each query of the queue.
 
-    After each query of the queue it yields None, so that callers can read the runs at the same pace.
-
-    A job is complete if SLURM knows of no failure and its run has a result: exit codes alone are no proof.
-    Ctrl-C ends the waiting, not the jobs, and prints the command that cancels them.
+    A job is complete if SLURM knows of no failure and its run has a result. Ctrl-C ends the waiting, not the jobs, and
+    prints the command that cancels them.
     """
     left = {entry.slurm_id: entry for entry in submitted}
     before = {entry.slurm_id: read_status(entry.job.folder) for entry in submitted}
@@ -291,8 +268,8 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
                 time.sleep(every)
                 continue
             for slurm_id, entry in list(left.items()):
-                change = _change(entry, known.get(slurm_id, InQueue("GONE")), before[slurm_id])
-                if change.over:
+                change = _change(entry, known.get(slurm_id, _GONE), before[slurm_id])
+                if change.state in (COMPLETE, FAILED):
                     del left[slurm_id]
                 if states.get(slurm_id) != change.state:
                     again = slurm_id in states and change.state == PENDING
@@ -304,18 +281,15 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
     except (KeyboardInterrupt, GeneratorExit):
         arrays = sorted({slurm_id.partition("_")[0] for slurm_id in left}, key=int)
         if arrays:
-            print(
-                f"\nThe jobs stay in SLURM. The same command waits for them again; this cancels them: "
-                f"scancel {' '.join(arrays)}",
-                file=sys.stderr,
-            )
+            stay = "The jobs stay in SLURM. The same command waits for them again; this cancels them:"
+            print(f"\n{stay} scancel {' '.join(arrays)}", file=sys.stderr)
         raise
 
 
 def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Change:
     if now.state in ("RUNNING", "COMPLETING"):
         return Change(entry, RUNNING, f"job {entry.slurm_id} on {now.nodes}")
-    if not now.over:
+    if now.state not in _OVER:
         return Change(entry, PENDING, f"job {entry.slurm_id}" + (f", {now.reason}" if now.reason != "None" else ""))
     folder = entry.job.folder
     if folder.is_dir():

@@ -16,10 +16,9 @@ NOTE = "GEEXP_REQUEUE"
 def train_rank(arguments: Sequence[str]) -> None:
     """Run ``python -m geexp.train`` with these arguments as one rank, and end as it has ended.
 
-    SLURM signals every process of a step: the training, which saves and ends, its workers, and this process, which only
-    waits. Our handlers replace submitit's, which would requeue before anything is saved.
-
-    After a preemption the exit code is 0: with another one srun would kill the ranks that still save.
+    SLURM signals the training, which saves and ends, and this process, which only waits: submitit's handlers would
+    requeue before anything is saved. After a preemption the exit code is 0, since srun kills the other ranks, which
+    still save, after any other.
     """
     signals: list[int] = []
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -49,9 +48,8 @@ def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def exit_code(code: int, *, asked: bool) -> int:
-    """The exit code of the task: 128 + n for a training that signal n killed, and ``PREEMPTED`` for a failure after a
-    signal, which came before the handlers were installed, or ended the other ranks first. A real error recurs when the
-    run resumes.
+    """128 + n for a training that signal n killed, and ``PREEMPTED`` for any failure after a signal, which may have
+    come before there were handlers, or ended the other ranks first. A real error recurs when the run resumes.
     """
     if asked and code:
         return PREEMPTED

@@ -190,7 +190,15 @@ class Supervisor:
             sys.exit(PREEMPTED)
 
 
-def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float, environment: Mapping[str, str]) -> None:
+def thread_limit(processes: int) -> dict[str, str]:
+    """The environment in which so many processes share this machine's processors evenly."""
+    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, processors // processes))}
+
+
+def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float) -> None:
     """Train a single run on several devices of this machine, in one process each; ``arguments`` are those of
     ``geexp.train``.
 
@@ -199,7 +207,7 @@ def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float, envi
         KeyboardInterrupt, SystemExit: if they fail after a signal; see ``Supervisor.end_as_signalled``.
     """
     with Supervisor(grace=grace) as supervisor:
-        tree = supervisor.start(arguments, processes=devices, log=None, environment=environment)
+        tree = supervisor.start(arguments, processes=devices, log=None, environment=thread_limit(devices))
         announced = False
         while (code := supervisor.poll(tree)) is None:
             if supervisor.signal is not None and not announced:
