@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -23,33 +24,16 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
 """
 
 
-def probe(*arguments: str, cwd=None) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=cwd,
-        timeout=60,
-    ).stdout
+def probe(*arguments: str, cwd: Path, **variables: str) -> str:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    env = environment(**variables)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=60).stdout
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        "train",
-        "status",
-        "plan",
-        "evaluate",
-        "analyze",
-        "detect",
-        "complexity",
-        "report",
-        "dashboard",
-        "pack",
-        "check_data",
-    ],
-)
+ENTRIES = ("train", "status", "plan", "evaluate", "analyze", "detect", "complexity", "report", "dashboard", "pack")
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES, "check_data"])
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_cfg_import_nothing_heavy(entry, flag, tmp_path):
     assert probe(entry, flag, cwd=tmp_path).strip().endswith("LOADED []")
@@ -61,26 +45,15 @@ def test_wrong_input_and_missing_data_import_nothing_heavy(tmp_path):
 
 
 def test_completion_imports_nothing_heavy(tmp_path):
-    out = subprocess.run(
-        [sys.executable, "-c", PROBE, "train", "-sc", "query=bash"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(COMP_LINE="geexp-train ge=theta", COMP_POINT="20"),
-        timeout=60,
-    ).stdout
+    line = {"COMP_LINE": "geexp-train ge=theta", "COMP_POINT": "20"}
+    out = probe("train", "-sc", "query=bash", cwd=tmp_path, **line)
     assert "LOADED []" in out
     assert "ge=theta_plus" in out
 
 
 def test_help_shows_every_group(run):
-    from pathlib import Path
-
     text = run("train", "--help").stdout
-    groups = {path.name for path in Path(config_directory()).iterdir() if path.is_dir()} - {
-        "hydra",
-        "hardware",
-    }  # geexp.plan's
+    groups = {path.name for path in config_directory().iterdir() if path.is_dir()} - {"hydra", "hardware"}
     described = text.split("Groups, with their options")[0]
     for group in groups:
         assert group in described

@@ -75,10 +75,7 @@ STRIPES = OPTIONS["data/stripes.yaml"]
         ({"ge/fifth.yaml": "_target_: mine.Fifth\nsqeeze: 4\n"}, ["sqeeze"]),
         ({"model/tiny.yaml": "_target_: mine.Tiny\nwidth: 8\n"}, ["model.stages"]),
         ({"data/stripes.yaml": STRIPES.replace("period", "perod")}, ["perod"]),
-        (
-            {"data/stripes.yaml": STRIPES.replace("classes: 2", "classes: 3")},
-            ["data.num_classes=3"],
-        ),
+        ({"data/stripes.yaml": STRIPES.replace("classes: 2", "classes: 3")}, ["data.num_classes=3"]),
         ({"schedule/linear.yaml": OPTIONS["schedule/linear.yaml"].replace("floor", "flor")}, ["flor"]),
         ({"optim/adamw.yaml": OPTIONS["optim/adamw.yaml"].replace("betas", "bettas")}, ["bettas"]),
     ],

@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from functools import singledispatch
 
 from geexp.config.errors import ConfigError, bad_value
 from geexp.config.protocol import batchnorm_batch, planned_epochs, stretched
@@ -22,7 +21,6 @@ from geexp.config.schema import (
     ModelConfig,
     OptimConfig,
     PackConfig,
-    PlanConfig,
     RecipeConfig,
     ScheduleConfig,
     TrainConfig,
@@ -34,11 +32,12 @@ from geexp.registry import options
 SCALES = {"imagenet100": ("imagenet",), "imagenet10": ("imagenet",), "cifar_short": ("cifar10", "cifar100")}
 
 
-def check(config: Any) -> None:
+@singledispatch
+def check(config: object) -> None:
     """Raise ``ConfigError`` for keys of a command's configuration that do not go together."""
-    CHECKS.get(type(config), lambda config: None)(config)
 
 
+@check.register
 def check_train(config: TrainConfig) -> None:
     check_scale(config.scale, config.data)
     check_model(config.model)
@@ -55,10 +54,8 @@ def check_train(config: TrainConfig) -> None:
             raise ConfigError(f"callbacks.{name}={callback}: must be null, or have a _target_ that makes a callback.")
     epochs, planned = stretched(config.schedule).epochs, planned_epochs(config)
     if epochs is not None and planned is not None and planned > epochs:
-        raise ConfigError(
-            f"trainer.max_epochs={planned}: schedule={config.schedule.name} is over after {epochs} epochs. "
-            "For a longer run set schedule.epochs."
-        )
+        over = f"schedule={config.schedule.name} is over after {epochs} epochs"
+        raise ConfigError(f"trainer.max_epochs={planned}: {over}. For a longer run set schedule.epochs.")
     # A detector's BN is frozen, or sees the many places of large maps; one image a device is usual.
     if batchnorm_batch(config) < 2 and not config.detects:
         raise ConfigError(
@@ -73,11 +70,10 @@ def check_train(config: TrainConfig) -> None:
 
 def check_scale(scale: str | None, data: DataConfig) -> None:
     """The first check: on another data set a scale breaks others, whose messages would mislead."""
-    made_for = SCALES.get(scale, ()) if scale is not None else ()
-    if made_for and data.name not in made_for:
+    if scale in SCALES and data.name not in SCALES[scale]:
         others = [name for name, those in SCALES.items() if data.name in those]
         raise ConfigError(
-            f"scale={scale}: is made for data={' or '.join(made_for)}, and the configuration says data={data.name}. "
+            f"scale={scale}: is made for data={' or '.join(SCALES[scale])}, not for data={data.name}. "
             f"For that there is scale={' or '.join([*others, 'smoke'])}."
         )
 
@@ -91,10 +87,8 @@ def check_model(model: ModelConfig) -> None:
 
 def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
     if ge.pool == "max" and "pool" not in ge.settings and ge.variant != "none":
-        pooling = [name for name, entry in options("ge").items() if "pool" in entry.get("settings", [])]
-        raise ConfigError(
-            f"ge.pool=max: {ge.variant} gathers by convolution; only {' and '.join(sorted(pooling)[::-1])} pool."
-        )
+        pooling = sorted(name for name, entry in options("ge").items() if "pool" in entry.get("settings", []))
+        raise ConfigError(f"ge.pool=max: {ge.variant} gathers by convolution; only {' and '.join(pooling[::-1])} pool.")
     if ge.stages is None:
         return
     if not ge.stages:
@@ -103,10 +97,8 @@ def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
         raise ConfigError(f"ge.stages={ge.stages}: names a stage twice.")
     for stage in ge.stages:
         if stage not in model.stages:
-            allowed = ", ".join(map(str, model.stages))
-            raise ConfigError(
-                f"ge.stages={ge.stages}: {model.name} has no stage {stage}. Allowed: {allowed}, or null for all."
-            )
+            allowed = f"Allowed: {', '.join(map(str, model.stages))}, or null for all."
+            raise ConfigError(f"ge.stages={ge.stages}: {model.name} has no stage {stage}. {allowed}")
 
 
 def check_task(config: TrainConfig) -> None:
@@ -140,22 +132,17 @@ def check_task(config: TrainConfig) -> None:
     if augmentation.crop is not None or augmentation.rotation or augmentation.jitter:
         raise ConfigError("data/augmentation: boxes can only be mirrored so far; choose mirror or none.")
     if config.trainer.overfit_batches:
-        raise ConfigError(
-            "trainer.overfit_batches: a detection set is read whole; trainer.limit_train_batches and limit_val_batches "
-            "shorten the epochs."
-        )
+        raise ConfigError("trainer.overfit_batches: not with a detector; trainer.limit_train_batches shortens epochs.")
     if config.trainer.compile:
         raise ConfigError("trainer.compile=true: a detector's shapes change from image to image; leave it out.")
     if detector.max_size < detector.min_size:
-        raise ConfigError(
-            f"detector.max_size={detector.max_size}: is below detector.min_size={detector.min_size}, the shorter side."
-        )
+        raise ConfigError(f"detector.max_size={detector.max_size}: is below detector.min_size={detector.min_size}.")
     if detector.anchor_sizes is not None and not (detector.anchor_sizes and min(detector.anchor_sizes) > 0):
         raise ConfigError(f"detector.anchor_sizes={detector.anchor_sizes}: a list of pixels, as in [64,128,256,512].")
     if config.schedule.kind == "plateau":
         raise ConfigError(
-            f"schedule={config.schedule.name} waits for {config.schedule.monitor} to stop falling, which a detector "
-            "does not compute; choose schedule=coco_faster_rcnn, or one of steps or a cosine."
+            f"schedule={config.schedule.name} follows {config.schedule.monitor}, which a detector does not compute; "
+            "choose schedule=coco_faster_rcnn, or one of steps or a cosine."
         )
 
 
@@ -180,8 +167,8 @@ def check_recipe(recipe: RecipeConfig) -> None:
         raise ConfigError(f"recipe=original keeps every file as it is: leave out data.recipe.{sides[0]}.")
     if recipe.name != "original" and len(sides) != 1:
         raise ConfigError(
-            f"recipe={recipe.name} shrinks images to data.recipe.max_side or to data.recipe.short_side pixels: give "
-            "one of the two, and null for the other."
+            f"recipe={recipe.name} shrinks images: give one of the two, data.recipe.max_side or short_side, in pixels, "
+            "and null for the other."
         )
     if (recipe.quality is None) == (recipe.name == "jpeg"):
         raise ConfigError(f"data.recipe.quality={recipe.quality}: recipe=jpeg needs one, the others have none.")
@@ -210,24 +197,21 @@ def check_feed(feed: FeedConfig, data: DataConfig) -> None:
             raise ConfigError(f"data.evaluation_crop=null: feed={feed.name} needs data.evaluation_crop=centre.")
     possible = {"reference": ("pad", "resized", None), "resident": ("pad", None)}.get(feed.name, ("resized", None))
     if data.augmentation.crop not in possible:
-        raise ConfigError(
-            f"data.augmentation.crop={data.augmentation.crop}: not with feed={feed.name}. Choose another "
-            "data/augmentation, or feed=reference."
-        )
+        wanted = f"data.augmentation.crop={data.augmentation.crop}"
+        raise ConfigError(f"{wanted}: not with feed={feed.name}. Choose another data/augmentation, or feed=reference.")
     if feed.name == "resident" and (data.augmentation.rotation or data.augmentation.jitter):
         raise ConfigError("data.augmentation.rotation and jitter: not with feed=resident; use feed=reference.")
     if data.recipe.name != "original" and feed.name != "pack":
         raise ConfigError(
-            f"recipe={data.recipe.name}: images that were shrunk are read from a pack; say feed=pack, or "
-            "recipe=original."
+            f"recipe={data.recipe.name}: only a pack has shrunk images; say feed=pack or recipe=original."
         )
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
     if (schedule.kind is None) == (schedule._target_ is None):
         raise ConfigError(
-            f"schedule.kind={schedule.kind}, schedule._target_={schedule._target_}: give one of the two, one of our "
-            "kinds (steps, cosine, plateau) or the import path of a function."
+            f"schedule.kind={schedule.kind}, schedule._target_={schedule._target_}: give one of the two, steps, cosine "
+            "or plateau, or the import path of a function."
         )
     units = [unit for unit in ("epochs", "iterations") if getattr(schedule, unit) is not None]
     if len(units) != 1:
@@ -282,13 +266,12 @@ def check_launcher(launcher: LauncherConfig) -> None:
     devices = launcher.devices
     several = isinstance(devices, list) and devices and all(isinstance(d, int | str) for d in devices)
     if not (devices == "auto" or several or (type(devices) is int and devices >= 1)):
-        raise ConfigError(
-            f"launcher.devices={devices}: must be auto, how many there are to share out, or a list such as [0,1,2,3]."
-        )
+        raise ConfigError(f"launcher.devices={devices}: must be auto, a number, or a list such as [0,1,2,3].")
     if several and len(set(map(str, devices))) < len(devices):
         raise ConfigError(f"launcher.devices={devices}: names a device twice.")
 
 
+@check.register
 def check_complexity(config: ComplexityConfig) -> None:
     check_model(config.model)
     check_ge(config.ge, config.model)
@@ -298,11 +281,13 @@ def check_complexity(config: ComplexityConfig) -> None:
             raise ConfigError(f"{key}={getattr(config, key)}: a table has its own networks and setting; leave it out.")
 
 
+@check.register
 def check_evaluate(config: EvaluateConfig) -> None:
     if bool(config.run) == bool(config.checkpoint):
         raise ConfigError("give one of the two: run=<a run's folder>, or checkpoint=<a .ckpt file>.")
 
 
+@check.register
 def check_detect(config: DetectConfig) -> None:
     if not config.run:
         raise ConfigError("name the detector: mode=predict run=<its run's folder>.")
@@ -318,6 +303,7 @@ _OF_ANALYSES = {
 }
 
 
+@check.register
 def check_analyze(config: AnalyzeConfig) -> None:
     if not config.run:
         raise ConfigError(f"name the run: analysis={config.analysis} run=<a run's folder>.")
@@ -337,6 +323,7 @@ def check_analyze(config: AnalyzeConfig) -> None:
         raise ConfigError(f"ratios={config.ratios}: a list of numbers from 0 to 1, as in [0,0.5,1].")
 
 
+@check.register
 def check_dashboard(config: DashboardConfig) -> None:
     if config.name is None:
         raise ConfigError("name the sweep, as in sweep=table2.")
@@ -348,33 +335,18 @@ def check_dashboard(config: DashboardConfig) -> None:
         raise ConfigError(f"out={config.out}: a file is written with dry_run=true only.")
 
 
+@check.register
 def check_pack(config: PackConfig) -> None:
     if config.data.keep_classes is not None:
-        raise ConfigError(
-            f"data.keep_classes={config.data.keep_classes}: a pack has all the classes; set it in training, which then "
-            "reads no more than their images. Leave it out here."
-        )
+        kept = f"data.keep_classes={config.data.keep_classes}"
+        raise ConfigError(f"{kept}: a pack has all the classes; leave it out here, and set it in training.")
     check_data(config.data)
     if config.data.kind != "files":
-        raise ConfigError(
-            f"data={config.data.name}: its images are small and lie in one file already; there is nothing to pack. "
-            f"Train with feed={config.data.default_feed}."
-        )
+        nothing = f"data={config.data.name}: there are no image files to pack"
+        raise ConfigError(f"{nothing}. Train with feed={config.data.default_feed}.")
 
 
+@check.register
 def check_data_check(config: CheckDataConfig) -> None:
     check_data(config.data)
     check_feed(config.feed, config.data)
-
-
-CHECKS: dict[type, Callable[[Any], None]] = {
-    TrainConfig: check_train,
-    PlanConfig: check_train,
-    EvaluateConfig: check_evaluate,
-    AnalyzeConfig: check_analyze,
-    DetectConfig: check_detect,
-    ComplexityConfig: check_complexity,
-    DashboardConfig: check_dashboard,
-    PackConfig: check_pack,
-    CheckDataConfig: check_data_check,
-}

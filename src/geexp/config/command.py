@@ -4,23 +4,25 @@ Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage 
 command, started again, goes on), 130 interrupted.
 """
 
+import argparse
 import functools
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -32,15 +34,25 @@ from geexp.config.errors import (
     DataError,
     UserError,
     bad_value,
+    causes,
     unknown_key,
 )
-from geexp.config.help import help_text
 from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).parents[1]
+# The defaults of conf/train.yaml; on the command line Hydra refuses them.
+_NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
+# Rank 0 prints, logs and writes; the others print an error only if rank 0 has not ended these seconds later.
+_RANK_0_FIRST = 10.0
+_SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
+# Groups that no defaults list names, since they are chosen on the command line alone (+sweep=…).
+_ADDED = ("sweep",)
+_FOOTER = "Set a key with key=value. All keys and their defaults: --cfg job. Hydra's own flags: --hydra-help"
 
 
 def command(
@@ -53,8 +65,7 @@ def command(
 ) -> Callable[[Callable[[T], object]], Callable[[], None]]:
     """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
 
-    Mistakes of the user end in one message on standard error and exit code 2, whether Hydra, OmegaConf, our schema or
-    our checks find them.
+    Mistakes of the user end in one message on standard error and exit code 2, found by Hydra, OmegaConf or us.
 
     Args:
         sweeps: whether there is ``-m``; then ``--cfg`` also lists the jobs, on standard error.
@@ -130,7 +141,7 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
     try:
         if {"-h", "--help"} & set(sys.argv):
-            print(help_text(name, [word for word in sys.argv[1:] if word not in ("-h", "--help")]))
+            print(_help_text(name, [word for word in sys.argv[1:] if word not in ("-h", "--help")]))
             return
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)()
     except KeyboardInterrupt:
@@ -147,11 +158,7 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
 
 def explain(error: BaseException, schema: type) -> UserError | None:
     """The user error behind an exception; None for anything else, such as a bug of ours."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = causes(error)
     for link in chain:
         if isinstance(link, UserError):
             return link
@@ -179,7 +186,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging's, of a file it cannot open
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        where = error.filename or "a file of the output folder"  # which writing does not say, and opening does
+        where = error.filename or "a file of the output folder"  # an error of writing has no name
         return DataError(f"{where}: {error.strerror}. Make room and let it be written to, or choose another folder.")
     if isinstance(error, OSError) and error.filename:
         return DataError(f"{error.filename}: {error.strerror}.")
@@ -190,23 +197,8 @@ def _is_a_bug(error: BaseException) -> bool:
     """Whether code of ours raised it, and it is not the type of a user error."""
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)):
         return False
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE):
-            return True
-        trace = trace.tb_next
-    return False
-
-
-_PACKAGE = Path(__file__).parents[1]
-
-# The defaults of conf/train.yaml; on the command line Hydra refuses them.
-_NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
-
-
-# Rank 0 prints, logs and writes; the others print an error only if rank 0 has not ended these seconds later.
-_RANK_0_FIRST = 10.0
-_SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).is_relative_to(_PACKAGE) for frame, _ in frames)
 
 
 def _without_cfg(arguments: list[str]) -> list[str] | None:
@@ -261,3 +253,31 @@ def _quoted_choice(argument: str) -> str:
     """``extent=8`` as typed: Hydra takes a bare number for an integer and refuses integers as names of options."""
     match = re.fullmatch(r"(extent=)(\d+|global)((?:,(?:\d+|global))*)", argument)
     return argument if match is None else re.sub(r"\d+", lambda m: f"'{m[0]}'", argument)
+
+
+def _help_text(name: str, arguments: Sequence[str]) -> str:
+    """The help of ``python -m geexp.<name>``, for the choices that the other ``arguments`` make.
+
+    Hydra's own reads every group anew for each of its options, which takes a second.
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--config-dir", "-cd", type=Path)
+    known, rest = flags.parse_known_args(list(arguments))
+    overrides = [word for word in rest if not word.startswith("-")]
+    folders = [config_directory()]
+    if known.config_dir is not None:
+        folders.append(known.config_dir.absolute())
+        overrides.append(f"hydra.searchpath=['file://{folders[-1]}']")
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        whole = compose(name, overrides=overrides, return_hydra_config=True)
+    chosen = {group for group in whole.hydra.runtime.choices if not group.startswith("hydra")}
+    if "experiment" in chosen:
+        chosen |= {*_ADDED, *(f"data/{folder.name}" for folder in (folders[0] / "data").iterdir() if folder.is_dir())}
+    lines = [f"{group}: {', '.join(_options(folders, group))}" for group in sorted(chosen)]
+    settings = OmegaConf.to_yaml(OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]))
+    groups = ["Groups, with their options (group=option):", *lines, ""] if lines else []
+    return "\n".join([whole.hydra.help.header, *groups, "Configuration:", "", settings, _FOOTER])
+
+
+def _options(folders: Sequence[Path], group: str) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})

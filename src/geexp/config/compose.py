@@ -21,7 +21,7 @@ from omegaconf.errors import (
 from geexp.config.checks import check
 from geexp.config.class_folders import register_resolvers
 from geexp.config.constraints import check_values
-from geexp.config.errors import ConfigError, UserError, bad_value, unknown_key
+from geexp.config.errors import ConfigError, UserError, bad_value, causes, unknown_key
 from geexp.config.hydra_private import outside_of_a_command
 from geexp.config.schema import TrainConfig
 from geexp.registry import config_directory, options
@@ -90,7 +90,8 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
     except OmegaConfBaseException as error:
-        raise _raised_in_a_resolver(error) or wrong_type(schema, error) from error
+        of_a_resolver = [link for link in causes(error) if isinstance(link, UserError)]
+        raise next(iter(of_a_resolver), wrong_type(schema, error)) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"{missing[0]}: no value is given. Choose an option of the group or set the key.")
@@ -98,13 +99,6 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     check_values(config)
     check(config)
     return config
-
-
-def _raised_in_a_resolver(error: BaseException | None) -> UserError | None:
-    """The user's mistake that OmegaConf wraps into an error of an interpolation."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def is_ours(target: object) -> bool:

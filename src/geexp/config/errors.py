@@ -9,9 +9,7 @@ PREEMPTED = 75  # "temporary failure, try again" of sysexits.h: start the same c
 INTERRUPTED = 130
 
 # What the system says of a disk that is full, broken, or not to be written to.
-UNWRITABLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM},
-)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(ValueError):
@@ -48,6 +46,16 @@ class DivergedError(TrainingError):
     state = "diverged"
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, what it was raised from, and so on."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """'Did you mean …?' with the valid words nearest to ``word``, or an empty string when none is near."""
     matches = get_close_matches(word, list(valid), n=3, cutoff=0.6)
@@ -57,10 +65,8 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def bad_value(key: str, value: object, valid: Iterable[object], *, hint: str = "") -> ConfigError:
     """The error for a value that is not among the allowed ones."""
     words = [str(v) for v in valid]
-    guess = nearest(str(value), words)
-    return ConfigError(
-        f"{key}={value}: not allowed.{guess} Allowed: {', '.join(words)}." + (f" {hint}" if hint else "")
-    )
+    allowed = f"{nearest(str(value), words)} Allowed: {', '.join(words)}."
+    return ConfigError(f"{key}={value}: not allowed.{allowed}" + (f" {hint}" if hint else ""))
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
