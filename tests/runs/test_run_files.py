@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from geexp.runs.run_files import append_row, read_history, read_result, write_json
+from geexp.runs.run_files import append_row, read_history, write_json
 
 
 def test_write_json_is_atomic_and_refuses_nan(tmp_path):
@@ -24,10 +24,3 @@ def test_history_takes_the_last_row_of_an_epoch_and_survives_a_torn_line(tmp_pat
         file.write('{"epoch": 3, "x"')  # killed while writing
     append_row(path, {"epoch": 2, "x": 20})
     assert read_history(tmp_path) == [{"epoch": 1, "x": 1}, {"epoch": 2, "x": 20}]
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "running"}', "null"])
-def test_what_is_no_result(tmp_path, content):
-    (tmp_path / "result.json").write_text(content)
-    assert read_result(tmp_path) is None
-    assert read_result(tmp_path / "nowhere") is None

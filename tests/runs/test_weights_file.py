@@ -6,8 +6,7 @@ import pytest
 
 from geexp.config.compose import composed_training
 from geexp.config.errors import ConfigError
-from geexp.runs.job import make_job
-from geexp.runs.weights_file import backbone_file, require_backbone
+from geexp.runs.job import backbone_file, make_job, require_backbone
 
 
 def detector(given: str):

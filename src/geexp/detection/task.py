@@ -22,10 +22,9 @@ from geexp.detection.evaluation import CocoEvaluator, DetectionScores
 from geexp.detection.faster_rcnn import build_detector
 from geexp.detection.pictures import save_precision_recall
 from geexp.detection.weights import Loaded, load_backbone
-from geexp.runs.job import make_job
+from geexp.runs.job import backbone_file, digest_of_weights, make_job
 from geexp.runs.metrics import AP, coco_numbers
 from geexp.runs.run_files import PRECISION_RECALL
-from geexp.runs.weights_file import backbone_file, digest_of_weights
 from geexp.training.network import network_of
 from geexp.training.task import TrainingModule
 

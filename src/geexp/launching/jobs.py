@@ -18,8 +18,7 @@ from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
-from geexp.runs.job import Job, make_job, of_the_task
-from geexp.runs.weights_file import require_backbone
+from geexp.runs.job import Job, make_job, of_the_task, require_backbone
 
 # Hydra's own settings that hold for a sweep only, and not for one of its jobs alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")

@@ -17,8 +17,8 @@ from geexp.report.report import report_table
 from geexp.report.rows import DETECTION, FIGURES, TABLES, Training, curves_of, presets_of, rows_of
 from geexp.report.tables import to_markdown
 from geexp.runs.atomic_write import atomic_write
+from geexp.runs.identity import network_label
 from geexp.runs.metrics import AP
-from geexp.runs.name import network_label
 from geexp.training.wandb_content import (
     BEST,
     BEST_AP,

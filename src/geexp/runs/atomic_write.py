@@ -13,8 +13,8 @@ _MARK = ".writing-"
 def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Write to a file beside ``path``, flush it to the disk, then rename it to ``path``.
 
-    Readers see the old file or the new one. After an exception the old one is still there, and nothing else. With
-    ``previous`` the old file gets that name once the new one is whole, so that at every moment one of the two is.
+    Readers see the old file or the new one; after an exception only the old one is there. With ``previous`` the old
+    file gets that name once the new one is whole, so that at every moment one of the two exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_MARK}{path.name}-{os.getpid()}")  # mkstemp would make it private to the user
@@ -29,19 +29,14 @@ def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[Binary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_names(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, must outlive a loss of power
+    finally:
+        os.close(folder)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What processes that were killed while writing left behind; nobody else may be writing here."""
+    """Remove what killed processes left behind; nobody else may be writing here."""
     for left in folder.glob(f"{_MARK}*"):
         left.unlink(missing_ok=True)
-
-
-def _flush_names(folder: Path) -> None:
-    """The new name, too, must outlive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("geexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "numpy")
+_PACKAGES = ("geexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "omegaconf", "numpy")
 
 
 def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": git_commit(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -28,16 +28,13 @@ def environment() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """The commit of our own source, ``-dirty`` if it or ``conf/`` was changed since; None where it is not under git."""
-    source = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None

@@ -4,9 +4,13 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
+from textwrap import shorten
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from geexp.config.compose import FACTS, is_ours
+from geexp.config.labels import ge_label, model_label
 from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, ScheduleConfig, TrainConfig
 from geexp.registry import options
@@ -23,6 +27,8 @@ _WATCHING = {
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 }
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
+# Overrides of a command line that make another run, for its name at W&B.
+_DETERMINING = ("model.", "ge.", "data.", "schedule.", "optim.", "trainer.", "detector.", "callbacks.")
 _OF_A_KIND = {
     "cosine": (),
     "steps": ("milestones", "factor"),
@@ -33,7 +39,7 @@ _OF_A_KIND = {
 def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]:
     """The part of the configuration that determines the result; settings without an effect are left out.
 
-    ``weights`` is the digest of those that a detector's backbone starts from.
+    ``weights`` is the digest of the weights that a detector's backbone starts from.
     """
     whole = asdict(config)
     model = _chosen(whole["model"], _NOT_OF_THE_MODEL)
@@ -58,7 +64,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
         "ge": effective_ge(config.ge, config.model),
         "data": _chosen(whole["data"], _NOT_OF_THE_DATA),
         "schedule": effective_schedule(config.schedule),
-        # However many devices make a step, its images are the same; what BN sees at once, and how often, is not.
+        # The number of devices does not change a step's images, but what BN sees at once, and how often.
         "optim": optim
         | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)}
         | {"accumulate": config.trainer.accumulate},
@@ -71,7 +77,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
 
 
 def _chosen(group: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    """A group's settings; of an option from outside also its import path and all arguments."""
+    """A group's settings; for a user's own option also its import path and all arguments."""
     kept = {key: value for key, value in group.items() if key not in without | {"_target_", "arguments"}}
     if not is_ours(group["_target_"]):
         kept["_target_"] = group["_target_"]
@@ -127,10 +133,8 @@ def recipe_slug(recipe: RecipeConfig) -> str:
 
 
 def data_slug(config: TrainConfig) -> str:
-    """The data set, with the scale, the number of classes and the recipe where they make it another.
-
-    A name may be that of any folder: what would need quotes on a command line becomes a dash.
-    """
+    """The data set, with its scale, number of classes and recipe if they are not the usual ones."""
+    # The name may be any folder's: what would need quotes on a command line becomes a dash.
     data = re.sub(r"[^\w.+-]+", "-", config.data.name).strip("-.") or "data"
     if config.scale is not None:
         data += f"-{config.scale}"
@@ -178,3 +182,48 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
             below = below.setdefault(name, {})
         below[last] = value
     return tree
+
+
+def network_label(config: TrainConfig) -> str:
+    """``ResNet-50 GE-θ``."""
+    model = config.model.label or model_label(config.model.name)
+    return f"{model} {ge_label(effective_ge(config.ge, config.model), config.ge.label)}"
+
+
+def run_label(config: TrainConfig) -> str:
+    """``table2_theta`` for a preset, else ``ResNet-50 GE-θ, imagenet, plateau``; then other overrides but the seed."""
+    preset = _experiment()
+    start = [preset] if preset else [network_label(config), data_slug(config), config.schedule.name]
+    return ", ".join([*start, *_overrides(preset)])
+
+
+def run_name(config: TrainConfig) -> str:
+    """The label, cut if it is longer than W&B takes, and the seed."""
+    return f"{shorten(run_label(config), 100, placeholder=' …')}, seed {config.seed}"
+
+
+def run_tags(config: TrainConfig) -> list[str]:
+    """The preset, unless overrides make it another training; the variant of GE and the data."""
+    preset = _experiment()
+    named = [preset] if preset and not _overrides(preset) else []
+    return [*named, config.ge.variant, data_slug(config)]
+
+
+def _experiment() -> str | None:
+    return HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+
+
+def _overrides(preset: str | None) -> list[str]:
+    """Those of the command line that change what is trained, less what the label has in its own words."""
+    if not HydraConfig.initialized():
+        return []
+    groups = ["optim", "debug", "data/augmentation", "callbacks", "scale"]
+    if preset:
+        groups += ["model", "ge", "extent", "placement", "data", "schedule"]
+    in_label = () if preset else ("ge.", "model.name", "data.name")
+    kept = []
+    for word in HydraConfig.get().overrides.task:
+        key = word.lstrip("+").partition("=")[0]
+        if key in groups or (key.startswith(_DETERMINING) and not key.startswith(in_label)):
+            kept.append(word.lstrip("+"))
+    return kept

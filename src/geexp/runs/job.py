@@ -1,6 +1,8 @@
-"""A training to be done: its configuration, what makes it the run that it is, and the folder of that run."""
+"""A training to be done: its configuration, identity and folder, and the weights that a detector starts from."""
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ from geexp.config.compose import validated
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
 from geexp.runs.identity import differences, identity, run_folder
-from geexp.runs.weights_file import digest_of_weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Job:
         return run_folder(self.config, self.identity)
 
     def require_same(self, recorded: dict[str, Any]) -> None:
-        """Raise ``ConfigError``, naming the keys, if what lies in the folder came from another configuration."""
+        """Raise ConfigError, naming the keys, if the run in the folder is of another configuration."""
         different = differences(self.identity, recorded)
         if different:
             named = ", ".join(f"{key}={ours} (there: {theirs})" for key, (ours, theirs) in different.items())
@@ -38,13 +39,13 @@ class Job:
 
 
 def make_job(config: TrainConfig, folder: Path | None = None) -> Job:
-    """The job of a checked configuration, in the folder that it has by itself unless another is given."""
+    """The job of a checked configuration, by default in the folder that its identity names."""
     known = identity(config, weights=digest_of_weights(config.backbone_checkpoint))
     return Job(config, known, (folder or Path(config.outputs) / run_folder(config, known)).absolute())
 
 
 def of_the_task(composed: DictConfig) -> DictConfig:
-    """What Hydra composed without what is Hydra's own, or geexp.plan's."""
+    """The composed configuration without the keys of Hydra and of geexp.plan."""
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("hydra", "hardware")])
 
 
@@ -55,3 +56,58 @@ def register_resolvers() -> None:
         return make_job(validated(TrainConfig, of_the_task(_root_))).slug
 
     OmegaConf.register_new_resolver("geexp.run_folder", resolve, replace=True)
+
+
+def require_backbone(config: TrainConfig) -> None:
+    """Raise ConfigError if the weights that a detector starts from are missing or ambiguous."""
+    if config.detects and config.backbone_checkpoint is not None:
+        backbone_file(config)
+
+
+def backbone_file(config: TrainConfig) -> Path:
+    """The file of ``backbone_checkpoint``, which may be a pattern (``*``) that fits one file only.
+
+    Raises:
+        ConfigError: if there is none, or more than one.
+    """
+    given = str(config.backbone_checkpoint)
+    files = _files(given)
+    if len(files) == 1:
+        return files[0]
+    if files:
+        named = ", ".join(map(str, files))
+        raise ConfigError(f"backbone_checkpoint={given}: fits {len(files)} files, {named}. Name one of them.")
+    ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")
+    raise ConfigError(
+        f"backbone_checkpoint={given}: No such file. It is a classification run's checkpoint, "
+        "<run>/checkpoints/last.ckpt, or a file of weights of torchvision or timm (.pth, .safetensors). Such a run is "
+        f"trained by python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
+    )
+
+
+def digest_of_weights(given: str | None) -> str:
+    """The start of the file's SHA-256; ``nothing`` for None, ``missing`` for a file that is not there yet."""
+    if given is None:
+        return "nothing"
+    files = _files(given)
+    if len(files) != 1:
+        return "missing"
+    status = files[0].stat()
+    return _digest(files[0], status.st_mtime_ns, status.st_size)
+
+
+def _files(given: str) -> list[Path]:
+    path = Path(given).expanduser()
+    if "*" not in given:
+        return [path] if path.is_file() else []
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))
+
+
+@lru_cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"backbone_checkpoint={path}: {error.strerror}.") from error

@@ -16,12 +16,12 @@ from geexp.config.errors import DataError
 LOCK = "run.lock"
 log = logging.getLogger(__name__)
 
-_held: set[Path] = set()  # by this process, which would let go of a lock by looking at it
+_held: set[Path] = set()  # by this process, which would release a lock by probing it
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run in ``folder``; the system lets go of it when the process ends, however it ends.
+    """Hold the lock of the run in ``folder``; the system releases it when the process ends, however it ends.
 
     Raises:
         DataError: if another process holds it.
@@ -31,7 +31,11 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: this process is training this run already.")
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if not _taken_soon(file):
+        for _ in range(10):  # a reader probing the lock holds it briefly
+            if _taken(file):
+                break
+            time.sleep(0.05)
+        else:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "another process"
             raise DataError(
@@ -59,17 +63,8 @@ def is_locked(folder: Path) -> bool:
         return False
 
 
-def _taken_soon(file: BinaryIO) -> bool:
-    """Who only looks whether it is locked has it for a moment, too."""
-    for _ in range(10):
-        if _taken(file):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def _taken(file: BinaryIO) -> bool:
-    # A lock of POSIX: it belongs to the process, so that workers which outlive it by a moment do not hold it.
+    # A POSIX lock belongs to the process: workers that outlive it do not hold it.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The figure that a run is judged by: which one, which way is better, and how it is said. No torch."""
+"""The figure that a run is judged by. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +30,14 @@ AP = Score("val/AP", "mAP", lower_is_better=False)
 
 
 def score_of(metrics: Mapping[str, Any]) -> Score:
-    """The one that these metrics are judged by."""
+    """The score of a run with these metrics."""
     return AP if AP.key in metrics else TOP1_ERROR
 
 
 def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """COCO's twelve of a detector, in percent; a dash where there is no object of that size."""
-    numbers = {
-        key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith(("val/AP", "val/AR"))
-    }
-    return [(name, "    -" if value is None else f"{value:5.1f}") for name, value in numbers.items()]
+    return [
+        (key.removeprefix("val/"), "    -" if value is None else f"{value:5.1f}")
+        for key, value in metrics.items()
+        if key.startswith(("val/AP", "val/AR"))
+    ]

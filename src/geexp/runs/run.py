@@ -1,4 +1,4 @@
-"""A run as it lies in its folder: the record of its end, its epochs, its checkpoints, and what else is to be found."""
+"""A run as it lies in its folder: its result, history and checkpoints."""
 
 import json
 import os
@@ -20,10 +20,10 @@ FORMAT = 1  # of result.json
 
 @dataclass(frozen=True)
 class Result:
-    """``result.json``: how a run ended, with what it was made of. Written once, when the run is complete.
+    """``result.json``, written once, when the run is complete.
 
-    ``metrics`` has figures of the ``last`` epoch and of the ``best`` one; ``complexity`` has ``params`` and ``macs``
-    (None for a detector, whose work depends on its images); ``environment`` versions, commit and hardware.
+    ``metrics`` has those of the ``last`` and the ``best`` epoch; ``complexity`` has ``params`` and ``macs`` (None for a
+    detector, whose work depends on its images); ``environment`` has versions, commit and hardware.
     """
 
     identity: dict[str, Any]
@@ -54,7 +54,7 @@ class Result:
     def of_json(cls, content: Any) -> "Result":
         """
         Raises:
-            ValueError: if it is no complete result of this version, with the reason.
+            ValueError: with the reason, if it is no complete result of this version.
         """
         if not isinstance(content, dict) or content.get("status") != "completed":
             raise ValueError("does not state that the run was completed")
@@ -85,7 +85,6 @@ class Result:
 
     @property
     def score(self) -> Score:
-        """What the run is judged by."""
         return score_of(self.metrics["last"])
 
     @property
@@ -100,8 +99,8 @@ class Result:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint states about itself: the configuration of its run, the run's id at W&B, its finished epochs
-    and the metrics of the last one. In the file it is a plain dictionary, which loads with ``weights_only=True``."""
+    """The configuration of a checkpoint's run, its id at W&B, its finished epochs and the metrics of the last one. In
+    the file it is a plain dictionary, which loads with ``weights_only=True``."""
 
     config: dict[str, Any] = field(repr=False)
     run_id: str
@@ -120,7 +119,7 @@ class CheckpointInfo:
 
 
 class Run:
-    """What the folder of a run holds. Everything is read when it is asked for; a run may be going on."""
+    """The folder of a run, which may still be training. Files are read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,7 +129,7 @@ class Run:
 
     @cached_property
     def result(self) -> Result | None:
-        """None if the run has not come to its end, or its record is damaged."""
+        """None if the run is not complete or its record is damaged."""
         try:
             return self.read_result()
         except DataError:
@@ -139,7 +138,7 @@ class Run:
     def read_result(self) -> Result:
         """
         Raises:
-            DataError: with the reason, if the folder has no complete record of a run that this version reads.
+            DataError: with the reason, if there is no complete result of this version.
         """
         try:
             return Result.of_json(json.loads((self.folder / RESULT).read_text(encoding="utf-8")))
@@ -151,9 +150,8 @@ class Run:
         except OSError as error:
             raise DataError(f"{RESULT} cannot be read: {error.strerror}") from error
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{RESULT} is cut short or damaged; training again with the same command replaces it"
-            ) from error
+            reason = "is cut short or damaged; training again with the same command replaces it"
+            raise DataError(f"{RESULT} {reason}") from error
         except ValueError as error:
             raise DataError(f"{RESULT} {error}") from error
 
@@ -171,12 +169,11 @@ class Run:
         return is_locked(self.folder)
 
     def checkpoint(self, name: str) -> Path:
-        """The path of ``best.ckpt``, ``last.ckpt`` or ``previous.ckpt``, whether it is there or not."""
+        """The path of ``best.ckpt``, ``last.ckpt`` or ``previous.ckpt``, which may be missing."""
         return checkpoint_folder(self.folder) / name
 
     @property
     def resumable(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
         return any(self.checkpoint(name).is_file() for name in (LAST, PREVIOUS))
 
 

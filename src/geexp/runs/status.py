@@ -20,8 +20,8 @@ _LOST_AFTER = 20 * HEARTBEAT
 
 @dataclass(frozen=True)
 class Status:
-    """What a run is doing or how it ended: ``running``, ``complete``, ``preempted``, ``interrupted``, ``diverged``,
-    ``failed``, or ``lost`` for one that was killed. Times are in seconds since 1970; ``batches`` are of this process.
+    """``state`` is ``running``, ``complete``, ``preempted``, ``interrupted``, ``diverged``, ``failed``, or ``lost`` for
+    a run that was killed. Times are in seconds since 1970; ``batches`` are of this process.
     """
 
     state: str
@@ -38,10 +38,9 @@ class Status:
 
 
 class StatusFile:
-    """Keeps the file up to date while it is entered: ``running`` with a heartbeat, then how it ended.
+    """Context manager that keeps the file up to date: ``running`` with a heartbeat, then how it ended.
 
-    ``complete``, or the ``state`` of the exception: ``preempted``, ``interrupted``, ``diverged``; else ``failed``. A
-    status that cannot be written, on a full disk, does not stop the training.
+    The end is ``complete``, the ``state`` of the exception, or ``failed``. A full disk does not stop the training.
     """
 
     def __init__(self, folder: Path, *, epochs: int | None) -> None:
@@ -63,16 +62,16 @@ class StatusFile:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
-        self._thread.join(HEARTBEAT)  # what it writes, it writes while the run is still this process's own
-        if error is None:
-            self._content = replace(self._content, state="complete")
-        else:
-            usual = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            reason = str(error) or type(error).__name__
-            state = getattr(error, "state", usual)
-            self._content = replace(self._content, state=state, reason=reason.splitlines()[0])
-        if not self._write():
-            self._overwrite()
+        self._thread.join(HEARTBEAT)  # it must not write once the run is another process's
+        state, reason = "complete", None
+        if error is not None:
+            state = getattr(error, "state", "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        self._content = replace(self._content, state=state, reason=reason)
+        if not self._write():  # a full disk has no room for a new file, but has that of the old one
+            with contextlib.suppress(OSError), self.path.open("r+b") as file:
+                file.write(json.dumps(asdict(self._content)).encode())
+                file.truncate()
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
@@ -85,18 +84,12 @@ class StatusFile:
             return True
         return False
 
-    def _overwrite(self) -> None:
-        """A full disk has no room for a new file, but has that of the old one."""
-        with contextlib.suppress(OSError), self.path.open("r+b") as file:
-            file.write(json.dumps(asdict(self._content)).encode())
-            file.truncate()
-
 
 def read_status(folder: Path) -> Status | None:
     """The run's status file, or None without one that can be read.
 
-    A run whose file states that it is running, and that is not, comes back as ``lost``: its lock decides, whatever the
-    clocks are, or on another machine, which may not share its locks, a heartbeat that is minutes old.
+    A run that is ``running`` by its file and does not hold its lock is ``lost``; on another machine, which may not
+    share its locks, only if its heartbeat is minutes old.
     """
     try:
         content = json.loads((folder / STATUS).read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from geexp.training.stopping import Stopped
 
 
 class RunInCheckpoint(pl.Callback):
-    """Puts ``CheckpointInfo`` into every checkpoint: the configuration and the metrics of the last finished epoch."""
+    """Puts ``CheckpointInfo`` into every checkpoint."""
 
     def __init__(self, config: dict[str, Any], *, run_id: str) -> None:
         self.config, self.run_id = config, run_id
@@ -42,13 +42,12 @@ class LastCheckpoint(Checkpoint):
     """``checkpoints/last.ckpt``: before the first step, after every validation, and in between.
 
     Args:
-        every_n_steps: also within epochs. None: a run that is killed repeats the epoch from its start. Either way it
-            sees the same images.
-        stop: returns the signal that all ranks have agreed to obey at this step, or 0. A checkpoint is written, then
-            ``Stopped`` is raised.
+        every_n_steps: also within epochs; None: a killed run repeats its epoch from the start.
+        stop: returns the signal that all ranks obey at this step, or 0. A checkpoint is written, then ``Stopped`` is
+            raised.
     """
 
-    def __init__(self, folder: Path, *, every_n_steps: int | None = None, stop: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, folder: Path, *, every_n_steps: int | None, stop: Callable[[], int]) -> None:
         self.path, self.every_n_steps, self.stop = folder / LAST, every_n_steps, stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,7 +94,20 @@ class BestCheckpoint(Checkpoint):
         self.best = state_dict["best"]
 
 
-class History(pl.Callback):
+class _EpochClock(pl.Callback):
+    """Measures the time since the epoch, or its resumed rest, began."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+class History(_EpochClock):
     """Appends a row per epoch to ``history.jsonl``, and sends it to the loggers.
 
     The row is written before the checkpoint, so that no checkpointed epoch lacks one. An epoch that was repeated after
@@ -103,15 +115,14 @@ class History(pl.Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._start = time.monotonic()
-        self._before = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
+        self.path, self._before = path, 0.0  # seconds of the epoch before an interruption
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start, self._before = time.monotonic(), 0.0
+        super().on_train_epoch_start(trainer, pl_module)
+        self._before = 0.0
+
+    def seconds(self) -> float:
+        return self._before + super().seconds()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -119,7 +130,7 @@ class History(pl.Callback):
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "seconds": round(self._seconds(), 3),
+            "seconds": round(self.seconds(), 3),
             "time": round(time.time(), 3),
             **pl_module.metrics,
         }
@@ -129,12 +140,8 @@ class History(pl.Callback):
             logger.log_metrics(row, step)
             logger.save()
 
-    def _seconds(self) -> float:
-        """Spent on the epoch, including the time before an interruption."""
-        return self._before + time.monotonic() - self._start
-
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds()}
+        return {"seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict["seconds"]
@@ -147,29 +154,15 @@ class Heartbeat(pl.Callback):
         self.status = status
         self.batches = 0  # includes validation, during which there are no steps
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._note(trainer)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.batches += 1
-        self._note(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.batches += 1
-        self._note(trainer)
-
-    def _note(self, trainer: pl.Trainer) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.status.at(epoch=trainer.current_epoch + 1, step=trainer.global_step, batches=self.batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.batches += 1
+        self.on_train_start(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.on_train_batch_end(trainer)
 
 
 def progress() -> Callback:
@@ -180,7 +173,7 @@ def progress() -> Callback:
 
 
 class TerminalBar(DescribedProgressBar):
-    """Lightning's bar with the score of the last epoch, without the version number, and with epochs counted from 1."""
+    """Lightning's bar with the score of the last epoch and epochs counted from 1."""
 
     def __init__(self) -> None:
         super().__init__(leave=True, console_kwargs={"stderr": True})
@@ -193,23 +186,16 @@ class TerminalBar(DescribedProgressBar):
         return epoch_of(self.trainer, current_epoch)
 
 
-class EpochLines(Callback):
+class EpochLines(_EpochClock):
     """One line after the validation of every epoch."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         metrics, score = pl_module.metrics, pl_module.score
-        seconds = time.monotonic() - self._start
         training_key = score.key.replace("val/", "train/")
         training = f", {score.name} {metrics[training_key]:.2f} %" if training_key in metrics else ""
         print(
             f"{epoch_of(trainer, trainer.current_epoch)}  train loss {metrics['train/loss']:.3f}{training}  "
-            f"val {score.name} {metrics[score.key]:.2f} %  {seconds:.0f} s",
+            f"val {score.name} {metrics[score.key]:.2f} %  {self.seconds():.0f} s",
             file=sys.stderr,
             flush=True,
         )

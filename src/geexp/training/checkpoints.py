@@ -25,10 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes and renames: a checkpoint is complete or does not exist.
+    """Writes atomically, and keeps the predecessor of ``last.ckpt`` as ``previous.ckpt``.
 
-    The predecessor of ``last.ckpt`` is kept as ``previous.ckpt``. Lightning's own class stages in the temporary folder,
-    which is not atomic across file systems, and hides that a folder is not writable.
+    Lightning's own class stages in the temporary folder, which is not atomic across file systems.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -58,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of ours as it was read; tensors are on the CPU."""
+    """A checkpoint of a run; tensors are on the CPU."""
 
     path: Path
     info: CheckpointInfo
@@ -71,8 +70,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The configuration of its run.
-
+        """
         Raises:
             DataError: if it is not valid in this version.
         """

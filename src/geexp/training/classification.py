@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geexp.backbones.complexity import count_complexity
-from geexp.config.schema import OptimConfig, ScheduleConfig, TrainConfig
+from geexp.config.schema import TrainConfig
 from geexp.data.module import ImageData
 from geexp.runs.metrics import TOP1_ERROR
 from geexp.training.metrics import ErrorCount
@@ -29,17 +30,9 @@ class Classifier(TrainingModule):
 
     score = TOP1_ERROR
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optim: OptimConfig,
-        schedule: ScheduleConfig,
-        *,
-        seed: int = 0,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(model, optim, schedule, seed=seed)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        super().__init__(model, config.optim, config.schedule, seed=config.seed)
+        self.memory_format = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
         self.training_errors, self.validation_errors = ErrorCount(), ErrorCount(confusion=True)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,29 +91,22 @@ class Confusion:
         """A table of the most frequent confusions and, for up to 100 classes, the whole matrix."""
         import wandb
 
-        pairs = wandb.Table(["class", "taken for", "images", "% of the class"], self.pairs())
-        if len(self.classes) > MATRIX_CLASSES:
-            return {CONFUSED: pairs}
-        columns = ["Actual", "Predicted", "nPredictions"]
-        matrix = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table([*columns], self.cells()),
-            fields={column: column for column in columns},
-            string_fields={"title": "confusion, last validation"},
-        )
-        return {CONFUSED: pairs, CONFUSION: matrix}
+        pairs = wandb.Table(["class", "taken for", "images", "% of the class"], self._most_frequent())
+        shown: dict[str, Any] = {CONFUSED: pairs}
+        if len(self.classes) <= MATRIX_CLASSES:
+            columns = ["Actual", "Predicted", "nPredictions"]
+            counts = zip(product(self.classes, self.classes), self.counts.flatten().tolist(), strict=True)
+            cells: list[Iterable[Any]] = [[*pair, images] for pair, images in counts]
+            shown[CONFUSION] = wandb.plot_table(
+                "wandb/confusion_matrix/v1",
+                wandb.Table([*columns], cells),
+                fields={column: column for column in columns},
+                string_fields={"title": "confusion, last validation"},
+            )
+        return shown
 
-    def cells(self) -> list[Iterable[Any]]:
-        """A row per cell of the matrix: true class, predicted class, images."""
-        counts = self.counts.tolist()
-        return [
-            [actual, predicted, counts[i][j]]
-            for i, actual in enumerate(self.classes)
-            for j, predicted in enumerate(self.classes)
-        ]
-
-    def pairs(self) -> list[Iterable[Any]]:
-        """The most frequent confusions: true class, predicted class, images, percent of the true class."""
+    def _most_frequent(self) -> list[Iterable[Any]]:
+        """True class, predicted class, images, percent of the true class."""
         wrong = self.counts.clone().fill_diagonal_(0)
         most = wrong.flatten().sort(descending=True, stable=True)
         class_sizes = self.counts.sum(dim=1).tolist()
@@ -151,13 +137,7 @@ class Classification:
         return network
 
     def module(self, config: TrainConfig, data: ImageData, *, pretrained: bool = True) -> Classifier:
-        return Classifier(
-            self.network(config),
-            config.optim,
-            config.schedule,
-            seed=config.seed,
-            channels_last=config.trainer.channels_last,
-        )
+        return Classifier(self.network(config), config)
 
     def result_fields(self, config: TrainConfig, module: Classifier) -> dict[str, Any]:
         shape = (config.data.channels, config.data.image_size, config.data.image_size)

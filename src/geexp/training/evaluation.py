@@ -20,8 +20,7 @@ from geexp.training.trainer import make_trainer, translate_ddp_errors
 class Evaluation:
     """The metrics of a checkpoint, ``measured`` now and ``recorded`` with it, by ``val/…`` name.
 
-    ``identical`` compares all but the loss, which depends on the order of its sum. A checkpoint from before the first
-    validation has nothing recorded; it is None then.
+    ``identical`` compares all but the loss, which depends on the order of its sum; None if nothing was recorded.
     """
 
     checkpoint: str
@@ -37,8 +36,8 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
     With ``trainer.limit_val_batches`` it sees as many batches as the run's own validations did.
 
     Raises:
-        DataError: for data that are not there, and weights that do not fit their network.
-        ConfigError: for a device that is not there.
+        DataError: for missing data, and weights that do not fit their network.
+        ConfigError: for a missing device.
     """
     config = checkpoint.config
     data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
@@ -57,8 +56,10 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
     trainer = make_trainer(replace(config, trainer=trainer_config), checkpoint.path.parent, logger=False, callbacks=[])
     with translate_ddp_errors():
         trainer.validate(module, data, verbose=False)
-    measured = {key: value for key, value in module.metrics.items() if key.startswith("val/")}
-    recorded = {key: value for key, value in checkpoint.info.metrics.items() if key.startswith("val/")}
+    measured, recorded = (
+        {key: value for key, value in metrics.items() if key.startswith("val/")}
+        for metrics in (module.metrics, checkpoint.info.metrics)
+    )
     counted = [key for key in measured if key != "val/loss"]
     identical = all(measured[key] == recorded[key] for key in counted) if recorded else None
     return Evaluation(str(checkpoint.path), checkpoint.info.epoch, measured, recorded, identical)
@@ -68,7 +69,7 @@ def restore_network(task: Task, path: Path) -> tuple[nn.Module, Checkpoint]:
     """The trained network of a checkpoint, on the CPU, in the precision of its weights.
 
     Raises:
-        DataError: for a file that is no checkpoint of ours, or whose weights do not fit the network that it names.
+        DataError: for a file that is no checkpoint of a run, or whose weights do not fit the network that it names.
         ConfigError: for a detector where a classifier is needed, or the other way round.
     """
     checkpoint = load_checkpoint(path)

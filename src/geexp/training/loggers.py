@@ -3,8 +3,8 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
-from geexp.runs.identity import flat
-from geexp.runs.name import network_label, run_label, run_name, run_tags
+from geexp.runs.identity import flat, network_label, run_label, run_name, run_tags
 from geexp.runs.run import Result
 from geexp.training.task import Charts
 from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary, usual_mode
@@ -31,10 +30,6 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
         return None
     if config.logger.name == "csv":
         return CSVLogger(run, name="csv")  # a new version per start: Lightning empties an existing folder
-    return _wandb(config, run, run_id)
-
-
-def _wandb(config: TrainConfig, run: Path, run_id: str) -> "TolerantWandb":
     import wandb
 
     logger = config.logger
@@ -80,8 +75,14 @@ class TolerantWandb(WandbLogger):
         self, result: Result, history: list[dict[str, Any]], final: Charts | None, summary_metrics: tuple[str, ...]
     ) -> None:
         """Log the charts and the summary of a finished run."""
-        with _staging_in(Path(self.experiment.dir).parent):
+        unset = "WANDB_DATA_DIR" not in os.environ
+        if unset:  # else tables wait for their upload in the user's home
+            os.environ["WANDB_DATA_DIR"] = str(Path(self.experiment.dir).parent)
+        try:
             self._tolerate(lambda: self.experiment.log(charts(history, final)))
+        finally:
+            if unset:
+                del os.environ["WANDB_DATA_DIR"]
         self._tolerate(lambda: self.experiment.summary.update(summary(result, summary_metrics)))
 
     def _tolerate(self, send: Callable[[], None]) -> None:
@@ -96,35 +97,20 @@ class TolerantWandb(WandbLogger):
             )
 
 
-@contextmanager
-def _staging_in(folder: Path) -> Iterator[None]:
-    """Keep tables that wait for their upload in ``folder``, not in the user's home, W&B's default."""
-    if unset := os.environ.get("WANDB_DATA_DIR") is None:
-        os.environ["WANDB_DATA_DIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if unset:
-            del os.environ["WANDB_DATA_DIR"]
-
-
 def finish_wandb() -> None:
     """End the run at W&B. An unresponsive server blocks for a minute at most; the run's folder keeps the data."""
     import wandb
 
+    def finish() -> None:
+        try:
+            wandb.finish()
+        except Exception:  # its process was killed, or ours is ending
+            with suppress(Exception):
+                wandb.teardown()  # else it is tried again at exit and fails with a traceback
+
     folder = Path(wandb.run.dir).parent if wandb.run is not None else ""
-    waiting = threading.Thread(target=_finish, daemon=True)
+    waiting = threading.Thread(target=finish, daemon=True)
     waiting.start()
     waiting.join(PATIENCE)
     if waiting.is_alive():
         log.warning("W&B does not respond; to upload the rest later: wandb sync %s", folder)
-
-
-def _finish() -> None:
-    import wandb
-
-    try:
-        wandb.finish()
-    except Exception:  # its process was killed, or ours is ending
-        with suppress(Exception):
-            wandb.teardown()  # else it is tried again at exit and fails with a traceback

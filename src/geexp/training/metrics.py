@@ -1,7 +1,4 @@
-"""What is computed from the batches: exact error counts, and whether loss and weights are finite.
-
-Both stay on the device of the network, so that no step waits for a transfer to the host.
-"""
+"""Exact error counts, and whether loss and weights are finite; on the device, so that no step waits for the host."""
 
 import math
 
@@ -15,10 +12,7 @@ class ErrorCount:
     """Top-1 and top-5 errors as integer counts, and the summed loss: exact for any division into batches.
 
     With fewer than five classes, top-5 means all of them. Counts are int64 and the loss float64 (float32 on mps),
-    whatever the precision of the network.
-
-    Args:
-        confusion: also count predicted against true classes, for ``confusion``.
+    whatever the precision of the network. With ``confusion`` it also keeps what ``confusion()`` needs.
     """
 
     def __init__(self, *, confusion: bool = False) -> None:
@@ -61,7 +55,7 @@ class ErrorCount:
         self._before = list(totals)
 
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """``loss``, ``top1_error`` and ``top5_error`` (percent) with the counts behind them, over all ranks.
+        """``loss``, ``top1_error`` and ``top5_error`` (percent) and their counts, over all ranks.
 
         Empty if no images were counted. Every rank must call it.
         """

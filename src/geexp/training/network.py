@@ -22,8 +22,9 @@ def build_network(
         ConfigError: for an import path that leads nowhere, and what the network or the operator refuses.
     """
     try:
+        arguments = _given(model, "stride_in") | model.arguments
         return assemble(
-            _constructor(model),
+            bound(str(model._target_), arguments, called_with=("num_classes", "in_channels")),
             _operator(ge),
             stages=ge.stages,
             num_classes=num_classes,
@@ -56,11 +57,6 @@ def count_run(config: TrainConfig) -> Complexity:
 
 def _images(data: DataConfig) -> dict[str, int]:
     return {"num_classes": data.num_classes, "image_size": data.image_size, "in_channels": data.channels}
-
-
-def _constructor(model: ModelConfig) -> Any:
-    arguments = _given(model, "stride_in") | model.arguments
-    return bound(str(model._target_), arguments, called_with=("num_classes", "in_channels"))
 
 
 def _operator(ge: GatherExciteConfig) -> Any:

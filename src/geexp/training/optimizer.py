@@ -16,8 +16,7 @@ from geexp.registry import bound
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Three groups: ``weights``; ``bn`` (no decay); ``biases`` of other layers (no decay, twice the rate).
 
-    ``decay_bn``, ``decay_biases`` and ``bias_lr_factor=1`` switch the differences off one by one. Empty groups are left
-    out. The schedule multiplies ``base_lr``.
+    Empty groups are left out. The schedule multiplies ``base_lr``.
     """
     by_name: dict[str, list[nn.Parameter]] = {"weights": [], "bn": [], "biases": []}
     for module in model.modules():
@@ -65,15 +64,12 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
 
 
 def sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, fused: bool) -> torch.optim.SGD:
-    """``fused``: one pass over parameters, gradients and momenta; on the CPU it takes half the time of the plain loop.
-
-    Clipped gradients need the plain loop: in half precision a fused step unscales the gradients itself, after clipping.
-    """
+    """``fused`` takes half the time on the CPU. Clipped gradients need the plain loop: in half precision a fused step
+    unscales the gradients itself, after clipping."""
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def group_table(optimizer: torch.optim.Optimizer) -> Table:
-    """The parameter groups, to be checked by eye before a long run."""
     table = Table(title="parameter groups", title_justify="left")
     for column in ("group", "tensors", "parameters", "learning rate", "weight decay", "momentum"):
         table.add_column(column, justify="left" if column == "group" else "right")

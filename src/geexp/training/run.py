@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from rich.console import Console
+from rich.tree import Tree
 
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
@@ -24,7 +25,6 @@ from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
 from geexp.data.reading import explained_workers
 from geexp.runs.atomic_write import remove_unfinished
-from geexp.runs.config_tree import as_text, config_tree
 from geexp.runs.environment import environment, peak_memory
 from geexp.runs.identity import ge_slug
 from geexp.runs.job import Job, make_job
@@ -130,10 +130,19 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
 
 
 def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
-    tree = config_tree(plain, title=f"{config.model.name} {ge_slug(config.ge, config.model)}")
+    """The configuration as a tree on the terminal, and in two files."""
+    tree = Tree(f"[bold]{config.model.name} {ge_slug(config.ge, config.model)}[/]", guide_style="dim")
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            branch = tree.add(f"[bold]{key}[/]")
+            for name, item in value.items():
+                branch.add(f"{name}: {item}")
+        else:
+            tree.add(f"{key}: {value}")
     if not _in_sweep():  # each job would repeat it
         Console(stderr=True).print(tree)
-    (folder / "config_tree.txt").write_text(as_text(tree), encoding="utf-8")
+    with (folder / "config_tree.txt").open("w", encoding="utf-8") as file:
+        Console(file=file, width=120).print(tree)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
@@ -195,29 +204,25 @@ def _fit(
     try:
         with translate_lightning_errors(), explained_workers():
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except Stopped as stop:
-        if last.is_file() and rank() == 0:
-            print(
-                f"\n{stop}: stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; checkpoint: "
-                f"{last}\nResume with: {_resume_command()}",
-                file=sys.stderr,
-            )
-        raise
     except SystemExit as stop:
-        if not was_interrupted(trainer):
+        if isinstance(stop, Stopped):
+            where = f"epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
+            what = f"{stop}: stopped in {where}; checkpoint: {last}"
+        elif was_interrupted(trainer):
+            what = f"Interrupted at once; the last checkpoint is {last}"
+        else:
             raise
         if last.is_file() and rank() == 0:
-            print(
-                f"\nInterrupted at once; the last checkpoint is {last}\nResume with: {_resume_command()}",
-                file=sys.stderr,
-            )
+            print(f"\n{what}\nResume with: {_resume_command()}", file=sys.stderr)
+        if isinstance(stop, Stopped):
+            raise
         raise KeyboardInterrupt from stop
 
 
 def _resume_command() -> str:
     """The command as typed, with resume=true; not in a sweep, whose other jobs have nothing to resume yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
-    return _command([*arguments, *([] if _in_sweep() else ["resume=true"])])
+    return _command(arguments if _in_sweep() else [*arguments, "resume=true"])
 
 
 def _in_sweep() -> bool:
@@ -229,11 +234,6 @@ def _command(arguments: list[str]) -> str:
 
 
 def _result(job: Job, fields: dict[str, Any], account: dict[str, Any], callbacks: list[pl.Callback]) -> Result:
-    """
-    Args:
-        fields: those that depend on the task.
-        account: what the feed reports of its images.
-    """
     config, history = job.config, Run(job.folder).history()
     best = next((c.best for c in callbacks if isinstance(c, BestCheckpoint)), None)
     if best is None:

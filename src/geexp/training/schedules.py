@@ -14,12 +14,9 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
     """The factor of the base learning rate at ``position``.
 
     The position is in the schedule's own unit: iterations, or epochs (1.5 is the middle of the second). During warm-up
-    the factor is ``warmup_factor`` if that is given, else it rises linearly from zero. After it, ``schedule.kind``
-    decides, or the user's ``schedule._target_``: a pure function, called as ``target(progress, **arguments)`` with the
-    share of the schedule's length that is done, 0 to 1.
-
-    Args:
-        reductions: plateaus so far, for ``kind=plateau``.
+    the factor is ``warmup_factor``, or rises linearly from zero. After it ``schedule.kind`` decides: ``steps`` (lowered
+    at each milestone), ``cosine`` (half a wave, to zero at the end) or ``plateau`` (lowered ``reductions`` times so
+    far); or the user's ``schedule._target_``.
 
     Raises:
         ValueError: for an unknown kind.
@@ -27,32 +24,19 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
     """
     if position < schedule.warmup:
         return position / schedule.warmup if schedule.warmup_factor is None else schedule.warmup_factor
+    length = schedule.epochs if schedule.iterations is None else schedule.iterations
+    assert length is not None  # one of the two is given
     if schedule._target_ is not None:
-        return _user_factor(schedule, min(position / _length(schedule), 1.0))
+        return _user_factor(schedule, min(position / length, 1.0))
     match schedule.kind:
         case "steps":
-            return steps_factor(schedule, position)
+            return schedule.factor ** bisect_right(schedule.milestones, position)
         case "cosine":
-            return cosine_factor(schedule, position)
+            done = (position - schedule.warmup) / (length - schedule.warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         case "plateau":
-            return plateau_factor(schedule, reductions)
+            return schedule.factor**reductions
     raise ValueError(f"schedule.kind={schedule.kind}: must be steps, cosine or plateau")
-
-
-def steps_factor(schedule: ScheduleConfig, position: float) -> float:
-    """``factor`` to the power of the milestones passed."""
-    return schedule.factor ** bisect_right(schedule.milestones, position)
-
-
-def cosine_factor(schedule: ScheduleConfig, position: float) -> float:
-    """Half a cosine wave from one after the warm-up to zero at the end."""
-    done = (position - schedule.warmup) / (_length(schedule) - schedule.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def plateau_factor(schedule: ScheduleConfig, reductions: int) -> float:
-    """``factor`` to the power of the plateaus so far."""
-    return schedule.factor**reductions
 
 
 def require_schedule(schedule: ScheduleConfig) -> None:
@@ -66,15 +50,11 @@ def require_schedule(schedule: ScheduleConfig) -> None:
             _user_factor(schedule, progress)
 
 
-def _length(schedule: ScheduleConfig) -> int:
-    length = schedule.epochs if schedule.iterations is None else schedule.iterations
-    assert length is not None  # one of the two is given
-    return length
-
-
 def _user_factor(schedule: ScheduleConfig, progress: float) -> float:
-    """``target(progress, **arguments)``: the share of the schedule's length that is done, 0 to 1, to the factor of the
-    base rate. A warm-up is applied before. The function must be pure, or a resumed run would differ."""
+    """``target(progress, **arguments)``; ``progress`` is the share of the schedule's length that is done, 0 to 1.
+
+    The function must be pure, or a resumed run would differ.
+    """
     try:
         function = bound(str(schedule._target_), schedule.arguments, after=1)
     except ValueError as error:
@@ -96,10 +76,9 @@ class Plateau:
     """Counts the plateaus of a value that should fall: the rate is lowered ``reductions`` times, and training is
     finished at the plateau after that.
 
-    An epoch is better if its value is below ``(1 - threshold)`` times the best one. A plateau is the epoch that follows
-    ``patience`` epochs without an improvement and brings none either; then counting starts anew. These are the rules of
-    torch's ``ReduceLROnPlateau``, with an end of training added. Source: the paper's training on ImageNet, which does
-    not state the monitored value, the patience or the threshold.
+    An epoch is better if its value is below ``(1 - threshold)`` times the best one; more than ``patience`` epochs in a
+    row that are not make a plateau, as in torch's ``ReduceLROnPlateau``. Source: the paper's training on ImageNet,
+    which does not state the monitored value, the patience or the threshold.
     """
 
     def __init__(self, *, patience: int, threshold: float, reductions: int) -> None:
@@ -110,12 +89,10 @@ class Plateau:
         self.finished = False
 
     def observe(self, value: float) -> None:
-        """
-        Args:
-            value: of one epoch.
+        """Take the value of an epoch.
 
         Raises:
-            DivergedError: if it is not finite; comparisons would take it for an epoch without an improvement.
+            DivergedError: if it is not finite.
         """
         if not math.isfinite(value):
             raise DivergedError(

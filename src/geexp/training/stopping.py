@@ -1,8 +1,5 @@
-"""Where training may stop: signals are noted while it trains and obeyed between two steps, by all ranks at once; so
-are a diverged loss and the end of the schedule."""
+"""Where training may stop: after a signal, a divergence or the end of the schedule; all ranks after the same step."""
 
-import hashlib
-import json
 import math
 import os
 import signal
@@ -41,8 +38,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Context manager that handles SIGTERM, SIGUSR1 (a cluster's warning) and SIGINT (Ctrl-C).
 
-    While ``training``, the signal is kept in ``received`` until the next safe point. At other times there is nothing to
-    save, and it ends the process at once; so does a second Ctrl-C.
+    While ``training``, the signal is kept in ``received`` until the next safe point. At other times it ends the process
+    at once; so does a second Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -93,12 +90,8 @@ class StopSignals:
 class SafePoints(pl.Callback):
     """Stops training at the end of the schedule, and when it has diverged, before another checkpoint is written.
 
-    ``stop`` is the signal that all ranks have agreed to obey at this step, or 0; ``LastCheckpoint`` obeys it.
-
-    Args:
-        signals: those that this process receives.
-        saves_every: steps between checkpoints within an epoch; the weights are checked before each.
-        config: this process's configuration; all ranks must have the same.
+    ``stop`` is the signal that all ranks obey at this step, or 0. The weights are checked before each checkpoint, every
+    ``saves_every`` steps. All ranks must have the same ``config``.
     """
 
     def __init__(self, signals: StopSignals, *, saves_every: int | None, config: dict[str, Any]) -> None:
@@ -161,9 +154,8 @@ class SafePoints(pl.Callback):
         asked = self.signals.received  # can change at any moment
         sound = is_finite(pl_module) if saving or asked else True  # checked only before a checkpoint
         broken = [pl_module.nan_watch.first(), 0 if sound else trainer.global_step]
-        first = [
-            -step if step else -math.inf for step in broken
-        ]  # negative: the maximum over ranks is the earliest step
+        # Negative: the maximum over ranks is the earliest step.
+        first = [-step if step else -math.inf for step in broken]
         flags = torch.tensor([asked, *first], dtype=torch.float32)
         if dist.is_available() and dist.is_initialized():
             flags = flags.to(trainer.strategy.root_device)
@@ -191,15 +183,12 @@ def require_one_configuration(config: dict[str, Any]) -> None:
         ConfigError: in every rank, naming the keys that differ and the values of each rank.
     """
     ours = {key: value for key, value in flat(config).items() if key not in _MAY_DIFFER}
-    digest = hashlib.sha256(json.dumps(ours, sort_keys=True, default=str).encode()).hexdigest()
-    digests: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, digest)
-    if len(set(digests)) == 1:
-        return
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, ours)
     keys = sorted({key for leaves in theirs for key in leaves})
     different = [key for key in keys if len({str(leaves.get(key)) for leaves in theirs}) > 1]
+    if not different:
+        return
     values = "; ".join(f"{key}: {', '.join(str(leaves.get(key)) for leaves in theirs)}" for key in different)
     raise ConfigError(
         f"the {len(theirs)} processes of this training were started with different configurations; by rank: "

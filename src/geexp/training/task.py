@@ -1,8 +1,4 @@
-"""What is trained: the ``Task`` protocol, and the Lightning module that all tasks share.
-
-``Classification`` here and ``Detection`` in its own package are the tasks. Training, evaluation and logging know them
-by this protocol only; the entry points choose one.
-"""
+"""What is trained: the ``Task`` protocol of ``Classification`` and ``Detection``, and the module that they share."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +69,7 @@ class Charts(Protocol):
 
 
 class Task(Protocol):
-    """All that depends on what is trained. Tasks have no state: what one method needs of another is an argument."""
+    """All that depends on what is trained. Tasks have no state."""
 
     detects: bool  # whether it takes configurations with a detector; config.detects must be equal
 
@@ -82,9 +78,9 @@ class Task(Protocol):
         """Keys of the metrics that stand at the top of a finished run at W&B."""
 
     def data(self, config: TrainConfig) -> pl.LightningDataModule:
-        """The data module, with its files opened so that an error shows before anything is trained.
+        """The data module, with its files opened.
 
-        It has ``account()``, the ``feed`` entry of ``result.json``, which every rank must call.
+        Its ``account()``, which every rank must call, is the ``feed`` entry of ``result.json``.
 
         Raises:
             DataError, ConfigError: for data that are damaged, missing or not what the configuration states.
@@ -98,22 +94,19 @@ class Task(Protocol):
         """
 
     def module(self, config: TrainConfig, data: Any, *, pretrained: bool = True) -> TrainingModule:
-        """The module that trains and validates ``network(config)`` on ``data``, what ``data(config)`` returned.
-
-        With ``trainer.limit_val_batches`` it validates only the images it sees; in evaluation likewise.
+        """The module that trains and validates ``network(config)`` on the result of ``data(config)``.
 
         Args:
-            pretrained: load the weights that training starts from, if the configuration names any. False before the
-                weights of a checkpoint are loaded: those files may be gone.
+            pretrained: load the weights that training starts from, if the configuration names any.
         """
 
     def result_fields(self, config: TrainConfig, module: Any) -> dict[str, Any]:
         """Fields of ``Result`` that depend on the task: ``complexity``, and ``backbone`` for a detector."""
 
     def final_charts(self, trainer: pl.Trainer, module: Any, data: Any, folder: Path) -> Charts | None:
-        """Charts of the last validation of a finished run; may also write pictures into its folder.
+        """Charts of the last validation, also as pictures in the run's folder. Every rank must call it.
 
-        Every rank must call it. None if this process made no validation, and on other ranks than the first.
+        None if this process made no validation, and on other ranks than the first.
         """
 
     def describe(self, measured: dict[str, Any], recorded: dict[str, Any]) -> list[str]:

@@ -24,6 +24,16 @@ from geexp.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
+_IGNORED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*log_every_n_steps.*",
+    ".*You requested to overfit.*",  # our feeds do it
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+    ".*sync_dist=True.*",  # logged values are over all ranks already
+    ".*`srun` command is available.*",  # geexp's launchers use it
+    "Grad strides do not match bucket view strides",  # a 1x1 map has ambiguous strides
+)
+
 
 def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Trainer:
     """Lightning's Trainer for a configuration, without Lightning's checkpoints, sanity check and sampler.
@@ -35,15 +45,8 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     several = settings.devices * settings.nodes > 1
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
-    warnings.filterwarnings("ignore", message=".*You requested to overfit.*")  # our feeds do it
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # logged values are over all ranks already
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # geexp's launchers use it
-    warnings.filterwarnings(
-        "ignore", message="Grad strides do not match bucket view strides"
-    )  # a 1x1 map has ambiguous strides
+    for message in _IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     epochs = planned_epochs(config)
     has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in options.get("callbacks", []))
     with translate_lightning_errors():
@@ -87,11 +90,10 @@ def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) 
     """``precision=32-true, memory_format=channels_last, fused SGD, not compiled, ge.implementation=auto``."""
     trainer = config.trainer
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    name = type(optimizer).__name__
     words = [
         f"precision={trainer.precision}",
         f"memory_format={'channels_last' if trainer.channels_last else 'contiguous'}",
-        f"fused {name}" if fused else name,
+        f"{'fused ' if fused else ''}{type(optimizer).__name__}",
         f"compiled ({trainer.compile_mode})" if trainer.compile else "not compiled",
     ]
     if config.ge.variant != "none" and config.ge.implementation is not None:
@@ -102,7 +104,6 @@ def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) 
 
 
 def _profiler(name: str | None, folder: Path) -> Profiler | None:
-    """Lightning's profiler of this name, reporting into the run's folder."""
     if name is None:
         return None
     log.info("profile: %s", folder / "fit-profile.txt")

@@ -25,10 +25,7 @@ CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "c
 
 
 def usual_mode() -> str:
-    """``online`` if an API key is configured, in the environment or in the netrc file; else ``offline``.
-
-    W&B is not contacted.
-    """
+    """``online`` if an API key is configured, in the environment or in the netrc file; else ``offline``."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY"):
@@ -72,11 +69,7 @@ def charts(history: list[dict[str, Any]], final: "Charts | None") -> dict[str, A
 
 
 def summary(result: Result, metrics: tuple[str, ...]) -> dict[str, Any]:
-    """The main figures of a finished run, and below ``result`` all of result.json but the configuration.
-
-    Args:
-        metrics: keys whose best and last values are shown, ``Task.summary_metrics``.
-    """
+    """The best and last values of ``metrics``, and below ``result`` all of result.json but the configuration."""
     figures = {
         f"{which}/{key.removeprefix('val/')}": result.metrics[which][key]
         for which in ("best", "last")
