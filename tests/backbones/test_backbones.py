@@ -21,7 +21,7 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("resnet110", 1_730_522),
+        ("resnet110", 1_727_962),
         ("resnet164", 1_703_258),
         ("wrn16_8", 10_961_370),
         ("resnet50", 25_557_032),
@@ -32,6 +32,47 @@ def parameters(model: nn.Module) -> int:
 def test_known_sizes(name, count):
     with torch.device("meta"):
         assert parameters(build_model(name)) == count
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_preactivation_networks_are_the_papers(shortcut):
+    """Written straight from He et al. 2016: "Identity Mappings", appendix; "Deep Residual Learning", section 4.2."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", shortcut=shortcut).double().eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(values, 0.5, 1.5)
+    state = model.state_dict()
+
+    def activated(x, name):
+        mean, var, weight, bias = (
+            state[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
+
+    def convolved(x, name, stride=1):
+        weight = state[f"{name}.weight"]
+        return nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    x = convolved(images, "conv1")
+    for stage in (1, 2, 3):
+        for block in (0, 1, 2):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            a = activated(x, f"{name}.bn1")
+            branch = convolved(a, f"{name}.branch.0", stride)
+            branch = convolved(activated(branch, f"{name}.branch.1"), f"{name}.branch.3")
+            if block > 0:  # the sum itself goes on
+                x = x + branch
+            elif stage == 1:  # the first activation comes before the split into two paths
+                x = a + branch
+            elif shortcut == "B":
+                x = convolved(a, f"{name}.projection", 2) + branch
+            else:
+                x = branch
+                x[:, : a.shape[1]] += a[:, :, ::2, ::2]
+    features = activated(x, "bn").mean((2, 3))
+    torch.testing.assert_close(model(images), features @ state["fc.weight"].T + state["fc.bias"])
 
 
 # The deep networks are made of the blocks of the others.
@@ -188,6 +229,8 @@ def test_timm_registration():
         ({"name": "resnet49"}, "resnet49.*resnet50"),
         ({"name": "resnet20", "stride_in": "1x1"}, "resnet20 has no such option"),
         ({"name": "resnet50", "stride_in": "2x2"}, "'1x1' and '3x3'"),
+        ({"name": "resnet50", "shortcut": "A"}, "resnet50 has no such option.*resnet110"),
+        ({"name": "resnet20", "shortcut": "C"}, "'A' and 'B'"),
         ({"name": "resnet20", "init": "xavier"}, "'paper', 'torch'"),
         ({"name": "resnet20", "ge": "theta", "stages": [5]}, "stages 2, 3, 4"),
     ],

@@ -102,6 +102,8 @@ def test_a_run_is_named_by_what_determines_its_result():
     resnet = ("model=resnet50", "ge=none")
     assert run_folder(*resnet, "model.stride_in=null") == run_folder(*resnet)
     assert run_folder("ge=none", "ge.extent=8") == run_folder("ge=none")
+    pooled = ("ge=theta_minus", "ge.extent=2")
+    assert run_folder(*pooled, "ge.border=real") == run_folder(*pooled) != run_folder(*pooled, "ge.border=padded")
     assert "stage45-" not in base
 
 
@@ -113,6 +115,8 @@ def test_slugs_are_readable():
     assert slug("ge=none") == "none"
     assert slug("ge=theta_minus", "ge.extent=4", "ge.pool=max") == "theta-minus-e4-max"
     assert slug("ge=theta", "ge.stages=[4]") == "theta-global-stage4"
+    assert slug("ge=theta_minus", "ge.extent=2", "ge.border=padded") == "theta-minus-e2-padded"
+    assert slug("ge=theta_minus", "ge.border=padded") == "theta-minus-global"  # has no border
 
 
 def test_identity_keeps_only_what_has_an_effect():

@@ -23,6 +23,8 @@ MISTAKES = [
     ("ge.stages=4", ["ge.stages", "a list such as [4,5]"]),
     ("placement=stage5", ["resnet8 has no stage 5"]),
     ("ge.pool=max", ["ge.pool=max", "only theta_minus and se pool"]),
+    ("ge.border=padded", ["ge.border=padded", "only theta_minus and se pool"]),
+    ("model.shortcut=C", ["model.shortcut=C", "A, B"]),
     ("ge.implementation=fusd", ["ge.implementation=fusd", "Did you mean fused", "auto, reference, fused"]),
     ("ge.reduction=many", ["ge.reduction", "a whole number"]),
     ("optim.lr=fast", ["optim.lr", "a number"]),

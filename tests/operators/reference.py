@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 
-def pooled(x: Tensor, extent: int | str, pool: str) -> Tensor:
-    """Each output cell sees one channel within a window of (2e-1)² around e·i, real pixels only."""
+def pooled(x: Tensor, extent: int | str, pool: str, border: str = "real") -> Tensor:
+    """Each output cell sees one channel within a window of (2e-1)² around e·i: real pixels only, or with zeros beside
+    them."""
     H, W = x.shape[2:]
     reduce = (lambda v: v.mean((2, 3))) if pool == "avg" else (lambda v: v.flatten(2).max(2).values)
     if extent == "global":
@@ -21,7 +22,8 @@ def pooled(x: Tensor, extent: int | str, pool: str) -> Tensor:
         cells = []
         for j in range(math.ceil(W / extent)):
             top, left = max(0, extent * i - extent + 1), max(0, extent * j - extent + 1)
-            cells.append(reduce(x[:, :, top : extent * i + extent, left : extent * j + extent]))
+            window = x[:, :, top : extent * i + extent, left : extent * j + extent]
+            cells.append(reduce(window) if border == "real" else window.sum((2, 3)) / (2 * extent - 1) ** 2)
         rows.append(torch.stack(cells, dim=2))
     return torch.stack(rows, dim=2)
 

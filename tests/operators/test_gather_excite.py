@@ -88,12 +88,14 @@ def test_nearest_index_is_exact_where_float32_is_not(H, h):
 
 
 @pytest.mark.parametrize(("extent", "size"), [(2, (17, 14)), (4, (14, 16))])
-def test_averages_by_matrices(extent, size):
+@pytest.mark.parametrize("border", ["real", "padded"])
+def test_averages_by_matrices(extent, size, border):
     """On sizes large enough for them, which the tests of the whole have few of."""
     x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
-    gather = PoolGather(extent)
+    gather = PoolGather(extent, border=border)
     assert "Matrices" in gather(x).grad_fn.name()
-    torch.testing.assert_close(gather(x), reference.pooled(x, extent, "avg"))
+    torch.testing.assert_close(gather(x), reference.pooled(x, extent, "avg", border))
+    torch.testing.assert_close(PoolGather(extent, "avg", "reference", border=border)(x), gather(x))
     assert torch.autograd.gradcheck(gather, (x,))
     assert torch.autograd.gradgradcheck(gather, (x,))
 
@@ -218,8 +220,12 @@ def test_says_what_is_wrong():
         GatherExcite(8, variant="theta", extent="global")
     with pytest.raises(ValueError, match="'avg' and 'max'"):
         GatherExcite(8, variant="theta_minus", extent=2, pool="median")
-    with pytest.raises(ValueError, match="only theta_minus and se pool"):
+    with pytest.raises(ValueError, match=r"pool='max'.*only theta_minus and se pool"):
         GatherExcite(8, variant="theta", extent=2, pool="max")
+    with pytest.raises(ValueError, match=r"border='padded'.*only theta_minus and se pool"):
+        GatherExcite(8, variant="theta", extent=2, border="padded")
+    with pytest.raises(ValueError, match=r"border='half'.*'real' and 'padded'"):
+        GatherExcite(8, variant="se", extent=2, border="half")
     with pytest.raises(ValueError, match=r"implementation='fast'.*'auto', 'reference', 'fused'"):
         GatherExcite(8, variant="theta", extent=2, implementation="fast")
     with pytest.raises(ValueError, match="reduction=16"):

@@ -21,12 +21,14 @@ def build_model(
     extent: Extent = "global",
     stages: Sequence[int] | None = None,
     pool: str = "avg",
+    border: str = "real",
     reduction: int = 16,
     implementation: str = "auto",
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     stride_in: str | None = None,
+    shortcut: str | None = None,
     init: str = "paper",
     bn_momentum: float = 0.05,
     zero_init_residual: bool = False,
@@ -37,11 +39,13 @@ def build_model(
         name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``wrn16_8``, or with pre-activation
             ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
         ge: ``none``, ``theta_minus``, ``theta``, ``theta_plus`` or ``se``.
-        extent, pool, reduction, implementation: of the operators, see :class:`~geexp.operators.GatherExcite`.
+        extent, pool, border, reduction, implementation: of the operators, see :class:`~geexp.operators.GatherExcite`.
         stages: the stages that get GE, by the paper's numbers; None for all.
         num_classes, image_size: by default those of the network's home data set, ImageNet or CIFAR-10. Only a
             parametrised global gather depends on ``image_size``.
         stride_in: ``1x1`` (default) or ``3x3``, ResNet-50/101/152 only.
+        shortcut: ``A`` (padded with zeros) or ``B`` (a 1x1 convolution) where a CIFAR network changes its width; by
+            default that of its own paper, B for ResNet-164 and WRN, A for the others.
         init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' defaults) or
             ``own`` (the constructor's). Operators always initialise themselves as in the paper.
         bn_momentum: of every BN; 0.05 is the paper's moving average factor of 0.95.
@@ -57,9 +61,11 @@ def build_model(
     if ge not in options("ge"):
         raise ValueError(f"ge={ge!r}: allowed are {', '.join(options('ge'))}")
     entry = networks[name]
-    if stride_in is not None and "stride_in" not in entry:
-        having = [key for key, other in networks.items() if "stride_in" in other]
-        raise ValueError(f"stride_in={stride_in!r}: {name} has no such option, only {', '.join(having)}")
+    choices = {key: value for key, value in (("stride_in", stride_in), ("shortcut", shortcut)) if value is not None}
+    for key, value in choices.items():
+        if key not in entry:
+            having = [other for other, options_ in networks.items() if key in options_]
+            raise ValueError(f"{key}={value!r}: {name} has no such option, only {', '.join(having)}")
     operator = None
     if ge != "none":
         operator = partial(
@@ -67,11 +73,12 @@ def build_model(
             variant=ge,
             extent=extent,
             pool=pool,
+            border=border,
             reduction=reduction,
             implementation=implementation,
         )
     return assemble(
-        partial(locate(entry["_target_"]), **({} if stride_in is None else {"stride_in": stride_in})),
+        partial(locate(entry["_target_"]), **choices),
         operator,
         stages=stages,
         num_classes=entry["home_classes"] if num_classes is None else num_classes,
@@ -145,6 +152,7 @@ def add_gather_excite(
     stages: Sequence[int] | None = None,
     image_size: int | tuple[int, int] | None = None,
     pool: str = "avg",
+    border: str = "real",
     reduction: int = 16,
     implementation: str = "auto",
 ) -> nn.Module:
@@ -159,9 +167,9 @@ def add_gather_excite(
         variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``; or
         operator: returns the module for one block; called with its channels C and with ``size``, (H, W) of its feature
             map. The module maps ``[N, C, H, W]`` to the same shape.
-        extent, pool, reduction, implementation: as for ``GatherExcite``. Except with ``reference``, timm's ResNet
-            blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training; ``auto`` does
-            so where a compilation of some 20 s pays off.
+        extent, pool, border, reduction, implementation: as for ``GatherExcite``. Except with ``reference``, timm's
+            ResNet blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training;
+            ``auto`` does so where a compilation of some 20 s pays off.
         stages: the paper's numbers, 2 to 5; None for all.
         image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
             else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
@@ -177,6 +185,7 @@ def add_gather_excite(
         variant=str(variant),
         extent=extent,
         pool=pool,
+        border=border,
         reduction=reduction,
         implementation=implementation,
     )

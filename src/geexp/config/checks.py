@@ -79,16 +79,19 @@ def check_scale(scale: str | None, data: DataConfig) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    if model.stride_in is not None and "stride_in" not in options("model").get(model.name, {}):
-        raise ConfigError(f"model.stride_in={model.stride_in}: {model.name} has no such choice; leave it null.")
+    for key, value in (("stride_in", model.stride_in), ("shortcut", model.shortcut)):
+        if value is not None and key not in options("model").get(model.name, {}):
+            raise ConfigError(f"model.{key}={value}: {model.name} has no such choice; leave it null.")
     if not model.stages:
         raise ConfigError(f"model.stages=[]: {model.name} needs stages for GE to go into, as in [2,3,4,5].")
 
 
 def check_ge(ge: GatherExciteConfig, model: ModelConfig) -> None:
-    if ge.pool == "max" and "pool" not in ge.settings and ge.variant != "none":
-        pooling = sorted(name for name, entry in options("ge").items() if "pool" in entry.get("settings", []))
-        raise ConfigError(f"ge.pool=max: {ge.variant} gathers by convolution; only {' and '.join(pooling[::-1])} pool.")
+    for key, value in (("pool", ge.pool), ("border", ge.border)):
+        if value in ("max", "padded") and key not in ge.settings and ge.variant != "none":
+            pooling = sorted(name for name, entry in options("ge").items() if key in entry.get("settings", []))
+            only = " and ".join(pooling[::-1])
+            raise ConfigError(f"ge.{key}={value}: {ge.variant} gathers by convolution; only {only} pool.")
     if ge.stages is None:
         return
     if not ge.stages:

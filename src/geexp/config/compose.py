@@ -40,8 +40,8 @@ FACTS = {
 }
 # Settings of our own options, which mean nothing to a user's own: to that they go as arguments.
 _OURS_ONLY = {
-    "model": ("stride_in",),
-    "ge": ("pool", "reduction", "implementation"),
+    "model": ("stride_in", "shortcut"),
+    "ge": ("pool", "border", "reduction", "implementation"),
     "data": (),
     "schedule": ("milestones", "factor", "monitor", "patience", "threshold", "reductions"),
     "optim": ("momentum", "nesterov"),

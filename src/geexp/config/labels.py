@@ -21,6 +21,8 @@ def ge_label(ge: Mapping[str, Any], label: str | None = None) -> str:
         words.append(f"E{ge['extent']}")
     if ge.get("pool") == "max":
         words.append("max")
+    if "border" in ge:
+        words.append(f"border {ge['border']}")
     if ge.get("reduction", 16) != 16:
         words.append(f"r = {ge['reduction']}")
     if len(ge.get("stages", [])) in (1, 2):

@@ -33,6 +33,7 @@ class ModelConfig:
 
     name: str = MISSING
     stride_in: Annotated[str | None, OneOf("1x1", "3x3")] = None
+    shortcut: Annotated[str | None, OneOf("A", "B")] = None
     init: Annotated[str, OneOf("paper", "torch", "own")] = "paper"
     bn_momentum: Annotated[float, Range(0, 1, above=True)] = 0.05
     zero_init_residual: bool = False
@@ -59,6 +60,7 @@ class GatherExciteConfig:
     extent: Annotated[int | str, Extent()] = "global"
     stages: list[int] | None = None
     pool: Annotated[str | None, OneOf("avg", "max")] = None
+    border: Annotated[str | None, OneOf("real", "padded")] = None
     reduction: Annotated[int | None, AtLeast(1)] = None
     implementation: Annotated[str | None, OneOf("auto", "reference", "fused")] = None
     _target_: str | None = None

@@ -46,15 +46,20 @@ def check_extent(extent: object) -> Extent:
 class PoolGather(nn.Module):
     """The gather without parameters (GE-θ⁻, and SE's when global): average or max pooling.
 
-    With extent e the window is 2e-1, the stride e, the padding e-1; padding pixels do not count. Max pooling: Table 6.
+    With extent e the window is 2e-1, the stride e, the padding e-1. At the border averages are taken over the ``real``
+    pixels in the window, or over the ``padded`` window as in Caffe's average pooling. Max pooling: Table 6.
     """
 
-    def __init__(self, extent: Extent, pool: str = "avg", implementation: str = "auto") -> None:
+    def __init__(
+        self, extent: Extent, pool: str = "avg", implementation: str = "auto", *, border: str = "real"
+    ) -> None:
         super().__init__()
         if pool not in ("avg", "max"):
             raise ValueError(f"pool={pool!r}: allowed are 'avg' and 'max'")
+        if border not in ("real", "padded"):
+            raise ValueError(f"border={border!r}: allowed are 'real' and 'padded'")
         self.extent = check_extent(extent)
-        self.pool = pool
+        self.pool, self.border = pool, border
         self.implementation = check_implementation(implementation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,11 +69,11 @@ class PoolGather(nn.Module):
         if self.pool == "max":
             return F.max_pool2d(x, *_windows(self.extent))
         if self.implementation != "reference" and _matrices_pay(x, self.extent):
-            return _PoolByMatrices.apply(x, self.extent)
-        return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=False)
+            return _PoolByMatrices.apply(x, self.extent, self.border)
+        return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=self.border == "padded")
 
     def extra_repr(self) -> str:
-        return f"extent={self.extent}, pool={self.pool}"
+        return f"extent={self.extent}, pool={self.pool}, border={self.border}"
 
 
 def _windows(extent: int) -> tuple[int, int, int]:
@@ -99,23 +104,23 @@ class _PoolByMatrices(torch.autograd.Function):
     """``R · x · Cᵀ`` with R and C averaging along the two axes. Saves nothing; autograd would save R once per plane."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, extent: int) -> Tensor:
-        ctx.size, ctx.extent = x.shape[2:], extent
-        rows, columns = (_averaging(size, extent, x) for size in ctx.size)
+    def forward(ctx: Any, x: Tensor, extent: int, border: str) -> Tensor:
+        ctx.size, ctx.extent, ctx.border = x.shape[2:], extent, border
+        rows, columns = (_averaging(size, extent, border, x) for size in ctx.size)
         return rows @ x @ columns.T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        rows, columns = (_averaging(size, ctx.extent, grad) for size in ctx.size)
-        return rows.T @ (grad @ columns), None
+        rows, columns = (_averaging(size, ctx.extent, ctx.border, grad) for size in ctx.size)
+        return rows.T @ (grad @ columns), None, None
 
 
-def _averaging(size: int, extent: int, like: Tensor) -> Tensor:
+def _averaging(size: int, extent: int, border: str, like: Tensor) -> Tensor:
     """The matrix ``[⌈size/e⌉, size]``, whose row i averages the pixels less than e away from pixel e·i."""
     centres = torch.arange(0, size, extent, device=like.device)
     near = ((torch.arange(size, device=like.device) - centres[:, None]).abs() < extent).to(like.dtype)
-    return near / near.sum(1, keepdim=True)
+    return near / (near.sum(1, keepdim=True) if border == "real" else 2 * extent - 1)
 
 
 class ConvGather(nn.Sequential):

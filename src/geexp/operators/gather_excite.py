@@ -29,13 +29,16 @@ class GatherExcite(nn.Module):
         extent: extent ratio e, a power of two, at least 2, or ``"global"``.
         size: the feature map's size, (H, W) or one number; required by the parametrised global gather only.
         pool: ``avg`` or ``max`` for the variants that pool (Table 6); the others accept ``avg`` only.
+        border: what an average over a window that sticks out of the map divides by: the number of its ``real`` pixels,
+            or the size of the ``padded`` window, as in the authors' framework, Caffe. Variants that pool only.
         reduction: r of the sub-network, C → C/r → C.
         implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid,
             ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
 
     Raises:
-        ValueError: for an unknown variant, extent, pool or implementation, a missing ``size``, ``pool="max"`` where
-            nothing pools; in ``forward``, for a map of another size than a global parametrised gather was built for.
+        ValueError: for an unknown variant, extent, pool, border or implementation, a missing ``size``, ``pool="max"``
+            or ``border="padded"`` where nothing pools; in ``forward``, for a map of another size than a global
+            parametrised gather was built for.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class GatherExcite(nn.Module):
         extent: Extent,
         size: Size | int | None = None,
         pool: str = "avg",
+        border: str = "real",
         reduction: int = 16,
         implementation: str = "auto",
     ) -> None:
@@ -57,9 +61,10 @@ class GatherExcite(nn.Module):
         final_relu = variant == "theta_plus"
         self.gather: nn.Module
         if variant in ("theta_minus", "se"):
-            self.gather = PoolGather(self.extent, pool, implementation)
-        elif pool != "avg":
-            raise ValueError(f"pool={pool!r}: {variant} gathers by convolution, only theta_minus and se pool")
+            self.gather = PoolGather(self.extent, pool, implementation, border=border)
+        elif (pool, border) != ("avg", "real"):
+            given = f"pool={pool!r}" if pool != "avg" else f"border={border!r}"
+            raise ValueError(f"{given}: {variant} gathers by convolution, only theta_minus and se pool")
         elif self.extent == "global":
             if size is None:
                 raise ValueError(

@@ -43,8 +43,10 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
     """
     whole = asdict(config)
     model = _chosen(whole["model"], _NOT_OF_THE_MODEL)
-    if model["stride_in"] is None:
-        model["stride_in"] = options("model").get(config.model.name, {}).get("stride_in")
+    own = options("model").get(config.model.name, {})
+    model |= {key: own.get(key) for key in ("stride_in", "shortcut") if model[key] is None}
+    if model["shortcut"] is None:  # networks without the choice keep the identity of earlier editions
+        del model["shortcut"]
     optim = _chosen(whole["optim"], {"lr_for_batch"})
     if config.optim.clip_norm is None:
         del optim["clip_norm"]
@@ -104,10 +106,12 @@ def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"variant": ge.variant, "extent": ge.extent, "stages": stages}
     if not is_ours(ge._target_):
         settings["_target_"] = ge._target_
-    defaults = {"pool": "avg", "reduction": 16}
+    defaults = {"pool": "avg", "border": "real", "reduction": 16}
     for key in ge.settings:
         value = getattr(ge, key)
         settings[key] = defaults.get(key) if value is None else value
+    if settings.get("border") == "real" or ge.extent == "global" or settings.get("pool") == "max":
+        settings.pop("border", None)  # without effect, or as in earlier editions, which had no such key
     return settings | ge.arguments
 
 
@@ -122,6 +126,8 @@ def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
         words.append("stage" + "".join(map(str, settings["stages"])))
     if settings.get("pool") == "max":
         words.append("max")
+    if "border" in settings:
+        words.append(settings["border"])
     return "-".join(words)
 
 

@@ -22,7 +22,7 @@ def build_network(
         ConfigError: for an import path that leads nowhere, and what the network or the operator refuses.
     """
     try:
-        arguments = _given(model, "stride_in") | model.arguments
+        arguments = _given(model, "stride_in", "shortcut") | model.arguments
         return assemble(
             bound(str(model._target_), arguments, called_with=("num_classes", "in_channels")),
             _operator(ge),
@@ -62,7 +62,7 @@ def _images(data: DataConfig) -> dict[str, int]:
 def _operator(ge: GatherExciteConfig) -> Any:
     if ge.variant == "none":
         return None
-    settings = _given(ge, "pool", "reduction", "implementation") | ge.arguments
+    settings = _given(ge, "pool", "border", "reduction", "implementation") | ge.arguments
     if is_ours(ge._target_):
         settings["variant"] = ge.variant
     return bound(str(ge._target_), {"extent": ge.extent, **settings}, called_with=("size",), after=1)
