@@ -23,8 +23,11 @@ CONF = config_directory()
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith("demo"))
 
 IMAGENET = ("data=imagenet", "schedule=plateau", "optim=paper")
-SHUFFLENET = ("data=imagenet", "schedule=shufflenet400", "optim=paper")
-FIXED = ("data=imagenet", "schedule=fixed100", "optim=paper")
+SHUFFLENET = ("data=imagenet", "data/augmentation=mild", "schedule=shufflenet400", "optim=shufflenet")
+FIXED = {
+    "figure4": ("resnet50", ("data=imagenet", "schedule=fixed100", "optim=paper")),
+    "figure6": ("shufflenet_g3", ("data=imagenet", "data/augmentation=mild", "schedule=fixed100", "optim=shufflenet")),
+}
 PREACT = ("schedule=preact_cifar", "optim=cifar")
 WRN = ("schedule=wrn_cifar", "optim=wrn")
 COCO = ("model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco")
@@ -62,8 +65,9 @@ def rows_of(place: str) -> Iterator[Row]:
             for extent in (2, 4, 8, "global"):
                 yield f"{variant} {extent}", "resnet50", {"variant": variant, "extent": extent}, IMAGENET
     elif place.startswith("figure"):
+        model, protocol = FIXED[place]
         for variant in ("none", "theta"):
-            yield variant, {"4": "resnet50", "6": "shufflenet_g3"}[place[-1]], {"variant": variant}, FIXED
+            yield variant, model, {"variant": variant}, protocol
     else:
         trained = "backbone_checkpoint=not/trained/yet.ckpt"
         protocol = {"table4": SHUFFLENET, "coco": (*COCO, trained)}.get(place, IMAGENET)
@@ -111,6 +115,8 @@ def test_a_preset_reads_by_itself():
         text = yaml.safe_load((CONF / f"experiment/{name}.yaml").read_text())
         chosen = {key.removeprefix("override /") for choice in text["defaults"] for key in choice}
         needed = {"model", "ge", "data", "schedule", "optim"}
+        if preset(name).model.name == "shufflenet_g3":
+            needed |= {"data/augmentation"}
         if preset(name).ge.variant != "none":
             needed |= {"extent"}
         detector = {"detector"} if preset(name).detector.layout != "none" else set()

@@ -102,6 +102,7 @@ def test_a_run_is_named_by_what_determines_its_result():
     resnet = ("model=resnet50", "ge=none")
     assert run_folder(*resnet, "model.stride_in=null") == run_folder(*resnet)
     assert run_folder("ge=none", "ge.extent=8") == run_folder("ge=none")
+    assert run_folder("optim.label_smoothing=0") == base != run_folder("optim.label_smoothing=0.1")
     pooled = ("ge=theta_minus", "ge.extent=2")
     assert run_folder(*pooled, "ge.border=real") == run_folder(*pooled) != run_folder(*pooled, "ge.border=padded")
     assert "stage45-" not in base

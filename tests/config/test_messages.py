@@ -24,6 +24,8 @@ MISTAKES = [
     ("placement=stage5", ["resnet8 has no stage 5"]),
     ("ge.pool=max", ["ge.pool=max", "only theta_minus and se pool"]),
     ("ge.border=padded", ["ge.border=padded", "only theta_minus and se pool"]),
+    ("optim.label_smoothing=1", ["optim.label_smoothing=1"]),
+    ("data.augmentation.least_area=0", ["data.augmentation.least_area=0"]),
     ("model.shortcut=C", ["model.shortcut=C", "A, B"]),
     ("ge.implementation=fusd", ["ge.implementation=fusd", "Did you mean fused", "auto, reference, fused"]),
     ("ge.reduction=many", ["ge.reduction", "a whole number"]),

@@ -53,6 +53,22 @@ def test_each_difference_between_the_groups_is_a_switch(switched, weights, bn, b
     assert all(group["base_lr"] == group["lr"] for group in groups.values())  # before any schedule
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "bn", "biases"),
+    [
+        ("paper", (0.1, 1e-4), (0.1, 0), (0.2, 0)),
+        ("shufflenet", (0.1, 4e-5), (0.1, 0), (0.2, 0)),
+        ("cifar", (0.1, 1e-4), (0.1, 1e-4), (0.1, 1e-4)),
+        ("wrn", (0.1, 5e-4), (0.1, 5e-4), (0.1, 5e-4)),
+        ("coco", (1e-3, 5e-4), (1e-3, 0), (2e-3, 0)),
+    ],
+)
+def test_each_protocol_has_the_groups_of_its_source(name, weights, bn, biases):
+    groups = parameter_groups(build_model("resnet20", ge="theta_plus"), train_config(f"optim={name}").optim)
+    found = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert found == {"weights": weights, "bn": bn, "biases": biases}
+
+
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), (0.8, True), (0.0, False)])
 def test_momentum_is_that_of_all_groups(momentum, nesterov):
     sgd = make_optimizer(build_model("resnet20"), OptimConfig(momentum=momentum, nesterov=nesterov))

@@ -134,6 +134,8 @@ def check_task(config: TrainConfig) -> None:
     augmentation = data.augmentation
     if augmentation.crop is not None or augmentation.rotation or augmentation.jitter:
         raise ConfigError("data/augmentation: boxes can only be mirrored so far; choose mirror or none.")
+    if config.optim.label_smoothing:
+        raise ConfigError(f"optim.label_smoothing={config.optim.label_smoothing}: not with a detector; leave it out.")
     if config.trainer.overfit_batches:
         raise ConfigError("trainer.overfit_batches: not with a detector; trainer.limit_train_batches shortens epochs.")
     if config.trainer.compile:

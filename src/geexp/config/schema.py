@@ -83,6 +83,7 @@ class AugmentationConfig:
     flip: bool = False
     rotation: Annotated[float, Range(0, 180, unit=" degrees")] = 0.0
     jitter: Annotated[int, Range(0, 255, unit=" levels")] = 0
+    least_area: Annotated[float, Range(0, 1, above=True)] = 0.08  # of a resized crop, as a share of the image
 
 
 @dataclass
@@ -187,6 +188,7 @@ class OptimConfig:
     decay_biases: bool = False
     bias_lr_factor: Annotated[float, Above(0)] = 2.0
     clip_norm: Annotated[float | None, Above(0)] = None
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     _target_: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 

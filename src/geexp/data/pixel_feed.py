@@ -24,8 +24,7 @@ from geexp.data.reading import Batch, Order, Unreadable
 _ROWS = 8  # of one task of a thread
 _BATCHES_AHEAD = 2
 
-# RandomResizedCrop's own defaults, with which the reference feed makes it.
-_AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+_ASPECT = (3 / 4, 4 / 3)  # RandomResizedCrop's own default, with which the reference feed makes it
 _LOG_ASPECT = torch.log(torch.tensor(_ASPECT)).tolist()  # in float32, as there
 
 
@@ -107,7 +106,9 @@ def read_with_threads(reader: PixelReader, order: Order, threads: int, *, pin: b
 def augmented(pixels: Tensor, size: int, augmentation: AugmentationConfig, generator: Generator) -> np.ndarray:
     """``uint8 [H, W, 3]`` → ``uint8 [size, size, 3]``; draws in the order in which the reference's transforms draw."""
     if augmentation.crop == "resized":
-        top, left, height, width = resized_crop_box(pixels.shape[0], pixels.shape[1], generator)
+        top, left, height, width = resized_crop_box(
+            pixels.shape[0], pixels.shape[1], augmentation.least_area, generator
+        )
         # Copied by numpy: torch would copy what is not contiguous with threads of its own, for every thread of ours.
         crop = np.ascontiguousarray(pixels.numpy()[top : top + height, left : left + width])
         image = resize(torch.from_numpy(crop), size, size).numpy()
@@ -124,14 +125,14 @@ def augmented(pixels: Tensor, size: int, augmentation: AugmentationConfig, gener
     return image
 
 
-def resized_crop_box(height: int, width: int, generator: Generator) -> tuple[int, int, int, int]:
+def resized_crop_box(height: int, width: int, least_area: float, generator: Generator) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop, by the law of ``RandomResizedCrop`` and draw for draw like it.
 
     torchvision draws from the one default generator, which threads cannot share.
     """
     area = height * width
     for _ in range(10):
-        target = area * torch.empty(1).uniform_(*_AREA, generator=generator).item()
+        target = area * torch.empty(1).uniform_(least_area, 1.0, generator=generator).item()
         aspect = torch.exp(torch.empty(1).uniform_(*_LOG_ASPECT, generator=generator)).item()
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:

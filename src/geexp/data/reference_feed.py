@@ -20,7 +20,7 @@ def training_transform(data: DataConfig) -> T.Compose:
     if augmentation.crop == "pad":
         steps.append(T.RandomCrop(data.image_size, padding=augmentation.pad))
     elif augmentation.crop == "resized":
-        steps.append(T.RandomResizedCrop(data.image_size))
+        steps.append(T.RandomResizedCrop(data.image_size, (augmentation.least_area, 1.0)))
     else:
         steps += _centre(data)
     if augmentation.flip:

@@ -12,7 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from geexp.config.compose import FACTS, is_ours
 from geexp.config.labels import ge_label, model_label
 from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
-from geexp.config.schema import GatherExciteConfig, ModelConfig, RecipeConfig, ScheduleConfig, TrainConfig
+from geexp.config.schema import (
+    AugmentationConfig,
+    GatherExciteConfig,
+    ModelConfig,
+    RecipeConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from geexp.registry import options
 
 # Where the data lie and how they are fetched does not change them.
@@ -48,8 +55,15 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
     if model["shortcut"] is None:  # networks without the choice keep the identity of earlier editions
         del model["shortcut"]
     optim = _chosen(whole["optim"], {"lr_for_batch"})
+    data = _chosen(whole["data"], _NOT_OF_THE_DATA)
+    # Keys that earlier editions did not have are left out at their defaults, so that their runs keep their folders.
     if config.optim.clip_norm is None:
         del optim["clip_norm"]
+    if not config.optim.label_smoothing:
+        del optim["label_smoothing"]
+    augmentation = config.data.augmentation
+    if augmentation.crop != "resized" or augmentation.least_area == AugmentationConfig.least_area:
+        del data["augmentation"]["least_area"]
     for key, default in (("momentum", 0.9), ("nesterov", False)):
         if is_ours(config.optim._target_):
             optim[key] = default if optim[key] is None else optim[key]
@@ -64,7 +78,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
     return {
         "model": model,
         "ge": effective_ge(config.ge, config.model),
-        "data": _chosen(whole["data"], _NOT_OF_THE_DATA),
+        "data": data,
         "schedule": effective_schedule(config.schedule),
         # The number of devices does not change a step's images, but what BN sees at once, and how often.
         "optim": optim

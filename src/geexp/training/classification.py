@@ -26,12 +26,16 @@ MATRIX_CLASSES, CONFUSED_PAIRS = 100, 200
 
 
 class Classifier(TrainingModule):
-    """``model`` [N, C, H, W] → logits [N, classes], trained with cross-entropy."""
+    """``model`` [N, C, H, W] → logits [N, classes], trained with cross-entropy.
+
+    ``optim.label_smoothing`` applies to training alone, so that validation losses stay comparable.
+    """
 
     score = TOP1_ERROR
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__(model, config.optim, config.schedule, seed=config.seed)
+        self.label_smoothing = config.optim.label_smoothing
         self.memory_format = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
         self.training_errors, self.validation_errors = ErrorCount(), ErrorCount(confusion=True)
 
@@ -39,17 +43,17 @@ class Classifier(TrainingModule):
         return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch, self.training_errors)
+        loss = self._loss(batch, self.training_errors, label_smoothing=self.label_smoothing)
         self.nan_watch.add(loss.detach(), self.global_step + 1)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._loss(batch, self.validation_errors)
 
-    def _loss(self, batch: tuple[Tensor, Tensor], errors: ErrorCount) -> Tensor:
+    def _loss(self, batch: tuple[Tensor, Tensor], errors: ErrorCount, *, label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         errors.add(logits.detach(), labels, loss.detach())
         return loss
 

@@ -14,8 +14,10 @@ from geexp.registry import bound
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Three groups: ``weights``; ``bn`` (no decay); ``biases`` of other layers (no decay, twice the rate).
+    """Three groups: ``weights``, ``bn`` and ``biases`` of other layers.
 
+    In the authors' network definitions BN and biases have no decay, and biases twice the rate; ``decay_bn``,
+    ``decay_biases`` and ``bias_lr_factor`` choose otherwise, as the CIFAR baselines' own code does.
     Empty groups are left out. The schedule multiplies ``base_lr``.
     """
     by_name: dict[str, list[nn.Parameter]] = {"weights": [], "bn": [], "biases": []}
