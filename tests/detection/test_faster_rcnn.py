@@ -4,12 +4,13 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d
 
 from geexp.backbones import add_gather_excite, build_model
 from geexp.backbones.anatomy import block_outputs
 from geexp.backbones.resnet import resnet10_slim
-from geexp.detection.faster_rcnn import build_detector
+from geexp.detection.faster_rcnn import RegionHeads, build_detector
 from geexp.detection.task import fixed_draws
 from geexp.operators import GatherExcite
 
@@ -17,7 +18,7 @@ SMALL = {
     "min_size": 64,
     "max_size": 96,
     "anchor_sizes": (16, 32),
-    "box_batch_size_per_image": 16,
+    "regions": 16,
     "rpn_post_nms_top_n_train": 50,
 }
 
@@ -188,6 +189,34 @@ def test_a_step_does_not_depend_on_earlier_random_numbers():
         assert torch.equal(torch.get_rng_state(), before)
     assert outcomes[0] == outcomes[1]
     assert outcomes[0] != outcomes[2]
+
+
+def test_by_default_the_losses_are_torchvisions():
+    detector = build_detector(slim(), num_classes=3, **SMALL)
+    assert type(detector.roi_heads) is RegionHeads
+    ours, theirs = [], []
+    for losses, kind in ((ours, RegionHeads), (theirs, RoIHeads)):
+        detector.roi_heads.__class__ = kind
+        with fixed_draws(3, torch.device("cpu")):
+            losses += [loss.item() for loss in detector(*scene()).values()]
+    assert ours == theirs
+
+
+def test_the_boxes_loss_turns_linear_at_beta(monkeypatch):
+    """Three regions: background, and two objects, off by 0.5 (quadratic with beta 1) and by 3 (linear)."""
+    heads = build_detector(slim(), num_classes=3, box_beta=1.0, nms_at_test=0.3, **SMALL).roi_heads
+    assert heads.nms_thresh == 0.3
+    boxes = torch.zeros(3, 4, 4)
+    boxes[1, 2], boxes[2, 3] = 0.5, 3.0
+    labels, targets = torch.tensor([0, 2, 3]), torch.zeros(3, 4)
+    monkeypatch.setattr(heads, "select_training_samples", lambda *_: ([], None, [labels], [targets]))
+    for name in ("box_roi_pool", "box_head", "box_predictor"):
+        monkeypatch.setattr(heads, name, nn.Identity())
+    heads.box_roi_pool.forward = lambda *_: None
+    heads.box_predictor.forward = lambda _: (torch.zeros(3, 4), boxes.flatten(1))
+    _, losses = heads.train()({}, [], [])
+    assert losses["loss_box_reg"].item() == pytest.approx(4 * (0.5 * 0.5**2 + (3 - 0.5)) / 3)
+    assert losses["loss_classifier"].item() == pytest.approx(torch.tensor(4.0).log().item())
 
 
 def test_an_image_without_boxes_can_be_trained_on():

@@ -31,7 +31,7 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
         roi_size=8,
         freeze_bn=False,
         rpn_post_nms_top_n_train=100,
-        box_batch_size_per_image=32,
+        regions=32,
     )
     optimizer = torch.optim.SGD(detector.parameters(), 0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=300)

@@ -151,6 +151,8 @@ class DetectorConfig:
     proposals_at_test: Count = 1000
     anchors: Annotated[int, AtLeast(2)] = 256  # some must be objects and some not
     regions: Annotated[int, AtLeast(2)] = 512
+    box_beta: Annotated[float, Above(0)] = 1 / 9
+    nms_at_test: Annotated[float, Range(0, 1, above=True)] = 0.5
 
 
 @dataclass

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from geexp.backbones.anatomy import dry_run, stages
@@ -39,6 +41,9 @@ def build_detector(
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     roi_size: int = 14,
     freeze_bn: bool = True,
+    regions: int = 512,
+    box_beta: float = 1 / 9,
+    nms_at_test: float = 0.5,
     image_mean: Sequence[float] = (0.485, 0.456, 0.406),
     image_std: Sequence[float] = (0.229, 0.224, 0.225),
     **options: Any,
@@ -62,8 +67,12 @@ def build_detector(
         roi_size: output size of RoIAlign, the input of the last stage, which halves it; ``c4`` only.
         freeze_bn: keep the statistics and affine parameters of BN fixed, as He et al. 2016 do; those in GE's gathers
             too [choice]. A backbone without trained weights needs False.
+        regions: per image, on which the box head learns.
+        box_beta: the difference at which the box head's smooth L1 loss turns from quadratic to linear; 1 in
+            py-faster-rcnn, whose proposals have 1/9, and 1/9 for both in torchvision.
+        nms_at_test: IoU above which the lower-scored of two detections of a class is dropped; 0.3 in py-faster-rcnn.
         image_mean, image_std: normalisation by channel.
-        options: further arguments of torchvision's ``FasterRCNN``, such as ``box_batch_size_per_image``.
+        options: further arguments of torchvision's ``FasterRCNN``, for the proposals (``rpn_…``).
 
     Raises:
         ValueError: for an unknown layout, a wrong number of anchor sizes, a backbone whose stages cannot be used, and a
@@ -80,7 +89,7 @@ def build_detector(
     if freeze_bn:
         freeze_batch_norm(parts["backbone"])
         freeze_batch_norm(parts["box_head"])
-    return FasterRCNN(
+    detector = FasterRCNN(
         rpn_anchor_generator=AnchorGenerator(sizes, (tuple(anchor_ratios),) * len(sizes)),
         min_size=min_size,
         max_size=max_size,
@@ -89,6 +98,46 @@ def build_detector(
         **parts,
         **options,
     )
+    detector.roi_heads = RegionHeads(
+        parts["box_roi_pool"],
+        parts["box_head"],
+        parts["box_predictor"],
+        beta=box_beta,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=regions,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=0.05,
+        nms_thresh=nms_at_test,
+        detections_per_img=100,
+    )
+    return detector
+
+
+class RegionHeads(RoIHeads):
+    """torchvision's classifier and regression of regions, with a ``beta`` for the smooth L1 loss of the boxes."""
+
+    def __init__(self, *parts: Any, beta: float, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.beta = beta
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if not self.training:
+            return super().forward(features, proposals, image_shapes, targets)
+        regions, _, labels, box_targets = self.select_training_samples(proposals, targets)
+        logits, boxes = self.box_predictor(self.box_head(self.box_roi_pool(features, regions, image_shapes)))
+        label, box_target = torch.cat(labels), torch.cat(box_targets)
+        (objects,) = label.nonzero(as_tuple=True)
+        of_class = boxes.unflatten(1, (-1, 4))[objects, label[objects]]
+        box_loss = F.smooth_l1_loss(of_class, box_target[objects], beta=self.beta, reduction="sum") / len(label)
+        return [], {"loss_classifier": F.cross_entropy(logits, label), "loss_box_reg": box_loss}
 
 
 class SharedStages(nn.Sequential):

@@ -224,6 +224,9 @@ def _detector(config: TrainConfig, backbone: nn.Module) -> FasterRCNN:
             anchor_sizes=settings.anchor_sizes,
             roi_size=settings.roi_size,
             freeze_bn=settings.freeze_bn,
+            regions=settings.regions,
+            box_beta=settings.box_beta,
+            nms_at_test=settings.nms_at_test,
             image_mean=config.data.mean,
             image_std=config.data.std,
             rpn_pre_nms_top_n_train=settings.candidates,
@@ -231,7 +234,6 @@ def _detector(config: TrainConfig, backbone: nn.Module) -> FasterRCNN:
             rpn_pre_nms_top_n_test=settings.candidates_at_test,
             rpn_post_nms_top_n_test=settings.proposals_at_test,
             rpn_batch_size_per_image=settings.anchors,
-            box_batch_size_per_image=settings.regions,
         )
     except ValueError as error:
         raise ConfigError(f"detector={settings.layout} model={config.model.name}: {str(error).rstrip('.')}.") from error

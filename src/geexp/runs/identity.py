@@ -14,6 +14,7 @@ from geexp.config.labels import ge_label, model_label
 from geexp.config.protocol import base_rate, batchnorm_batch, planned_epochs, stretched
 from geexp.config.schema import (
     AugmentationConfig,
+    DetectorConfig,
     GatherExciteConfig,
     ModelConfig,
     RecipeConfig,
@@ -88,7 +89,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),
         **({"scale": config.scale} if config.scale else {}),
-        **({"detector": whole["detector"] | {"backbone": weights}} if config.detects else {}),
+        **({"detector": _detector(config.detector) | {"backbone": weights}} if config.detects else {}),
     }
 
 
@@ -98,6 +99,14 @@ def _chosen(group: dict[str, Any], without: set[str]) -> dict[str, Any]:
     if not is_ours(group["_target_"]):
         kept["_target_"] = group["_target_"]
     return kept | group["arguments"]
+
+
+def _detector(detector: DetectorConfig) -> dict[str, Any]:
+    settings = asdict(detector)
+    for key in ("box_beta", "nms_at_test"):
+        if settings[key] == getattr(DetectorConfig, key):  # as in earlier editions, which had no such keys
+            del settings[key]
+    return settings
 
 
 def effective_schedule(schedule: ScheduleConfig) -> dict[str, Any]:
