@@ -57,7 +57,7 @@ def test_equals_a_loop(ge, extent, size):
         for label, image in zip(labels.tolist(), gate, strict=True)
         for value in image.flatten().tolist()
     )
-    rows = result.histogram
+    rows = result["histogram"]
     assert len(rows) == 3 * 2 * BINS
     assert rows["count"].dtype == np.int64
     got = {
@@ -72,9 +72,9 @@ def test_equals_a_loop(ge, extent, size):
         for block, gate in values.items()
         for channel, v in enumerate(gate.double().transpose(0, 1).flatten(1).numpy())
     ]
-    want = pd.DataFrame(want, columns=list(result.channels.columns[:-1]))
-    pd.testing.assert_frame_equal(result.channels[want.columns], want, rtol=1e-12, check_dtype=False)
-    assert (result.channels["constant"] == (want["max"] - want["min"] < 0.01)).all()
+    want = pd.DataFrame(want, columns=list(result["channels"].columns[:-1]))
+    pd.testing.assert_frame_equal(result["channels"][want.columns], want, rtol=1e-12, check_dtype=False)
+    assert (result["channels"]["constant"] == (want["max"] - want["min"] < 0.01)).all()
 
 
 def test_constant_gates_are_seen():
@@ -84,7 +84,7 @@ def test_constant_gates_are_seen():
     nn.init.zeros_(final.weight[:3])
     final.bias.data[:3] = torch.tensor([20.0, -20.0, 0.0])
     images, labels = images_and_labels(40)
-    channels = gate_distribution(model, [(images, labels)], num_classes=4).channels
+    channels = gate_distribution(model, [(images, labels)], num_classes=4)["channels"]
     last = channels[channels["block"] == "conv4_1"].set_index("channel")
     assert list(last["constant"][:3]) == [True, True, True]
     assert list(last["share_above"][:3]) == [1, 0, 0]
@@ -101,9 +101,9 @@ def test_little_variation_beside_a_large_mean_is_not_lost():
     nn.init.constant_(final.bias, 4)
     images, labels = images_and_labels(40)
     images = images.double()
-    channels = gate_distribution(
-        model, [(images[:20], labels[:20]), (images[20:], labels[20:])], num_classes=4
-    ).channels
+    channels = gate_distribution(model, [(images[:20], labels[:20]), (images[20:], labels[20:])], num_classes=4)[
+        "channels"
+    ]
     with torch.no_grad():
         values = gate_values(model, images)["conv4_1"].flatten(1).numpy()
     assert values.std(axis=0).max() < 1e-5
@@ -118,17 +118,17 @@ def test_stages_without_operators_are_left_out_and_batches_do_not_matter():
     images = images.double()
     one = gate_distribution(model, [(images, labels)], num_classes=4)
     other = gate_distribution(model, list(zip(images.split(2), labels.split(2), strict=True)), num_classes=4)
-    assert list(one.channels["block"].unique()) == ["conv3_1", "conv4_1"]
-    assert list(one.channels["stage"].unique()) == [3, 4]
-    pd.testing.assert_frame_equal(one.histogram, other.histogram)
-    pd.testing.assert_frame_equal(one.channels, other.channels, rtol=1e-10)
+    assert list(one["channels"]["block"].unique()) == ["conv3_1", "conv4_1"]
+    assert list(one["channels"]["stage"].unique()) == [3, 4]
+    pd.testing.assert_frame_equal(one["histogram"], other["histogram"])
+    pd.testing.assert_frame_equal(one["channels"], other["channels"], rtol=1e-10)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_the_last_bin_holds_one():
     model = network("se")
     nn.init.constant_(model.layer1[0].ge.excite.transform[-1].bias, 1000)
-    rows = gate_distribution(model, [images_and_labels()], num_classes=4, bins=5).histogram
+    rows = gate_distribution(model, [images_and_labels()], num_classes=4, bins=5)["histogram"]
     rows = rows[(rows["block"] == "conv2_1") & (rows["count"] > 0)]
     assert set(rows["low"]) == {0.8}
     assert rows["count"].sum() == 9 * 16

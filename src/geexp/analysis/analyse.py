@@ -5,6 +5,7 @@ network.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from geexp.analysis.wandb_picture import log_picture, wandb_run_of
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.labels import ge_label, model_label
 from geexp.config.ranks import rank
@@ -26,10 +26,12 @@ from geexp.runs.atomic_write import atomic_write
 from geexp.runs.environment import environment
 from geexp.runs.identity import flat
 from geexp.runs.job import make_job
-from geexp.runs.run_files import write_json
+from geexp.runs.run_files import LAST, checkpoint_folder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from geexp.training.checkpoints import Checkpoint
 
 FORMAT = 1
 FOLDER = "analysis"  # in a run's folder
@@ -120,6 +122,49 @@ def show(
     for what, files in (("data", data), ("picture", pictures)):
         for file in files:
             print(f"{what}: {file}", file=sys.stderr)
+
+
+def wandb_run_of(folder: Path) -> "Checkpoint":
+    """The last checkpoint in a run's folder, which names the run at W&B.
+
+    Raises:
+        ConfigError: if the run was trained with another logger.
+        DataError: if it has no checkpoint.
+    """
+    from geexp.training.checkpoints import load_checkpoint  # only here: it imports torch
+
+    checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
+    logger = checkpoint.config.logger.name
+    if logger != "wandb":
+        raise ConfigError(
+            f"wandb=true: {folder} was trained with logger={logger}, so it has no run at W&B. Leave wandb out."
+        )
+    return checkpoint
+
+
+def log_picture(run: "Checkpoint", key: str, pictures: Sequence[Path]) -> None:
+    """Log the PNGs among ``pictures`` as ``key``; offline if no API key is configured."""
+    import wandb
+
+    from geexp.training.wandb_content import usual_mode
+
+    logger = run.config.logger
+    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
+    experiment = wandb.init(
+        project=logger.project,
+        entity=logger.entity,
+        id=run.info.run_id,
+        dir=str(run.path.parents[1]),
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(init_timeout=20, console="off", silent=True),
+    )
+    for picture in pictures:
+        if picture.suffix == ".png":
+            experiment.log({key: wandb.Image(str(picture))})
+    experiment.finish()
+    where = f"; to upload later: wandb sync {Path(experiment.dir).parent}" if mode == "offline" else ""
+    print(f"W&B ({mode}): {key} in run {run.info.run_id}{where}", file=sys.stderr)
 
 
 def _measured(kind: Any, settings: AnalyzeConfig) -> Analysis:

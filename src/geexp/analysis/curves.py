@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from geexp.analysis.analyse import FOLDER, labels_of, show, write_table
+from geexp.analysis.analyse import FOLDER, labels_of, log_picture, show, wandb_run_of, write_table
 from geexp.analysis.drawing import Curve, canvas, draw_side_by_side, line_styles, save, text_table, variant_style
-from geexp.analysis.wandb_picture import log_picture, wandb_run_of
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import AnalyzeConfig
 from geexp.registry import options

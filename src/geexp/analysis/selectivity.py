@@ -8,7 +8,6 @@ they are equally large it is the mean over their images.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,28 +29,19 @@ if TYPE_CHECKING:
 BINS = 25
 
 
-@dataclass(frozen=True)
-class Selectivity:
-    """The table of all features and its summary.
-
-    Attributes:
-        features: a row per feature that is active for some image: ``block``, ``channel``, ``selectivity``,
-            ``preferred_class``, ``mean_max`` and ``mean_rest`` (µ_max and µ_rest).
-        blocks: a row per block: ``block``, ``features`` (how many), ``dead`` (active for no image, so without an
-            index), ``mean_selectivity`` and ``median_selectivity`` (NaN if all are dead), and the number of
-            ``images`` and of ``classes`` among them.
-    """
-
-    features: "pd.DataFrame"
-    blocks: "pd.DataFrame"
-
-
 def class_selectivity(
     model: nn.Module, batches: Batches, *, num_classes: int, blocks: Iterable[str] | None = None
-) -> Selectivity:
+) -> "dict[str, pd.DataFrame]":
     """Measure the named blocks, by default all of stage 4, in one pass over the images.
 
     Classes without images are left out. Under DDP every rank passes its share of the images and gets the whole result.
+
+    Returns:
+        ``features``: a row per feature that is active for some image: ``block``, ``channel``, ``selectivity``,
+        ``preferred_class``, ``mean_max`` and ``mean_rest`` (µ_max and µ_rest).
+        ``blocks``: a row per block: ``block``, ``features`` (how many), ``dead`` (active for no image, so without an
+        index), ``mean_selectivity`` and ``median_selectivity`` (NaN if all are dead), and the number of ``images`` and
+        of ``classes`` among them.
 
     Raises:
         ValueError: for an unknown block or none, labels out of range, images of fewer than two classes, and for
@@ -100,7 +90,7 @@ def class_selectivity(
                 "classes": len(there),
             }
         )
-    return Selectivity(pd.concat(features, ignore_index=True), pd.DataFrame(summary))
+    return {"features": pd.concat(features, ignore_index=True), "blocks": pd.DataFrame(summary)}
 
 
 def _table(block: str, classes: np.ndarray, means: np.ndarray) -> "pd.DataFrame":
@@ -135,7 +125,7 @@ def _table(block: str, classes: np.ndarray, means: np.ndarray) -> "pd.DataFrame"
 
 
 def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
-    """``features`` and ``blocks``, see ``Selectivity``."""
+    """``features`` and ``blocks``, see ``class_selectivity``."""
     from geexp.config.errors import ConfigError
 
     chosen, stage = run.settings.blocks, run.settings.stage
@@ -144,8 +134,7 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
         if stage not in available:
             raise ConfigError(f"stage={stage}: the network has blocks {', '.join(anatomy.blocks(run.model))} only.")
         chosen = list(available[stage])
-    found = class_selectivity(run.model, run.batches("class selectivity"), num_classes=run.num_classes, blocks=chosen)
-    return {"features": found.features, "blocks": found.blocks}
+    return class_selectivity(run.model, run.batches("class selectivity"), num_classes=run.num_classes, blocks=chosen)
 
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:

@@ -175,8 +175,8 @@ def slot_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     return shapes
 
 
-def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """A forward pass in eval mode for one image (C, H, W), on the meta device: only hooks on the model see anything.
+def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    """A forward pass in eval mode for one image (C, H, W) on the meta device: shapes, without computation.
 
     The model's parameters and buffers are left as they are.
     """
@@ -184,4 +184,4 @@ def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
     with eval_mode(model), torch.no_grad():
-        torch.func.functional_call(model, meta, torch.empty(1, *image_shape, dtype=dtype, device="meta"))
+        return torch.func.functional_call(model, meta, torch.empty(1, *image_shape, dtype=dtype, device="meta"))

@@ -77,7 +77,8 @@ class DetectionReader:
             found, annotated = (f"{width}x{height}" for height, width in (image.shape[1:], self.images.size(index)))
             raise DataError(f"{self.images.name(index)}: {found} pixels, but annotated as {annotated}. Fetch it again.")
         if self.flip and mix(self.seed, "flip", epoch, index) % 2:
-            image, target["boxes"] = image.flip(2), mirrored(target["boxes"], width=image.shape[2])
+            image = image.flip(2)
+            target["boxes"][:, [0, 2]] = image.shape[2] - target["boxes"][:, [2, 0]]
         return image.contiguous(), target
 
 
@@ -156,9 +157,3 @@ def read_image(decode: Decoder, path: str) -> Tensor:
         return decode(np.fromfile(path, dtype=np.uint8)).permute(2, 0, 1).contiguous()
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read as an image ({error}). Fetch it again.") from error
-
-
-def mirrored(boxes: Tensor, *, width: int) -> Tensor:
-    """Boxes x1 y1 x2 y2 ``[n, 4]`` on the mirrored image."""
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=1)
