@@ -71,8 +71,14 @@ def test_known_values_of_resnet50_theta():
     assert (total.params, total.params_with_bn_statistics) == (31_106_600, 31_189_928)
 
 
+@pytest.fixture
+def run(forked, tmp_path):
+    """``run("…")``: the ended process of ``python -m geexp.complexity``."""
+    return lambda *arguments: forked.run(tmp_path, "complexity", *arguments)[0]
+
+
 def test_json_is_one_object_and_nothing_else(run):
-    done = run("complexity", "model=resnet50", "ge=theta", "format=json")
+    done = run("model=resnet50", "ge=theta", "format=json")
     assert done.returncode == 0
     assert done.stderr == ""
     printed = json.loads(done.stdout)
@@ -83,18 +89,15 @@ def test_json_is_one_object_and_nothing_else(run):
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_table_on_the_terminal(run, number):
-    done = run("complexity", f"table={number}")
+    done = run(f"table={number}")
     assert done.returncode == 0
     for row in rows_of(number):
         assert row.label in done.stdout
     assert done.stdout.count("≠") == (8 if number == 4 else 0)  # four cells and their notes
 
 
-@pytest.mark.slow
 def test_other_settings(run):
-    home = json.loads(run("complexity", "model=resnet20", "ge=none", "format=json").stdout)
-    small = json.loads(
-        run("complexity", "model=resnet20", "ge=none", "format=json", "image_size=16", "num_classes=100").stdout
-    )
+    resnet20 = ["model=resnet20", "ge=none", "format=json"]
+    home, small = (json.loads(run(*resnet20, *more).stdout) for more in ([], ["image_size=16", "num_classes=100"]))
     assert small["macs"] < home["macs"]
     assert small["params"] - home["params"] == 90 * 65
