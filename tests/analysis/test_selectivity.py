@@ -3,7 +3,6 @@
 import weakref
 
 import numpy as np
-import pandas as pd
 import pytest
 import timm
 import torch
@@ -140,14 +139,6 @@ def test_a_block_of_dead_features_has_no_mean():
     (block,) = result["blocks"].itertuples()
     assert (block.features, block.dead) == (3, 3)
     assert np.isnan([block.mean_selectivity, block.median_selectivity]).all()
-
-
-def test_does_not_depend_on_the_batches():
-    model = randomised("resnet8").double()
-    images, labels = images_and_labels()
-    one, other = (class_selectivity(model, in_batches(images, labels, size), num_classes=5) for size in (24, 5))
-    pd.testing.assert_frame_equal(one["features"], other["features"], rtol=1e-10)
-    pd.testing.assert_frame_equal(one["blocks"], other["blocks"], rtol=1e-10)
 
 
 def test_large_outputs_are_shown_in_parts():

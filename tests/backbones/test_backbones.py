@@ -159,7 +159,6 @@ def test_switches_of_the_initialisation():
     ("network", "stages", "message"),
     [
         ("seresnet50", None, "conv2_1 already holds a SEModule"),
-        ("mobilenetv3_small_100", None, "only networks of the ResNet family"),
         ("hrnet_w18_small", None, "only networks of the ResNet family"),  # which has a layer1
         ("resnet18", [6], r"stages=\[6\].*2, 3, 4, 5"),
         ("resnet18", [], r"stages=\[\]"),

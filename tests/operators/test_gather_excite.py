@@ -205,13 +205,10 @@ def test_initial_values_are_those_of_the_definitions():
     assert [type(layer).__name__ for layer in local] == ["Conv2d", "BatchNorm", "ReLU"] * 2 + ["Conv2d", "BatchNorm"]
 
 
-@pytest.mark.parametrize("extent", [0, 1, 3, 6, -2, 2.0, "Global", "8", None, True])
-def test_refuses_an_extent_that_is_no_power_of_two(extent):
-    with pytest.raises(ValueError, match=r"2, 4, 8 .*'global'"):
-        GatherExcite(8, variant="theta_minus", extent=extent)
-
-
 def test_says_what_is_wrong():
+    for extent in (0, 1, 3, 6, -2, 2.0, "Global", "8", None, True):
+        with pytest.raises(ValueError, match=r"2, 4, 8 .*'global'"):
+            GatherExcite(8, variant="theta_minus", extent=extent)
     with pytest.raises(ValueError, match="theta_minus, theta, theta_plus, se"):
         GatherExcite(8, variant="thetaa", extent=2)
     with pytest.raises(ValueError, match="size is missing"):

@@ -78,8 +78,8 @@ class Analysis:
         return rows[rows["network"] == network.label]
 
 
-def analyse(settings: AnalyzeConfig) -> Analysis | None:
-    """Measure, or read earlier data with ``redraw=true``, and draw. Returns None on ranks other than 0.
+def analyse(settings: AnalyzeConfig) -> None:
+    """Measure, or with ``redraw=true`` read earlier data; then draw, on rank 0.
 
     Raises:
         ConfigError, DataError: for runs that cannot be analysed, if possible before any computation.
@@ -92,7 +92,7 @@ def analyse(settings: AnalyzeConfig) -> Analysis | None:
         settings = replace(settings, images=getattr(kind, "DEFAULT_IMAGES", None))
     analysis = read_analysis(folder, settings.analysis) if settings.redraw else _measured(kind, settings)
     if rank() != 0:
-        return None
+        return
     files = [] if settings.redraw else write_analysis(analysis, folder)
     pictures = kind.draw(analysis, folder / settings.analysis)
     about = {
@@ -102,7 +102,6 @@ def analyse(settings: AnalyzeConfig) -> Analysis | None:
     show(settings, about, analysis.tables, kind.summary(analysis), files, pictures)
     if wandb_run is not None:
         log_picture(wandb_run, f"{FOLDER}/{settings.analysis}", pictures)
-    return analysis
 
 
 def show(
@@ -183,7 +182,7 @@ def _measured(kind: Any, settings: AnalyzeConfig) -> Analysis:
     networks = []
     for one, leaves, seed, label in zip(loaded, identities, seeds, labels, strict=True):
         try:
-            with one.precision():
+            with one.fabric.autocast():  # if the run was trained with it, as in its own evaluation
                 found = kind.measure(one)
         except UserError:
             raise

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GLOBAL = "global"
 
 
-def draw_curves(settings: AnalyzeConfig) -> "dict[str, pd.DataFrame]":
+def draw_curves(settings: AnalyzeConfig) -> None:
     """``curves`` and, if a variant was trained with several extents, ``extents``: as CSV, SVG and PNG.
 
     Raises:
@@ -47,7 +47,6 @@ def draw_curves(settings: AnalyzeConfig) -> "dict[str, pd.DataFrame]":
     show(settings, {}, tables, _summary(tables["curves"]), list(files.values()), pictures)
     if wandb_run is not None:
         log_picture(wandb_run, f"{FOLDER}/curves", pictures[:2])
-    return tables
 
 
 def _finished(folder: Path) -> list[tuple[Run, Result]]:
