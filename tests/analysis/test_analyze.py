@@ -1,4 +1,4 @@
-"""``python -m geexp.analyze`` as it is typed, on runs that were trained: what it writes, draws, and refuses."""
+"""``python -m geexp.analyze`` on trained runs: the files it writes, its pictures, its error messages."""
 
 import json
 import shutil
@@ -159,7 +159,7 @@ def test_curves_of_whatever_runs_there_are(runs, run, tmp_path):
         (["run={theta}"], ["analysis"]),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(runs, run, tmp_path, arguments, words):
+def test_mistakes_are_explained_in_one_message(runs, run, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
     places = {"empty": str(tmp_path / "empty"), **{name: str(folder) for name, folder in runs.items()}}
     done = run("analyze", *(argument.format(**places) for argument in arguments))

@@ -18,7 +18,7 @@ CLASSES = 5
 
 
 def shaken(model):
-    """Nothing is left at a value that would hide what is done with it; gates are spread over (0, 1)."""
+    """The model with every BN and gate away from its initial value; gates are spread over (0, 1)."""
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -64,8 +64,8 @@ def pictures(n, size=20, channels=3):
 
 
 def own_answers(model, images):
-    """What the network says of the images, once its classifier's bias levels the classes: else it may be one for all,
-    whatever is dropped. With these as labels every answer that changes is seen."""
+    """The network's predictions, after its classifier's bias has been shifted so that they differ among the images.
+    With these as labels every prediction that changes is seen."""
     images = images.to(model.fc.bias)
     with torch.no_grad():
         model.fc.bias -= model(images).mean(0)
@@ -240,7 +240,7 @@ def test_each_distinct_mask_is_run_once():
 
 
 def test_reference_points_of_the_baseline():
-    """Which holds no Gather-Excite: the same numbers as from one that zeroes the branch where GE would stand."""
+    """The same numbers as from a network whose branch is zeroed where Gather-Excite would stand."""
     for model, size in ((preact("none"), 20), (timms(ge="none"), 64)):
         images, _ = pictures(24, size)
         labels = own_answers(model, images)

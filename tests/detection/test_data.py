@@ -1,4 +1,4 @@
-"""COCO's layout: what is read, left out and refused; batches, and feeds that resume."""
+"""COCO's layout: images and targets, invalid files; batches, and feeds that resume."""
 
 import logging
 from itertools import islice
@@ -178,8 +178,8 @@ def test_evaluation_shows_every_image_once(tmp_path):
 
 
 def test_inputs_of_a_batch(tmp_path):
-    batch = DetectionReader(split_of(tmp_path), flip=False).__getitems__([(0, 0), (0, 1)]).to(torch.device("cpu"))
-    assert len(batch) == 2
+    batch = DetectionReader(split_of(tmp_path), flip=False).__getitems__([(0, 0), (0, 1)])
+    assert len(batch.images) == len(batch.targets) == 2
     assert batch.images[0].dtype == torch.uint8
     first = batch.inputs()[0]
     assert first.shape == (3, 40, 60)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from geexp.analysis.drawing import line_styles
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.labels import ge_label, model_label
 from geexp.config.ranks import rank
@@ -72,10 +73,17 @@ class Analysis:
     tables: "dict[str, pd.DataFrame]"
     made: dict[str, Any]
 
-    def of(self, network: Network, table: str) -> "pd.DataFrame":
-        """The rows of one network."""
+    @property
+    def styled(self) -> list[tuple[Network, dict[str, Any]]]:
+        """Each network with its line style, see ``drawing.line_styles``."""
+        return list(zip(self.networks, line_styles([one.variant for one in self.networks]), strict=True))
+
+    def of(self, network: Network, table: str, **equal: Any) -> "pd.DataFrame":
+        """The rows of one network, or those whose columns are ``equal`` to these values."""
         rows = self.tables[table]
-        return rows[rows["network"] == network.label]
+        for column, value in {"network": network.label, **equal}.items():
+            rows = rows[rows[column] == value]
+        return rows
 
 
 def analyse(settings: AnalyzeConfig) -> None:

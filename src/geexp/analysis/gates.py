@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, gate_hooks, has_gate, observe, operators_of, over_ranks, why_no_gate
 from geexp.backbones.anatomy import blocks_by_stage
 from geexp.operators import VARIANTS
@@ -133,14 +133,12 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A panel per stage: the distribution over all images as a line, those of the single classes as a band."""
-    histogram = analysis.tables["histogram"]
-    stages = sorted(histogram["stage"].unique())
+    stages = sorted(analysis.tables["histogram"]["stage"].unique())
     title = title or f"Values of the gates, {analysis.networks[0].model}"
     figure, axes = canvas(1, len(stages), title, size=(3.9, 4.0), sharex=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     for axis, stage in zip(axes, stages, strict=True):
-        for network, style in zip(analysis.networks, styles, strict=True):
-            mine = histogram[(histogram["network"] == network.label) & (histogram["stage"] == stage)]
+        for network, style in analysis.styled:
+            mine = analysis.of(network, "histogram", stage=stage)
             if not len(mine):
                 continue
             counts = mine.pivot_table(index="class", columns="low", values="count", aggfunc="sum")
@@ -156,7 +154,9 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
         axis.set_ylim(bottom=0)
         axis.set_xlabel("gate")
     axes[0].set_ylabel("gates per bin of 0.01, %")
-    lines = [axes[0].plot([], [], color=style["color"], linestyle=style["linestyle"])[0] for style in styles]
+    lines = [
+        axes[0].plot([], [], color=style["color"], linestyle=style["linestyle"])[0] for _, style in analysis.styled
+    ]
     labels = [f"{network.label}: all images; band: range over classes" for network in analysis.networks]
     figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=9)
     return save(figure, path)

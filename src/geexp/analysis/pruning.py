@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, gate_hooks, has_gate, operators_of, over_ranks, why_no_gate
 from geexp.backbones.anatomy import blocks_by_stage, eval_mode, forward_hooks, named_blocks
 from geexp.backbones.network_surgery import Cut, blocks_with_sum, cut_at
@@ -207,15 +207,13 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A panel per block: accuracy against the ratio of dropped channels."""
-    curves = analysis.tables["curves"]
-    names = list(curves["block"].unique())
+    names = list(analysis.tables["curves"]["block"].unique())
     title = title or f"Accuracy without the least or the most important feature maps, {analysis.networks[0].model}"
     figure, axes = canvas(1, len(names), title, size=(3.9, 4.2), sharey=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     lines = {}
     for axis, name in zip(axes, names, strict=True):
-        for network, own in zip(analysis.networks, styles, strict=True):
-            mine = curves[(curves["network"] == network.label) & (curves["block"] == name)]
+        for network, own in analysis.styled:
+            mine = analysis.of(network, "curves", block=name)
             style = {"color": own["color"], "marker": own["marker"], "markersize": 5}
             for order, (dashes, fill, words) in _ORDER_STYLES.items():
                 rows = mine[mine["order"] == order].sort_values("ratio")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, observe, over_ranks
 from geexp.backbones import anatomy
 
@@ -139,17 +139,16 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A histogram per block, the networks overlaid."""
-    features, per_block = analysis.tables["features"], analysis.tables["blocks"]
+    per_block = analysis.tables["blocks"]
     names = list(per_block["block"].unique())
     columns = min(3, len(names))
     title = title or f"Class selectivity of the feature maps, {analysis.networks[0].model}"
     rows = -(-len(names) // columns)
     figure, axes = canvas(rows, columns, title, size=(4.2, 3.3), sharex=True, sharey=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     edges = np.linspace(0, 1, BINS + 1)
     for axis, name in zip(axes, names, strict=False):
-        for network, style in zip(analysis.networks, styles, strict=True):
-            mine = features[(features["network"] == network.label) & (features["block"] == name)]
+        for network, style in analysis.styled:
+            mine = analysis.of(network, "features", block=name)
             shares = np.histogram(mine["selectivity"], edges)[0] / max(1, len(mine)) * 100
             axis.stairs(shares, edges, fill=True, color=style["color"], alpha=0.25)
             axis.stairs(shares, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
@@ -169,7 +168,7 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
     for axis in axes[::columns]:
         axis.set_ylabel("feature maps, %")
     keys = ("color", "linestyle", "marker")
-    lines = [axes[0].plot([], [], **{key: style[key] for key in keys})[0] for style in styles]
+    lines = [axes[0].plot([], [], **{key: style[key] for key in keys})[0] for _, style in analysis.styled]
     figure.legend(lines, [f"{n.label} (mark: mean)" for n in analysis.networks], loc="outside lower center", ncols=2)
     return save(figure, path)
 

@@ -1,13 +1,11 @@
 """Images with boxes in batches, and the DataModule of detection."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from geexp.config.errors import ConfigError, DataError
@@ -22,31 +20,16 @@ from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.registry import locate
 
 
-@dataclass
-class DetectionBatch:
+class DetectionBatch(NamedTuple):
     """``images`` uint8 ``[3, H, W]`` of any sizes, their ``targets`` as torchvision's detectors take them, COCO ids."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
     image_ids: list[int]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def inputs(self) -> list[Tensor]:
         """The images as torchvision's detectors take them, float32 in 0 … 1."""
         return [image.float() / 255 for image in self.images]
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "DetectionBatch":
-        images = [image.to(device, non_blocking=non_blocking) for image in self.images]
-        targets = [
-            {key: value.to(device, non_blocking=non_blocking) for key, value in target.items()}
-            for target in self.targets
-        ]
-        return DetectionBatch(images, targets, self.image_ids)
-
-    def pin_memory(self) -> "DetectionBatch":
-        return DetectionBatch([image.pin_memory() for image in self.images], self.targets, self.image_ids)
 
 
 class DetectionReader:

@@ -70,7 +70,7 @@ class Detector(TrainingModule):
         loss = parts.sum()
         self.nan_watch.add(loss.detach(), self.global_step + 1)
         self._sums = self._sums.to(self.device)
-        self._sums += torch.cat([parts.new_ones(1), parts.detach()]).double() * len(batch)
+        self._sums += torch.cat([parts.new_ones(1), parts.detach()]).double() * len(batch.images)
         return loss
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
