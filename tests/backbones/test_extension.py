@@ -85,10 +85,7 @@ def test_operator_of_a_user(mine):
     ("lines", "words"),
     [
         (["_target_: mine.Block"], ["ge=mine: mine.Block", "extent"]),
-        (
-            ["_target_: extension.Shrinking"],
-            ["ge._target_", "Shrinking", "[2, 16, 28, 28]", "[2, 16, 14, 28]"],
-        ),
+        (["_target_: extension.Shrinking"], ["ge._target_", "Shrinking", "[2, 16, 28, 28]", "[2, 16, 14, 28]"]),
         (["_target_: extension.no_module"], ["ge._target_", "int", "torch.nn.Module"]),
     ],
 )
@@ -111,16 +108,10 @@ def test_backbone_of_a_user(mine):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (
-            ["_target_: mine.Tiny", "depth: 2"],
-            ["model=mine", "mine.Tiny", "'depth'"],
-        ),
+        (["_target_: mine.Tiny", "depth: 2"], ["model=mine", "mine.Tiny", "'depth'"]),
         (["_target_: extension.NoSlots"], ["Block", "'ge'"]),
         (["_target_: torch.nn.Identity"], ["Identity", "layer1"]),
-        (
-            ["_target_: mine.Tiny", "zero_init_residual: true"],
-            ["zero_init_residual", "zero_init_last"],
-        ),
+        (["_target_: mine.Tiny", "zero_init_residual: true"], ["zero_init_residual", "zero_init_last"]),
     ],
 )
 def test_backbone_that_does_not_fit(mine, lines, words):
