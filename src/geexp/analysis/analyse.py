@@ -79,7 +79,7 @@ class Analysis:
         return list(zip(self.networks, line_styles([one.variant for one in self.networks]), strict=True))
 
     def of(self, network: Network, table: str, **equal: Any) -> "pd.DataFrame":
-        """The rows of one network, or those whose columns are ``equal`` to these values."""
+        """The rows of one network, or only those with these values, as in ``block="conv4_1"``."""
         rows = self.tables[table]
         for column, value in {"network": network.label, **equal}.items():
             rows = rows[rows[column] == value]

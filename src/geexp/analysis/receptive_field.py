@@ -66,7 +66,7 @@ def effective_receptive_field(model: nn.Module, batches: Batches, *, block: str)
     return (field / mass).cpu().numpy()
 
 
-def area_holding(field: np.ndarray, share: float = 0.95) -> int:
+def area_holding(field: np.ndarray, share: float = SHARE) -> int:
     """The number of pixels in the smallest set that holds this share of the field's mass (to within 1e-9).
 
     Raises:
