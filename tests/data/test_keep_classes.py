@@ -13,7 +13,7 @@ from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages
 from geexp.data.module import ImageData
-from geexp.data.pack import first_damaged, open_pack
+from geexp.data.pack import open_pack
 from geexp.data.packing import pack_split
 from geexp.data.pixel_feed import centre
 from geexp.runs.job import make_job
@@ -71,7 +71,7 @@ def test_a_pack(packs, recipe):
     whole = open_pack(packs / f"pack-{recipe.name}", "train", recipe)
     part = whole.first_classes(2)
     assert_first_of(part, whole, 2)
-    assert first_damaged(part.path, part.index.ends, part.index.digests) == len(part) == 8
+    assert len(part) == 8
     assert len(whole) == 12  # which is as it was
 
 
@@ -166,7 +166,6 @@ def test_packs_hold_all_the_classes(run, imagenet):
     done = run("pack", f"data.root={imagenet}", *kept(2))
     assert done.returncode == 2
     assert "data.keep_classes=2: a pack has all the classes" in done.stderr
-    assert "Leave it out here." in done.stderr
     assert not list(imagenet.glob("pack*"))
 
 
@@ -188,7 +187,7 @@ def test_check_data_verifies_the_kept_part_of_a_pack(packs):
     content[-1] ^= 1  # of the third class
     path.write_bytes(content)
     assert check_images(images, "auto", workers=1).images == 8
-    content[images.index.ends[-1] - 1] ^= 1  # the last byte of the second
+    content[images.index.ends[7] - 1] ^= 1  # the last byte of the second
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train\.bin is damaged: n01443537/.* \(image 7\)"):
         check_images(images, "auto", workers=1)

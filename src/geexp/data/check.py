@@ -14,7 +14,7 @@ from torch import Tensor
 from geexp.config.schema import CheckDataConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
-from geexp.data.pack import Pack, require_sound
+from geexp.data.pack import Pack
 from geexp.data.parallel import in_threads, meter
 from geexp.data.reading import Unreadable
 
@@ -51,7 +51,7 @@ def check_images(images: Images, backend: str, *, workers: int, what: str = "rea
         DataError: for a pack that does not match its hashes, which are verified anew.
     """
     if isinstance(images, Pack):
-        require_sound(images.path, images.index)
+        images.require_sound()
     counts = np.bincount(images.labels, minlength=len(images.classes))
     few, many = (ClassSize(images.classes[i], int(counts[i])) for i in (counts.argmin(), counts.argmax()))
     report = SplitReport(len(images), len(images.classes), smallest_class=few, largest_class=many)
