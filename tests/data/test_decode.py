@@ -191,13 +191,12 @@ def test_a_plugin_of_pillow_may_raise_anything(monkeypatch):
         assert str(caught.value) in (str(error), type(error).__name__)
 
 
-@pytest.mark.parametrize("error", [TypeError("a bug"), AttributeError("a bug"), KeyError("a bug")])
-def test_a_bug_in_a_decoder_is_not_hidden_by_pillow(error, monkeypatch):
+def test_a_bug_in_a_decoder_is_not_hidden_by_pillow(monkeypatch):
     def fails(*_):
-        raise error
+        raise TypeError("a bug")
 
     monkeypatch.setitem(decode_module._BACKENDS, "torchvision", fails)
-    with pytest.raises(type(error), match="a bug"):
+    with pytest.raises(TypeError, match="a bug"):
         Decoder("torchvision")(content(READABLE["4:2:0"]))
 
 
@@ -235,14 +234,11 @@ def test_auto_takes_the_first_decoder_that_is_there(monkeypatch):
 
 
 def test_a_decoder_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"feed\.decode=torchcodec: .*pip install torchcodec.*feed\.decode=auto"):
-        Decoder("torchcodec")
+    for error in (ModuleNotFoundError("No module named 'torchcodec'"), OSError("libavutil.so: cannot open")):
 
-    def fails(name):
-        raise OSError("libavutil.so: cannot open shared object file")
+        def fails(name, error=error):
+            raise error
 
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: name)
-    monkeypatch.setattr(importlib, "import_module", fails)
-    with pytest.raises(ConfigError, match=r"feed\.decode=torchcodec: .*cannot be loaded \(libavutil"):
-        Decoder("torchcodec")
+        monkeypatch.setattr(importlib, "import_module", fails)
+        with pytest.raises(ConfigError, match=rf"feed\.decode=torchcodec: .*\({error}\).*pip install torchcodec"):
+            Decoder("torchcodec")

@@ -10,8 +10,7 @@ import pytest
 
 from geexp.config.class_folders import count_classes
 from geexp.config.errors import ConfigError
-from geexp.config.schema import FeedConfig, TrainConfig
-from geexp.data.module import ImageData
+from geexp.config.schema import TrainConfig
 from geexp.runs.job import make_job
 from tests.conftest import environment
 from tests.support.configuration import train_config
@@ -98,24 +97,6 @@ def test_only_one_split(run, pets):
     done = run("train", *of(pets), *SMALL)
     assert done.returncode == 2
     assert "val not found in" in done.stderr
-
-
-def test_every_feed_gives_the_same_labels(pets, run):
-    assert run("pack", *of(pets)).returncode == 0
-    found = []
-    for feed in (FeedConfig("reference", "workers", 0), FeedConfig("folder", "threads", 1), FeedConfig("pack")):
-        data = ImageData(config(pets, "data.image_size=32").data, feed, batch_size=8, seed=0)
-        found.append([labels.tolist() for _, labels in data.train_dataloader()])
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 3
-
-
-def test_the_first_classes(pets):
-    for split in ("train", "val"):
-        write_classes(pets / split, ["owl"], 3)
-    data = config(pets, "data.keep_classes=2", "data.num_classes=2", "data.image_size=32").data
-    assert (data.num_classes, data.total_classes) == (2, 3)
-    assert len(ImageData(data, FeedConfig("folder"), batch_size=8, seed=0).training_images) == 24
 
 
 def test_checked_planned_trained_stopped_resumed_and_evaluated(run, pets, tmp_path):

@@ -420,14 +420,10 @@ def test_a_pack_goes_to_processes_that_are_spawned(root, tmp_path, recipe):
     assert copy.picture(7).tobytes() == images.picture(7).tobytes()
 
 
-def test_another_recipe_is_refused(root, tmp_path):
-    pack(root, JPEG, tmp_path)
-    with pytest.raises(ConfigError, match=r"packed with recipe jpeg-max500-q90, .*says jpeg-max400-q90"):
-        open_pack(tmp_path, "train", RecipeConfig("jpeg", max_side=400, quality=90))
-
-
-def test_damaged_files_are_refused(root, tmp_path):
+def test_damaged_files_and_another_recipe_are_refused(root, tmp_path):
     pack(root, RAW, tmp_path)
+    with pytest.raises(ConfigError, match=r"packed with recipe raw-short256, .*jpeg-max500-q90"):
+        open_pack(tmp_path, "train", JPEG)
     data, index = tmp_path / "train.bin", tmp_path / "train.npz"
     os.truncate(data, data.stat().st_size - 1)
     with pytest.raises(DataError, match=r"train\.bin has [\d,]+ bytes instead of the [\d,]+ of its index"):

@@ -132,23 +132,17 @@ def make_feed(
         resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
         return Feed(lambda: map(resident.__getitems__, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
+    pin = device.type == "cuda"
     reader: PixelReader | ReferenceReader
     if feed.name == "reference":
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
         reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
-    return Feed(_batches(reader, order, feed, workers, pin=device.type == "cuda"), order, feed.on_error)
-
-
-def _batches(
-    reader: PixelReader | ReferenceReader, order: Order, feed: FeedConfig, workers: int, *, pin: bool
-) -> Callable[[], Iterator[Batch]]:
     if not workers:
-        return lambda: map(reader.__getitems__, order)
+        return Feed(lambda: map(reader.__getitems__, order), order, feed.on_error)
     if isinstance(reader, PixelReader) and feed.engine != "workers":
-        return lambda: read_with_threads(reader, order, workers, pin=pin)
-    processes = Workers(reader, order, workers, pin=pin)
-    return lambda: iter(processes)
+        return Feed(lambda: read_with_threads(reader, order, workers, pin=pin), order, feed.on_error)
+    return Feed(Workers(reader, order, workers, pin=pin).__iter__, order, feed.on_error)
 
 
 def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -5,9 +5,8 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -45,16 +44,13 @@ class FolderIndex:
 class FolderImages(EncodedImages):
     """``<folder>/<class>/**/<file>``; classes and files in the order of their names, as torchvision's ``ImageFolder``.
 
-    Args:
-        index: what there is in the folder; None: look.
-
     Raises:
         ValueError: for a class folder without a single image.
     """
 
-    def __init__(self, folder: Path, index: FolderIndex | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.index = read_folder(self.folder) if index is None else index
+        self.index = read_folder(self.folder)
         self.classes: list[str] = self.index.classes.tolist()
         self.labels = self.index.labels
 
@@ -62,19 +58,13 @@ class FolderImages(EncodedImages):
         return f"{self.classes[self.labels[index]]}/{name_at(self.index.names, self.index.ends, index)}"
 
     def name(self, index: int) -> str:
-        return str(self.folder / self.relative_name(index))
+        return f"{self.folder}/{self.relative_name(index)}"
 
     def size(self, index: int) -> int:
-        return os.stat(f"{self.folder}/{self.relative_name(index)}").st_size
+        return os.stat(self.name(index)).st_size
 
     def content(self, index: int) -> np.ndarray:
-        return np.fromfile(f"{self.folder}/{self.relative_name(index)}", dtype=np.uint8)
-
-    def first_classes(self, n: int) -> Self:
-        kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
-        index = self.index
-        fewer = replace(index, classes=index.classes[:n], labels=index.labels[kept], ends=index.ends[kept])
-        return type(self)(self.folder, fewer)
+        return np.fromfile(self.name(index), dtype=np.uint8)
 
 
 def read_folder(folder: Path) -> FolderIndex:

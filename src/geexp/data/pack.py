@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,23 +86,25 @@ def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "Pack":
 
 
 class Pack(EncodedImages):
-    """Recipes original and jpeg.
+    """Recipes original and jpeg."""
 
-    Args:
-        keep: the number of classes to keep, the first ones; None: all.
-    """
-
-    def __init__(self, path: Path, index: PackIndex, keep: int | None = None) -> None:
+    def __init__(self, path: Path, index: PackIndex) -> None:
         self.path, self.index = path, index
-        self.classes: list[str] = index.classes[:keep].tolist()
-        # Images are in the order of their classes.
-        self.labels = index.labels[: int(np.searchsorted(index.labels, len(self.classes)))]
-        self.left_out: list[str] = [n for n in index.left_out.tolist() if n.partition("/")[0] in self.classes]
+        self.classes: list[str] = index.classes.tolist()
+        self.labels = index.labels
         # Read, not mapped: a disk error is then an exception, not a SIGBUS.
         self._file = path.open("rb", buffering=0)
 
-    def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
-        return type(self), (self.path, self.index, len(self.classes))
+    def __getstate__(self) -> dict[str, Any]:  # for DataLoader workers that are spawned
+        return self.__dict__ | {"_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_file": state["path"].open("rb", buffering=0)}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The images of its classes that could not be read when it was made, ``<class>/<file>``."""
+        return [name for name in self.index.left_out.tolist() if name.partition("/")[0] in self.classes]
 
     def relative_name(self, index: int) -> str:
         return name_at(self.index.names, self.index.name_ends, index)
@@ -114,9 +116,6 @@ class Pack(EncodedImages):
         start = int(self.index.ends[index - 1]) if index else 0
         content = np.empty(int(self.index.ends[index]) - start, dtype=np.uint8)
         return content[: os.preadv(self._file.fileno(), [content.data], start)]
-
-    def first_classes(self, n: int) -> Self:
-        return type(self)(self.path, self.index, n)
 
     def require_sound(self) -> None:
         """Compare every image with its digest; raises ``DataError`` for the first that differs."""

@@ -14,12 +14,10 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
     """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on."""
     if not data.requires:
         return
-    if data.root is None and feed.pack is None:
-        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
     if feed.name == "pack":
         _require_pack(data, feed)
         return
-    root = Path(str(data.root)).expanduser()
+    root = _root_of(data)
     if data.download and data.downloadable:
         return
     missing = [forms[0] for forms in data.requires if not any((root / form).exists() for form in forms)]
@@ -46,7 +44,14 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
 
 def pack_folder(data: DataConfig, feed: FeedConfig) -> Path:
     """Where the pack of a data set lies: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
-    return Path(feed.pack or f"{data.root}/pack-{recipe_slug(data.recipe)}").expanduser().absolute()
+    folder = Path(feed.pack).expanduser() if feed.pack else _root_of(data) / f"pack-{recipe_slug(data.recipe)}"
+    return folder.absolute()
+
+
+def _root_of(data: DataConfig) -> Path:
+    if data.root is None:
+        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; set it with data.root=<folder>.")
+    return Path(data.root).expanduser()
 
 
 def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
@@ -79,12 +84,10 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     Raises:
         ConfigError: if something is missing.
     """
-    if data.root is None:
-        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
-    root = Path(data.root).expanduser()
-    needed = {"folders": [forms[0] for forms in data.requires], "archives": data.archives}
-    if not data.archives:
-        del needed["archives"]
+    root = _root_of(data)
+    needed = {"folders": [forms[0] for forms in data.requires]}
+    if data.archives:
+        needed["archives"] = data.archives
     kinds = list(needed) if wanted == "auto" else [wanted]
     missing = {kind: [name for name in needed[kind] if not (root / name).exists()] for kind in kinds}
     for kind in kinds:
