@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
 from geexp.data.pack import Pack
 from geexp.data.parallel import in_threads, meter
-from geexp.data.reading import Unreadable
+from geexp.data.reading import Unreadable, printable
 
 _STEP = 64  # images of one task of a thread
 
@@ -113,7 +112,7 @@ def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
     columns[0] += ["smallest image", "largest image", "read by Pillow", "cannot be read"]
     for split, report in splits.items():
         counts = [f"{count:,}" for count in (report.images, report.classes)]
-        classes = [f"{_printable(one.name)}: {one.images:,}" for one in (report.smallest_class, report.largest_class)]
+        classes = [f"{printable(one.name)}: {one.images:,}" for one in (report.smallest_class, report.largest_class)]
         sizes = ["-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest)]
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.by_pillow.items()) or "0"
         columns.append([split, *counts, *classes, *sizes, kinds, f"{len(report.unreadable):,}"])
@@ -122,10 +121,5 @@ def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
         column[:] = [cell.ljust(width) if column is columns[0] else cell.rjust(width) for cell in column]
     lines = ["  ".join(row) for row in zip(*columns, strict=True)]
     for split, report in splits.items():
-        lines += [f"{split} {one.index}: {_printable(one.name)}: {one.reason}" for one in report.unreadable]
+        lines += [f"{split} {one.index}: {one.name}: {one.reason}" for one in report.unreadable]
     return "\n".join(lines)
-
-
-def _printable(name: str) -> str:
-    """File names are bytes, and not all of them are text."""
-    return os.fsencode(name).decode(errors="backslashreplace")

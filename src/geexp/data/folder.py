@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _FORMAT = 1
-# A folder changed this shortly before it was read may change again without a newer time stamp.
+# A folder that changed this shortly before it was read may change again without a newer time stamp.
 _UNSETTLED_NS = 2_000_000_000
 
 
@@ -28,8 +28,10 @@ _UNSETTLED_NS = 2_000_000_000
 class FolderIndex:
     """The files of a split, as arrays that worker processes share: 1.28 million names take 30 MB, not 200 each.
 
-    ``names`` holds the paths within the class folders end to end, ``ends`` where each one ends. ``folders`` are the
-    paths of all folders that were read, joined by a zero byte, ``times`` when each was changed last.
+    Args:
+        names, ends: the paths within the class folders, as ``join_names`` makes them.
+        folders: the paths of all folders that were read, joined by zero bytes.
+        times: when each of these was last changed.
     """
 
     classes: np.ndarray
@@ -38,7 +40,6 @@ class FolderIndex:
     ends: np.ndarray
     folders: np.ndarray
     times: np.ndarray
-    read_at: np.ndarray
 
 
 class FolderImages(EncodedImages):
@@ -73,10 +74,12 @@ def read_folder(folder: Path) -> FolderIndex:
     cached = _cached(cache)
     if cached is not None and _unchanged(cached):
         return cached
-    start = time.monotonic()
+    start = time.time_ns()
     index = _scan(folder)
-    images, classes, seconds = len(index.labels), len(index.classes), time.monotonic() - start
+    images, classes, seconds = len(index.labels), len(index.classes), (time.time_ns() - start) / 1e9
     log.info("%s: %d images in %d class folders (read in %.1f s)", folder, images, classes, seconds)
+    if index.times.max() > start - _UNSETTLED_NS:
+        return index
     try:
         with atomic_write(cache) as file:
             np.savez(file, format=np.array(_FORMAT), **asdict(index))
@@ -86,7 +89,6 @@ def read_folder(folder: Path) -> FolderIndex:
 
 
 def _scan(folder: Path) -> FolderIndex:
-    read_at = time.time_ns()
     folders, times = [os.fsencode(folder)], [folder.stat().st_mtime_ns]
     classes = class_folders(folder)
     names: list[str] = []
@@ -112,14 +114,11 @@ def _scan(folder: Path) -> FolderIndex:
         ends=ends,
         folders=np.frombuffer(b"\0".join(folders), dtype=np.uint8),
         times=np.array(times, dtype=np.int64),
-        read_at=np.array(read_at, dtype=np.int64),
     )
 
 
 def _unchanged(index: FolderIndex) -> bool:
     """Adding, removing or renaming a file changes its folder's time stamp."""
-    if index.times.max() > index.read_at - _UNSETTLED_NS:
-        return False
     try:
         now = [os.stat(folder).st_mtime_ns for folder in index.folders.tobytes().split(b"\0")]
     except OSError:
@@ -135,7 +134,7 @@ def _cached(cache: Path) -> FolderIndex | None:
             return FolderIndex(**{name: arrays[name] for name in FolderIndex.__dataclass_fields__})
     except FileNotFoundError:
         return None
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
+    except Exception as error:  # numpy, zipfile and zlib each raise their own for a damaged file
         log.info("%s cannot be used (%s) and is written again", cache, error)
         return None
 

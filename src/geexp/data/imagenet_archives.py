@@ -120,7 +120,5 @@ def _validation_wnids(devkit: Path) -> list[str]:
         leaves = synsets[synsets["num_children"] == 0]
         wnid_of = dict(zip(leaves["ILSVRC2012_ID"].tolist(), leaves["WNID"].tolist(), strict=True))
         return [str(wnid_of[identifier]) for identifier in ids]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # gzip, tarfile and scipy have many ways of saying that a file is damaged
+    except Exception as error:  # gzip, tarfile and scipy each raise their own for a damaged file
         raise DataError(f"{devkit} is not the development kit of ILSVRC2012, or is damaged: {error!r}") from error

@@ -29,8 +29,12 @@ class Unreadable:
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
         reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
-        name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
-        return cls(index, name, reason)
+        return cls(index, printable(images.name(index)), reason)
+
+
+def printable(name: str) -> str:
+    """File names are bytes, and not all of them are text."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @dataclass
