@@ -219,7 +219,7 @@ def test_a_batch_of_damaged_images_only(damaged):
     for path in (damaged / "train").rglob("*.JPEG"):
         path.write_bytes(b"")
     data = photos(damaged, FeedConfig("folder", "threads", 2, on_error="skip"))
-    with pytest.raises(DataError, match="not one of the 6 images of a batch can be read"):
+    with pytest.raises(DataError, match="none of the 6 images of a batch can be read"):
         batches(data)
 
 

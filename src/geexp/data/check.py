@@ -1,4 +1,4 @@
-"""Reading a whole split once, to know what can be read before a training depends on it, and the report of that."""
+"""Read every image of a split once and report the ones that cannot be read."""
 
 import io
 import json

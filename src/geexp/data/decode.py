@@ -1,8 +1,8 @@
-"""Encoded bytes to pixels by the fastest decoder available; Pillow decides about everything odd.
+"""Encoded bytes to pixels by the fastest decoder available; anything unusual is left to Pillow.
 
-All of these decoders rest on libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them
-refuses, or is known to decode differently, go to Pillow: so PNGs named .JPEG, CMYK files and EXIF orientation (ignored,
-as torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
+All decoders use libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them refuses, or is
+known to decode differently, fall back to Pillow. So PNGs named .JPEG, CMYK files and EXIF orientation (ignored, as
+torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
 """
 
 import importlib
@@ -31,8 +31,8 @@ _APP1, _SOS = 0xE1, 0xDA
 # Start of frame: all of 0xC0 … 0xCF but the three that mean other things.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-# Pillow warns of damaged EXIF data and of the transparency that RGB drops; neither concerns us. Set once, here: to
-# silence and restore around each image is not safe among threads.
+# Pillow warns of damaged EXIF data and of the transparency that RGB drops, which does not matter here. Set once,
+# because catch_warnings around each image is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 

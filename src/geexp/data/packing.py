@@ -103,7 +103,7 @@ def pack_split(
     on_error: str = "stop",
     force: bool = False,
 ) -> Packed:
-    """Make ``<folder>/<split>.bin`` and its index, or go on with making them, or leave them if they are there.
+    """Make ``<folder>/<split>.bin`` and its index, resume making them, or keep a finished pack.
 
     Recipe original copies the files as they are and refuses only empty ones; ``python -m geexp.check_data`` decodes
     them all. The others decode with Pillow, shrink what is larger than the recipe states (bilinear, antialiased), and
@@ -138,7 +138,7 @@ def pack_split(
             if error.errno not in _FULL:
                 raise
             more = decimal(partial.end // max(partial.count, 1) * (n - partial.count))
-            need = f"the others need about {more} more" if partial.count else "it is not known how much the others need"
+            need = f"the others need about {more} more" if partial.count else "the others need an unknown amount"
             raise DataError(
                 f"{path}: {error.strerror}. {partial.count:,} of {n:,} images are packed, and {need}. "
                 f"Free up space. {_GO_ON}"
@@ -152,9 +152,9 @@ def pack_split(
 
 
 def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int]:
-    """Width and height that the recipe stores; rounded as torchvision's ``Resize`` rounds, and never enlarged.
+    """Width and height that the recipe stores, never enlarged.
 
-    So pixels with a short side of 256 are those that evaluation on 256 would make itself.
+    Rounds as torchvision's ``Resize``, so that evaluation on a short side of 256 finds the pixels it would make itself.
     """
     side = min(width, height) if recipe.short_side is not None else max(width, height)
     target = recipe.short_side if recipe.short_side is not None else recipe.max_side
@@ -219,7 +219,7 @@ def _index(
 ) -> PackIndex:
     there = np.diff(rows["end"], prepend=0) > 0
     if not there.any():
-        raise DataError(f"not one of the {len(rows)} images can be read; see python -m geexp.check_data")
+        raise DataError(f"none of the {len(rows)} images can be read; see python -m geexp.check_data")
     joined, name_ends = join_names(compress(names, there))
     sizes = rows[there][: None if recipe.name == "raw" else 0]
     return PackIndex(
@@ -263,7 +263,7 @@ def _digest_of(source: EncodedImages, names: list[str]) -> str:
 
 
 def _require_space(path: Path, source: EncodedImages, first: int) -> None:
-    """Whether the images from ``first`` on, as they are, fit on the disk."""
+    """Raise ``DataError`` unless the files from ``first`` on fit on the disk."""
 
     def sizes(indices: range) -> int:
         total = 0

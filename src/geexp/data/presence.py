@@ -29,8 +29,8 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         second = "or arrange the images as train/<class>/*.JPEG and val/<class>/*.JPEG there"
         if data.archives:
             second += (
-                " (it cannot be downloaded without an account at its owners'), or make a pack of the official archives "
-                "with python -m geexp.pack and say feed=pack"
+                " (downloading it needs an account with its owners), or make a pack of the official archives "
+                "with python -m geexp.pack and set feed=pack"
             )
     elif data.downloadable:
         second = "or let it be downloaded there with data.download=true"
@@ -38,12 +38,12 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         second = "or put them there"
     raise ConfigError(
         f"data={data.name}: {' and '.join(missing)} not found in {root.absolute()} (data.root). "
-        f"Either say where the data are, with data.root=<folder> or GEEXP_DATA in the environment, {second}."
+        f"Either set data.root=<folder>, or GEEXP_DATA in the environment, {second}."
     )
 
 
 def pack_folder(data: DataConfig, feed: FeedConfig) -> Path:
-    """Where the pack of a data set lies: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
+    """The folder of a pack: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
     folder = Path(feed.pack).expanduser() if feed.pack else _root_of(data) / f"pack-{recipe_slug(data.recipe)}"
     return folder.absolute()
 
@@ -60,8 +60,8 @@ def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
     missing = [name for name in missing if not (folder / name).exists()]
     if missing:
         raise ConfigError(
-            f"feed=pack: {' and '.join(missing)} not found in {folder}. Either say where the pack is, with "
-            f"feed.pack=<folder>, or make it: {_packing_command(data, feed)}"
+            f"feed=pack: {' and '.join(missing)} not found in {folder}. Either set feed.pack=<folder>, or make the "
+            f"pack: {_packing_command(data, feed)}"
         )
 
 
@@ -73,7 +73,7 @@ def _packing_command(data: DataConfig, feed: FeedConfig) -> str:
 
 
 def _quoted(key: str, value: str | None) -> str:
-    """As Hydra reads it, which takes spaces and the like in quotes only."""
+    """As an override of Hydra, which needs quotes around spaces and the like."""
     plain = re.fullmatch(r"[\w./~+-]+", str(value), re.ASCII)
     return f"{key}={value}" if plain else f"{key}='{value}'"
 
@@ -96,6 +96,6 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     looked_for = ", and no ".join(" or ".join(names) for names in missing.values())
     raise ConfigError(
         f"source={wanted}: no {looked_for} found in {root.absolute()} (data.root). A pack is made of class folders "
-        "(train/<class>/*.JPEG and val/<class>/*.JPEG) or of the three official archives as they were downloaded. Say "
-        "where they are with data.root=<folder> or GEEXP_DATA in the environment."
+        "(train/<class>/*.JPEG and val/<class>/*.JPEG) or of the three official archives as downloaded. Set their "
+        "folder with data.root=<folder> or GEEXP_DATA in the environment."
     )

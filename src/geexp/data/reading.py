@@ -87,8 +87,8 @@ def explained_workers() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not died:
             raise
         raise DataError(
-            f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
-            "memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
+            f"a worker process of the feed has died or is stuck: {about} The usual cause is a lack of memory, or of "
+            "shared memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
         ) from error
 
 
