@@ -6,17 +6,17 @@ from typing import Any
 from rich.console import Console
 
 from geexp.report.measured import Measured
-from geexp.report.report import Report, ReportCell, ReportRow, ReportTable
+from geexp.report.report import COMPLEXITY, Report, ReportCell, ReportRow, ReportTable
 from geexp.report.rows import DETECTION
 from geexp.report.tables import Column, Table, of_dicts, to_csv, to_latex, to_markdown, to_terminal
 
 NOT_RUN = "not run"
-COMPLEXITY = {"gflops": ("GFLOPs", 2), "mflops": ("MFLOPs", 1), "params_m": ("#Params, M", 1)}  # and printed decimals
 _NAMES = {
     "top1": "top-1 error, %", "top5": "top-5 error, %", "map": "mAP, %",
     "resnet110": "ResNet-110", "resnet164": "ResNet-164", "wrn16_8": "WRN-16-8",
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
 }  # fmt: skip
+LABEL = Column[ReportRow]("Network", lambda row: row.label, key="network", right=False, css="label")
 
 
 def heading(column: str) -> str:
@@ -26,11 +26,11 @@ def heading(column: str) -> str:
 
 def paper_table(table: ReportTable) -> Table[ReportRow]:
     """By column of the paper what is printed, measured, and the difference; then printed and computed complexity."""
-    columns = [Column[ReportRow]("Network", lambda row: row.label, key="network", right=False, css="label")]
+    columns = [LABEL]
     for name in table.columns:
         columns += _of_errors(name)
     for name in table.complexity_columns:
-        columns += _of_complexity(name)
+        columns += complexity_columns(name)
     return Table(columns, table.rows, title=table.full_title)
 
 
@@ -60,7 +60,7 @@ def _of_errors(name: str) -> list[Column[ReportRow]]:
     ]  # fmt: skip
 
 
-def _of_complexity(name: str) -> list[Column[ReportRow]]:
+def complexity_columns(name: str) -> list[Column[ReportRow]]:
     group, places = COMPLEXITY[name]
 
     def computed(row: ReportRow) -> str:

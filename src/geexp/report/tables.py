@@ -56,11 +56,11 @@ def of_dicts(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table[dict[
     return Table([column(key) for key in keys], rows)
 
 
-def to_terminal(table: Table[Any], *, min_width: int | None = None) -> "RichTable":
+def to_terminal(table: Table[Any]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=table.title, title_justify="left", min_width=min_width)
+    shown = RichTable(title=table.title, title_justify="left")
     groups = _grouped(table.columns)
     for group in groups:
         heading = group[0].group or group[0].heading
