@@ -76,7 +76,7 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
         "verdicts": Counter(judgement.verdict for judgement in report.judgements),
         "statements": statements_of(report.judgements),
         "tables": [PageTable(table) for table in report.tables],
-        "figures": [(figure, _picture(figure)) for figure in figures],
+        "figures": [(figure, _picture(figure), [("", command) for command in figure.missing]) for figure in figures],
         "pictures": pictures,
         "pictures_left": pictures_left,
         "settings": settings,
