@@ -1,5 +1,6 @@
 """Metrics of runs against the epoch: the data of curves, for pictures in files and for the page, and their labels."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite
 from statistics import mean
@@ -66,6 +67,28 @@ def differing_keys(runs: Sequence[FinishedRun], without: Any = OF_THE_HARDWARE) 
     """In what runs differ, except GE and seed."""
     keys = {key for run in runs for key in run.identity if not key.startswith("ge.")} - set(without)
     return sorted(key for key in keys if len({str(run.identity.get(key)) for run in runs}) > 1)
+
+
+def by_setting(runs: Sequence[FinishedRun]) -> dict[str, dict[str, list[FinishedRun]]]:
+    """Runs by model, data set and schedule, and within these by protocol, named by the keys in which it differs."""
+    settings: dict[str, dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        names = [run.identity.get(key) for key in ("model.name", "data.name", "schedule.name", "scale")]
+        name = ", ".join(str(found) for found in names if found is not None)
+        settings[name][protocol_of(run.identity)].append(run)
+    named = {}
+    for name, protocols in settings.items():
+        varying = differing_keys([found[0] for found in protocols.values()])
+        named[name] = {
+            " ".join(f"{key}={as_setting(found[0].identity.get(key))}" for key in varying): found
+            for found in protocols.values()
+        }
+    return named
+
+
+def protocol_of(leaves: dict[str, Any]) -> str:
+    """All of an identity but GE and what the hardware decides, as text to compare."""
+    return str(sorted((k, str(v)) for k, v in leaves.items() if not k.startswith("ge.") and k not in OF_THE_HARDWARE))
 
 
 def as_setting(value: Any) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from geexp.analysis.drawing import Curve
-from geexp.report.curves import TRAIN, VAL, as_setting, differing_keys, labels_of, make_curve, next_look
+from geexp.report.curves import TRAIN, VAL, by_setting, labels_of, make_curve, next_look
 from geexp.report.measured import Measured, one_per_seed
 from geexp.report.page.cells import mark, plotly_line
-from geexp.report.rows import OF_THE_HARDWARE
 from geexp.report.runs import FinishedRun
 from geexp.report.tables import Column, Table
 
@@ -123,24 +122,17 @@ def _parts(runs: Sequence[FinishedRun], filled: Container[Path]) -> Iterator[tup
     Of one model, data set and schedule, a protocol under which several networks were trained has a picture of its own;
     the others, which have only one curve each, share one.
     """
-    settings: dict[str, dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        names = [run.identity.get(key) for key in ("model.name", "data.name", "schedule.name", "scale")]
-        protocol = {k: v for k, v in run.identity.items() if not k.startswith("ge.") and k not in OF_THE_HARDWARE}
-        name = ", ".join(str(found) for found in names if found is not None)
-        settings[name][str(sorted(protocol.items()))].append(run)
-    for name, protocols in settings.items():
-        varying = differing_keys([found[0] for found in protocols.values()])
+    for name, protocols in by_setting(runs).items():
         single: list[FinishedRun] = []
-        for found in protocols.values():
+        for words, found in protocols.items():
             if len(protocols) > 1 and len({run.network for run in found}) == 1:
                 single += found
             elif any(run.folder in filled for run in found):
                 yield name, "the paper's protocol", found
             else:
-                yield name, " ".join(f"{key}={as_setting(found[0].identity.get(key))}" for key in varying), found
+                yield name, words, found
         if single:
-            yield name, "other protocols" if len(protocols) > 1 else "", single
+            yield name, "other protocols", single
 
 
 def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | None:
