@@ -184,8 +184,8 @@ def test_many_seeds_are_drawn_as_their_mean(tmp_path):
     (setting,), _ = settings.settings_of(make_report(tmp_path, []).runs, {})
     assert setting.means
     (curve,) = setting.drawing["groups"][0]["curves"]
-    assert curve["name"] == "mean of 9 seeds"
-    assert curve["val"][-1] == pytest.approx((sum(range(20, 30)) - 25) / 9, abs=1e-3)
+    assert curve["name"] == "mean of 12 seeds"
+    assert curve["val"][-1] == pytest.approx((sum(range(20, 33)) - 25) / 12, abs=1e-3)
     assert setting.undrawn == ("1 without a history",)
 
 

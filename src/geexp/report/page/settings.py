@@ -16,12 +16,11 @@ from geexp.report.measured import Measured, one_per_seed
 from geexp.report.runs import FinishedRun
 from geexp.report.tables import Column, Table
 
-# What is drawn. 2,000 runs of 300 epochs would make a page of some hundred megabytes.
+# Limits of what is drawn: 2,000 runs of 300 epochs would make a page of some hundred megabytes.
 SETTINGS = 8
 CURVES = 40  # in one setting
 SEEDS_APART = 12  # with more curves than these, seeds are drawn as their mean
-AVERAGED = 10
-LONG = 20  # epochs
+LONG = 20  # epochs, from which on the steep start is left out
 POINTS = 200  # on one curve
 
 # matplotlib's markers by plotly's names, and as paths around 0, 0.
@@ -39,7 +38,7 @@ _MARKERS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed: curves of one look."""
+    """Runs that repeat a training with other seeds; their curves share a style."""
 
     number: int
     label: str
@@ -49,7 +48,7 @@ class Group:
 
     @property
     def train(self) -> float | None:
-        """The training error after the last epoch, the mean of what is drawn."""
+        """The training error after the last epoch, the mean of the drawn curves."""
         last = [curve.values[TRAIN][-1] for curve in self.curves if curve.epochs]
         known = [error for error in last if error is not None]
         return mean(known) if known else None
@@ -57,9 +56,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs on the same model, data and schedule, to be drawn together.
+    """Runs on the same model, data and schedule, drawn in one picture.
 
-    ``step`` lies between the epochs that are drawn; with ``means`` a curve is the mean over seeds.
+    Every ``step``-th epoch is drawn; with ``means`` a curve is the mean over seeds. ``undrawn`` counts missing curves.
     """
 
     name: str
@@ -109,7 +108,7 @@ def _toggle(group: Group) -> str:
 
 
 def settings_of(runs: Sequence[FinishedRun], filled: Container[Path]) -> tuple[list[Setting], list[tuple[str, int]]]:
-    """What is drawn, settings that fill the paper's tables first, and the names and runs of settings that are not."""
+    """The settings to draw, those that fill the paper's tables first, and names and number of runs of the others."""
 
     def weight(part: tuple[str, str, list[FinishedRun]]) -> tuple[Any, ...]:
         name, protocol, found = part
@@ -130,8 +129,7 @@ def settings_of(runs: Sequence[FinishedRun], filled: Container[Path]) -> tuple[l
 def _parts(runs: Sequence[FinishedRun], filled: Container[Path]) -> Iterator[tuple[str, str, list[FinishedRun]]]:
     """Name, protocol and runs of each picture.
 
-    Of one model, data set and schedule, a protocol under which several networks were trained has a picture of its own;
-    the others, which have only one curve each, share one.
+    A protocol with several networks has its own; those of one model, data set and schedule with one network share one.
     """
     for name, protocols in by_setting(runs).items():
         single: list[FinishedRun] = []
@@ -155,14 +153,14 @@ def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | N
     repeated = {label: one_per_seed(found) for label, found in by_label.items()}
     seeds = sum(map(len, repeated.values()))
     means = seeds > SEEDS_APART
+    lines = {label: [found] if means else [[run] for run in found] for label, found in repeated.items()}
     groups: list[Group] = []
     left = CURVES
     empty = 0
     for label, found in repeated.items():
-        lines = [found[:AVERAGED]] if means else [[run] for run in found]
-        shown = [line for line in lines[:left] if any(run.history for run in line)]
-        empty += sum(not run.history for line in lines[:left] for run in line)
-        left = max(0, left - len(lines))
+        shown = lines[label][:left]
+        left -= len(shown)
+        empty += sum(not run.history for line in shown for run in line)
         style = next_look(found[0].style, [group.style for group in groups])
         curves = [make_curve(line, (TRAIN, VAL), label=_seeds(line), style=style, points=POINTS) for line in shown]
         if drawable := tuple(curve for curve in curves if curve is not None):
@@ -170,7 +168,7 @@ def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | N
     if not groups:
         return None
     undrawn = {
-        f"beyond the {CURVES} curves that a picture holds": max(0, (len(repeated) if means else seeds) - CURVES),
+        f"beyond the {CURVES} curves that a picture holds": max(0, sum(map(len, lines.values())) - CURVES),
         "without a history": empty,
         "repeated by a later run with the same seed": len(runs) - seeds,
     }
@@ -186,7 +184,7 @@ def _seeds(line: Sequence[FinishedRun]) -> str:
 
 
 def _range(curves: Sequence[Curve]) -> list[float] | None:
-    """Of the errors after the first tenth of many epochs, in which they fall too far to see the rest."""
+    """The range of the errors after the first tenth of a long run, in which they fall too far to see the rest."""
     if max(len(curve.epochs) for curve in curves) < LONG:
         return None
     series = [curve.values[key] for curve in curves for key in (TRAIN, VAL)]
