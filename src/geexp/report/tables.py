@@ -147,7 +147,7 @@ def to_html(table: Table[Any], *, css: str = "", label: str = "", element_id: st
     """Sortable by the page's script, in a box that scrolls. Texts are escaped, as is ``html`` that is no ``Markup``."""
     name = Markup(' id="{}"').format(element_id) if element_id else ""
     parts = [
-        Markup('<div class="scroll" role="region" aria-label="{}">\n').format(label or table.title),
+        Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">\n').format(label or table.title),
         Markup('<table class="{}" data-sortable{}>\n<thead>\n').format(css, name),
     ]
     if any(column.group for column in table.columns):
