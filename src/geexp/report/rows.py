@@ -22,6 +22,7 @@ from geexp.runs.identity import flat, identity, run_folder
 TABLES = (1, 2, 3, 4, 5, 6)
 DETECTION = "detection"  # the experiment on COCO, whose two numbers are in no table
 FIGURES = (2, 4, 6)  # those that plot errors
+SWEEPS = (*(f"table{number}" for number in TABLES), "coco", *(f"figure{number}" for number in FIGURES))
 
 # The division of a batch among devices and the precision do not change the protocol.
 OF_THE_HARDWARE = frozenset({"optim.batchnorm_batch", "optim.accumulate", "trainer.precision"})
@@ -109,7 +110,7 @@ def paper() -> dict[str, Any]:
 @cache
 def rows_of(table: int | str) -> tuple[Row, ...]:
     """The rows of a table, or of ``DETECTION``, in the paper's order."""
-    found = iter(_trainings_of("coco" if table == DETECTION else f"table{table}"))
+    found = iter(trainings_of("coco" if table == DETECTION else f"table{table}"))
     if table == DETECTION:
         return tuple(
             Row(row["label"], (Cell("map", "map", row["map"], next(found)),), {}) for row in paper()[DETECTION]["rows"]
@@ -130,15 +131,13 @@ def _row(row: dict[str, Any], models: list[str] | None, found: Iterator[Training
 @cache
 def curves_of(figure: int) -> dict[str, Training]:
     """The trainings of Figure 2, 4 or 6 by the names of their presets without the figure's."""
-    return {one.preset.removeprefix(f"figure{figure}_"): one for one in _trainings_of(f"figure{figure}")}
+    return {one.preset.removeprefix(f"figure{figure}_"): one for one in trainings_of(f"figure{figure}")}
 
 
 @cache
 def trainings() -> tuple[Training, ...]:
-    """All that the paper trained for tables and curves; one that several places share has a preset in each."""
-    of_cells = (cell.training for table in (*TABLES, DETECTION) for row in rows_of(table) for cell in row.cells)
-    of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
-    return tuple(dict.fromkeys((*of_cells, *of_curves)))
+    """The paper's trainings for all tables and curves; one that several places share has a preset in each."""
+    return tuple(dict.fromkeys(training for sweep in SWEEPS for training in trainings_of(sweep)))
 
 
 def presets_of(training: Training) -> list[str]:
@@ -147,7 +146,8 @@ def presets_of(training: Training) -> list[str]:
 
 
 @cache
-def _trainings_of(sweep: str) -> tuple[Training, ...]:
+def trainings_of(sweep: str) -> tuple[Training, ...]:
+    """The trainings of one of ``SWEEPS``, in its order."""
     names = options("sweep")[sweep]["hydra"]["sweeper"]["params"]["experiment"].split(",")
     return tuple(Training(name.strip(), preset_config(name.strip())) for name in names)
 
