@@ -1,4 +1,4 @@
-"""Everything that a report shows, gathered once; terminal, files and page only render it."""
+"""The content of a report; terminal, files and page only render it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 from geexp.backbones.complexity import Part
 from geexp.report.claims import Judgement, judge_all
 from geexp.report.measured import Measured, OtherProtocol, Runs
-from geexp.report.rows import DETECTION, Cell, Row, paper, preset_config, presets_of, rows_of
+from geexp.report.rows import DETECTION, Row, paper, preset_config, presets_of, rows_of
 from geexp.report.runs import FinishedRun, LeftOut, read_runs
 from geexp.training.network import count_network
 
@@ -26,7 +26,7 @@ KNOWN_DIFFERENCES = {
 
 @dataclass(frozen=True)
 class ReportCell:
-    """A number of the paper, what was measured for it, and what was measured of its network under other protocols."""
+    """A printed number, its measurement, and those of the same network under other protocols."""
 
     column: str
     printed: float
@@ -41,7 +41,7 @@ class ReportCell:
 
     @property
     def word(self) -> str:
-        """What the difference means: ``better``, ``worse``, ``equal``, or nothing."""
+        """The difference in a word: ``better``, ``worse``, ``equal``, or nothing if not run."""
         if self.difference is None:
             return ""
         if abs(self.difference) < 0.005:
@@ -89,7 +89,7 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class Report:
-    """What was asked for, of the runs at or below ``folder``."""
+    """The requested tables, the verdicts, and the runs at or below ``folder``."""
 
     folder: Path
     tables: tuple[ReportTable, ...]
@@ -101,7 +101,7 @@ class Report:
 def make_report(folder: Path, tables: Sequence[str]) -> Report:
     """Read the runs and fill the tables: ``1`` … ``6`` and ``detection``.
 
-    ``folder`` may be ``wandb:<entity>/<project>`` as well. One that does not exist has no runs.
+    ``folder`` may also be ``wandb:<entity>/<project>``. A folder that does not exist has no runs.
     """
     runs, left_out = _read(folder)
     at_hand = Runs(runs)
@@ -153,8 +153,9 @@ def _compared(table: str, row: Row, counted: Part) -> dict[str, dict[str, Any]]:
 
 
 def _cells(row: Row, runs: Runs) -> dict[str, ReportCell]:
-    def made(cell: Cell) -> ReportCell:
+    cells = {}
+    for cell in row.cells:
+        measured = runs.of_training(cell.training, cell.metric)
         elsewhere = tuple(runs.elsewhere(cell))
-        return ReportCell(cell.column, cell.printed, runs.measured(cell), elsewhere, cell.training.command)
-
-    return {cell.column: made(cell) for cell in row.cells}
+        cells[cell.column] = ReportCell(cell.column, cell.printed, measured, elsewhere, cell.training.command)
+    return cells
