@@ -1,4 +1,4 @@
-"""A table of the paper beside what was measured: its columns, its files, and how a terminal shows it."""
+"""The paper's tables with printed and measured numbers: columns, files, and output on a terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def heading(column: str) -> str:
 
 
 def paper_table(table: ReportTable) -> Table[ReportRow]:
-    """By column of the paper what is printed, measured, and the difference; then printed and computed complexity."""
+    """Printed and measured numbers with their difference, then printed and computed complexity."""
     columns = [LABEL]
     for name in table.columns:
         columns += _of_errors(name)
@@ -80,7 +80,7 @@ def complexity_columns(name: str) -> list[Column[ReportRow]]:
 
 
 def complexity_notes(table: ReportTable) -> list[tuple[str, str]]:
-    """Where the computed complexity differs from the printed one, by how much, and why."""
+    """Rows and columns whose computed complexity differs from the printed one, with the difference and its reason."""
     notes = []
     for row in table.rows:
         for column, found in row.complexity.items():
@@ -92,7 +92,7 @@ def complexity_notes(table: ReportTable) -> list[tuple[str, str]]:
 
 
 def numbers(table: ReportTable) -> Table[dict[str, Any]]:
-    """A row for each number: of the paper's protocol, and of each other one under which its network was trained."""
+    """A row for each number in the paper's protocol, and one for each other protocol of the same network."""
     keys = ["table", "row", "column", "printed", "mean", "std", "n", "difference", "protocol", "seeds", "command"]
     rows: list[dict[str, Any]] = []
     for row in table.rows:
@@ -116,7 +116,7 @@ def _statistics(found: Measured | None) -> dict[str, Any]:
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
-    """``table2.md``, ``table2.csv``, ``table2.tex`` and so on; the first two have the other protocols as well."""
+    """Write ``table2.md``, ``table2.csv``, ``table2.tex`` and so on; the first two include other protocols."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in report.tables:
@@ -144,7 +144,7 @@ def _others(table: ReportTable) -> str:
 
 
 def print_table(table: ReportTable, console: Console) -> None:
-    """The table, the command for what is not run, and what was measured under other protocols."""
+    """The table, the command for missing runs, and results under other protocols."""
     console.print(to_terminal(paper_table(table)))
     commands = {cell.command for cell in table.cells if cell.measured is None}
     if commands:
