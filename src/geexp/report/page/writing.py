@@ -39,9 +39,7 @@ from geexp.report.runs import LeftOut
 from geexp.report.tables import Column, Table, to_html
 from geexp.runs.atomic_write import atomic_write
 
-# Limits of what the page shows; it states how much there is beyond.
-DETAILED_RUNS = 200
-LEFT_OUT = 500
+DETAILED_RUNS = 200  # the page states how many there are beyond
 
 _FILES = Path(__file__).parent
 
@@ -101,7 +99,7 @@ def _left_out(report: Report) -> Table[LeftOut]:
         Column("Folder", folder, right=False, html=lambda left: code.format(folder(left))),
         Column[LeftOut]("Reason", lambda left: left.reason, right=False),
     ]
-    return Table(columns, report.left_out[:LEFT_OUT])
+    return Table(columns, report.left_out)
 
 
 def _picture(figure: Figure) -> str | None:
