@@ -10,25 +10,27 @@ from geexp import build_model
 from geexp.backbones.complexity import count_complexity
 from geexp.operators import Excite
 from geexp.registry import options
-from geexp.report.complexity_report import KNOWN_DIFFERENCES, table_comparison
+from geexp.report.measured import Runs
+from geexp.report.report import KNOWN_DIFFERENCES, report_table
 from geexp.report.rows import rows_of
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_tables_1_to_3(number):
+@pytest.mark.parametrize("name", ["1", "2", "3"])
+def test_tables_1_to_3(name):
     """Every GFLOPs to both printed decimals, every #Params within 0.1 M."""
-    for row in table_comparison(number):
-        assert round(row["gflops"]["computed"], 2) == row["gflops"]["printed"], row["label"]
-        assert row["params_m"]["computed"] == pytest.approx(row["params_m"]["printed"], abs=0.1), row["label"]
-        assert row["gflops"]["agrees"]
-        assert row["params_m"]["agrees"]
+    for row in report_table(name, Runs([])).rows:
+        gflops, params = row.complexity["gflops"], row.complexity["params_m"]
+        assert round(gflops["computed"], 2) == gflops["printed"], row.label
+        assert params["computed"] == pytest.approx(params["printed"], abs=0.1), row.label
+        assert gflops["agrees"]
+        assert params["agrees"]
 
 
 def test_table_4():
-    rows = {row["label"]: row for row in table_comparison(4)}
+    rows = {row.label: row.complexity for row in report_table("4", Runs([])).rows}
     for label in ("ShuffleNet (Baseline)", "SE", "GE-θ", "GE-θ⁺"):
         assert round(rows[label]["mflops"]["computed"], 1) == rows[label]["mflops"]["printed"]
-    marked = {(4, label, c) for label, row in rows.items() for c in ("mflops", "params_m") if not row[c]["agrees"]}
+    marked = {("4", label, c) for label, row in rows.items() for c in ("mflops", "params_m") if not row[c]["agrees"]}
     assert marked == set(KNOWN_DIFFERENCES)
     assert rows["GE-θ (E8)"]["params_m"]["agrees"]  # 2.2 M fits log2(8) convolutions, not the text's 8/2
 

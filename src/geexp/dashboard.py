@@ -1,4 +1,4 @@
-"""``python -m geexp.dashboard``: a sweep's runs at W&B as a report there, beside the paper's numbers."""
+"""``python -m geexp.dashboard``: a W&B report of a sweep's runs beside the paper's numbers."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from geexp.config.schema import DashboardConfig
 
 
 def main() -> None:
-    # Hydra takes sweep= as a choice among conf/sweep, which holds settings of trainings.
+    # Hydra would read sweep= as a choice in conf/sweep, whose options are settings of trainings.
     sys.argv[1:] = [re.sub(r"^\+?sweep=", "name=", argument) for argument in sys.argv[1:]]
     _main()
 
