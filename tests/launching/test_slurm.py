@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_waiting_only(monkeypatch, tmp_path, capsys):
 
 SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "optim.batch_size=32", "schedule.epochs=2"]
 SETTINGS += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2"]
-EVENT = "+callbacks.puppet={_target_: tests.support.cluster_events."
+PROBE = "+callbacks.probe={_target_: tests.support.probes."
 
 
 @pytest.fixture
@@ -205,11 +205,8 @@ def test_a_preempted_job_goes_on_and_a_failing_one_harms_no_other(cluster):
     Workers feed the ranks, and get every signal, too.
     """
     shape = ["trainer.devices=2", "feed=reference", "feed.workers=1"]
-    events = ["", "LastRankFails}", "Preempted, step: 7}"]
-    jobs = [
-        make_job(cluster / f"run{n}", *SETTINGS, *shape, *([EVENT + event] if event else []), number=n)
-        for n, event in enumerate(events)
-    ]
+    faults = [[], [PROBE + "LastRankFails}"], [PROBE + "Preempted, step: 7}"]]
+    jobs = [make_job(cluster / f"run{n}", *SETTINGS, *shape, *fault, number=n) for n, fault in enumerate(faults)]
     seen = trained(jobs, cluster)
     undisturbed, failing, preempted = (job.folder for job in jobs)
     logs = {path.name: path.read_text() for path in (cluster / "slurm").glob("*_log.out")}

@@ -124,8 +124,9 @@ class Strings:
         self.folder = folder
         self.argument = f"+callbacks.puppet={{_target_: tests.support.probes.Puppet, folder: '{folder}'}}"
 
-    def tell(self, rank: str, what: str = "wait") -> None:
-        (self.folder / f"{rank}.do").write_text(what)
+    def tell(self, *ranks: str, do: str = "wait") -> None:
+        for rank in ranks:
+            (self.folder / f"{rank}.do").write_text(do)
 
     def where(self, *ranks: str) -> list[int]:
         """The processes of these ranks, once they all are at their point."""
