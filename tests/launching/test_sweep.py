@@ -108,6 +108,8 @@ def test_failed_jobs_leave_the_others_alone_and_go_on(start, strings, undisturbe
         assert f"log: {runs(sweep.folder)[name] / 'console.log'}" in report
     assert "trainer.devices=1" not in report
     assert "Traceback" not in sweep.stderr
+    assert "baseline" in sweep.stdout  # the table has the jobs that are finished
+    assert sweep.stdout.count("not finished") == 2
 
     again = start(*command)
     ends_as(undisturbed, again, "none-1", "none-2", "theta-1", "theta-2")

@@ -31,14 +31,15 @@ TYPED = ["launcher=inline", "ge=none,se,theta", "debug=one_batch", "logger=wandb
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
-    """A sweep of three jobs, as it is typed."""
+    """A sweep of three jobs, as it is typed by a user without a login: offline, without a prompt."""
     folder = tmp_path_factory.mktemp("sweep")
     done = subprocess.run(
         [sys.executable, "-m", "geexp.train", "-m", *TYPED, "optim.lr=0.2"],
         cwd=folder,
-        env=environment(WANDB_MODE="offline"),
+        env=environment(NETRC=str(folder / "none")),
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -129,11 +130,8 @@ def test_a_tables_runs_are_those_of_every_preset_that_trains_its_rows():
     assert "'table3_se'" not in tags
 
 
-def test_a_dry_run_writes_the_specification(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "geexp.dashboard", "sweep=table2", "dry_run=true"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+def test_a_dry_run_writes_the_specification(run, tmp_path):
+    done = run("dashboard", "sweep=table2", "dry_run=true")
     assert (done.returncode, done.stdout, done.stderr) == (0, "dashboard-table2.json\n", "")
     text = (tmp_path / "dashboard-table2.json").read_text()
     assert "| GE-θ⁺ | 21.88 | not run |  | 5.80 | not run |  |" in text
@@ -147,16 +145,11 @@ def test_a_dashboard_sets_what_was_measured_beside_the_paper(monkeypatch):
     assert "-0.38" in text
 
 
-def test_a_dashboard_needs_a_login(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "geexp.dashboard", "sweep=table2"],
-        cwd=tmp_path, env=environment(NETRC=str(tmp_path / "none")), capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == (
-        "geexp.dashboard: nobody is logged in at W&B on this machine: say wandb login, or set WANDB_API_KEY.\n"
-    )
+def test_a_dashboard_needs_a_login(run, tmp_path):
+    done = run("dashboard", "sweep=table2", NETRC=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("geexp.dashboard: nobody is logged in at W&B")
+    assert "wandb login" in done.stderr
 
 
 class Api:
