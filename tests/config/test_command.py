@@ -33,8 +33,16 @@ def raising(statement: str, *arguments: str, cwd) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("mode", [[], ["-m"]])
-@pytest.mark.parametrize("statement", ["{}['lost']", "None.lost", "assert False", "raise ValueError('lost')"])
+@pytest.mark.parametrize(
+    ("statement", "mode"),
+    [
+        ("{}['lost']", []),
+        ("{}['lost']", ["-m"]),
+        ("None.lost", []),
+        ("assert False", []),
+        ("raise ValueError('x')", []),
+    ],
+)
 def test_a_bug_inside_an_interpolation_shows_its_traceback(tmp_path, statement, mode):
     done = raising(statement, *mode, "seed=1", cwd=tmp_path)
     assert done.returncode == 1
@@ -48,6 +56,7 @@ def test_an_error_of_the_user_inside_an_interpolation_is_one_paragraph(tmp_path,
     assert (done.returncode, done.stderr) == (2, "geexp.train: key=value: not so\n")
     for arguments, part in (
         (["ge.extent=3"], "ge.extent=3"),
+        (["-m", "ge.extent=2,3"], "job 1 (ge.extent=3)"),
         (["ge.extent=${oc.env:NOPE}"], "NOPE"),
         (["outputs=${no.such.key}"], "no.such.key"),
     ):

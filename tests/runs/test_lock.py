@@ -75,15 +75,8 @@ def test_looking_at_ones_own_lock_does_not_let_go_of_it(tmp_path):
             assert is_locked(path)
             with pytest.raises(DataError, match="this process is training this run already"), run_lock(path):
                 pass
-        seen_by_another = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"from geexp.runs.lock import *; print(is_locked(Path({str(tmp_path / 'run')!r})))",
-            ],
-            capture_output=True,
-            text=True,
-        )
+        probe = f"from geexp.runs.lock import *; print(is_locked(Path({str(tmp_path / 'run')!r})))"
+        seen_by_another = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
         assert seen_by_another.stdout == "True\n"
     assert not is_locked(tmp_path / "run")
 

@@ -120,5 +120,6 @@ def _command(entry: str, arguments: tuple[str, ...], folder: Path, stream: Path,
     os.environ.clear()
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = [f"geexp.{entry}", *arguments]
     importlib.import_module(f"geexp.{entry}").main()
