@@ -99,16 +99,14 @@ def test_a_cpu_training_asks_for_no_gpu(render):
     assert not [line for line in lines if "gpu" in line or "--time" in line or "--mem" in line]
 
 
-def test_no_slurm_here(monkeypatch, tmp_path):
+def test_without_slurm_or_without_time_to_train_nothing_is_submitted(monkeypatch, tmp_path):
+    jobs = [make_job(tmp_path, "trainer=cpu")]
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
-        submit([make_job(tmp_path, "trainer=cpu")], SlurmSettings(), tmp_path)
-
-
-def test_a_job_must_have_time_to_train(monkeypatch, tmp_path):
+        submit(jobs, SlurmSettings(), tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     with pytest.raises(ConfigError, match="Give it at least 4 minutes"):
-        submit([make_job(tmp_path, "trainer=cpu")], SlurmSettings(minutes=3), tmp_path)
+        submit(jobs, SlurmSettings(minutes=3), tmp_path)
 
 
 def test_one_array_per_shape_and_nothing_twice(monkeypatch, tmp_path):
