@@ -1,11 +1,10 @@
 """Whose fault an error is: a user's ends in one paragraph and exit code 2, a bug of ours in its traceback and 1."""
 
 import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import python
 
 # Runs geexp.train with a bug, or a user's error, in what Hydra resolves as ${geexp.run_folder:}.
 RAISE = """
@@ -23,14 +22,7 @@ main()
 
 
 def raising(statement: str, *arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RAISE.format(statement=statement), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=cwd,
-        timeout=60,
-    )
+    return python("-c", RAISE.format(statement=statement), *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize(

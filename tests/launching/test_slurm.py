@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from geexp.launching.slurm_task import exit_code, rank_environment
 from geexp.runs.run import Run
 from geexp.runs.run_files import write_json
 from tests.conftest import environment
+from tests.support.processes import until
 from tests.support.runs import history, same_weights
 from tests.support.sweep_jobs import sweep_job
 
@@ -240,9 +240,7 @@ def test_a_cancelled_job_stays_cancelled(cluster):
     (entry,) = submit([job], SlurmSettings(), cluster / "slurm")
     (same,) = submit([job], SlurmSettings(), cluster / "slurm")
     assert same == entry
-    end = time.monotonic() + 120
-    while not (job.folder / "history.jsonl").is_file() and time.monotonic() < end:
-        time.sleep(0.2)
+    until(lambda: (job.folder / "history.jsonl").is_file())
     subprocess.run(["scancel", entry.slurm_id], check=True)
     *_, last = filter(None, watch([entry], every=0.5))
     assert last.state == FAILED

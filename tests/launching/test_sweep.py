@@ -14,7 +14,8 @@ import pytest
 
 from geexp.runs.run import Run
 from tests.support.forked import torchrun_environments
-from tests.support.launched import SMALL, Command, finished, runs, send, until
+from tests.support.launched import SMALL, Command, finished, runs, send
+from tests.support.processes import until
 from tests.support.runs import same_end
 from tests.support.wandb_files import logged
 

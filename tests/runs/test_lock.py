@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from geexp.config.errors import DataError
 from geexp.runs.lock import LOCK, is_locked, run_lock
+from tests.support.processes import until
 
 # Takes the lock, says so, and is then idle; a forked child of it, as a worker of a feed is one, does nothing else.
 HOLDER = """
@@ -59,9 +59,7 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
 def test_a_process_that_is_killed_holds_it_no_longer_though_its_workers_live(tmp_path):
     with holder(tmp_path) as (pid, child):
         os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while is_locked(tmp_path):
-            assert time.monotonic() < deadline
+        until(lambda: not is_locked(tmp_path))
         os.kill(child, 0)  # it is there
         with run_lock(tmp_path):
             assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"

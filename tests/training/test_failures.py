@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +24,7 @@ from geexp.training.run import train
 from tests.conftest import environment
 from tests.support.configuration import job
 from tests.support.forked import Ended
+from tests.support.processes import until
 from tests.support.runs import SETTINGS, checkpoint, history, same_end, same_weights, trouble
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,7 +190,7 @@ def test_a_second_process_on_a_run_is_refused(forked, uninterrupted, tmp_path):
     run = tmp_path / "run"
     arguments = [*SETTINGS, f"hydra.run.dir={run}", "feed=reference", "feed.workers=1"]
     first = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=6))
-    wait_for(lambda: (run / "history.jsonl").exists())
+    until(lambda: (run / "history.jsonl").exists())
     (second,) = forked.run(tmp_path, "train", *arguments)
     expected = f"{run}: process {first.pids[0]} on {socket.gethostname()} is training this run."
     assert one_message(second).startswith(expected)
@@ -211,13 +211,6 @@ def test_a_second_process_on_a_run_is_refused(forked, uninterrupted, tmp_path):
         worker.kill()
     assert third.returncode == 0, third.stderr
     assert "resuming: " in third.stderr
-
-
-def wait_for(condition: Any, *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_under_torchrun_the_second_is_refused_once(forked, tmp_path):
@@ -320,7 +313,7 @@ def test_one_of_two_ranks_is_killed(forked, tmp_path, victim):
     run = tmp_path / "run"
     arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
     started = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=8, rank=victim), ranks=2)
-    wait_for(lambda: (run / "history.jsonl").exists() and step_saved(run) == 8)
+    until(lambda: (run / "history.jsonl").exists() and step_saved(run) == 8)
     os.kill(started.pids[victim], signal.SIGKILL)
     ended = started.end(grace=90)
     other = ended[1 - victim]

@@ -6,7 +6,6 @@ They are started as torchrun starts them; by torchrun itself in the tests that a
 import json
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from geexp.data.datasets import open_dataset
 from geexp.training.run import train
-from tests.conftest import environment
+from tests.conftest import python
 from tests.support.configuration import job, train_config
 from tests.support.runs import checkpoint, history, same_end, trouble, weights
 
@@ -132,10 +131,8 @@ def test_a_wrong_number_is_refused_once(forked, trained, tmp_path, entry, ranks,
 @pytest.mark.slow
 def test_by_torchrun_itself(data, trained, tmp_path):
     def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-        return subprocess.run(
-            [*start, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-        )
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        return python(*start, *arguments, cwd=tmp_path)
 
     for ranks in (2, 3):
         arguments = [f"run={trained}", "which=last", f"devices={ranks}", "accelerator=cpu", "format=json"]
