@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from geexp.config.errors import ConfigError
-from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
+from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, share_of_batch
 from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
 from geexp.runs.identity import effective_schedule, identity
@@ -100,13 +100,6 @@ def test_a_batch_that_does_not_divide_is_refused(batch, devices, accumulate, par
         share_of_batch(batch, devices, accumulate)
     for part in parts:
         assert part in str(refused.value)
-
-
-def test_after_how_many_epochs_a_run_ends():
-    for schedule, epochs in (("fixed100", 100), ("plateau", 300), ("preact_cifar", None)):
-        whole = config(f"schedule={schedule}")
-        assert planned_epochs(whole) == epochs
-        assert planned_epochs(replace(whole, trainer=replace(whole.trainer, max_epochs=7))) == 7
 
 
 def test_how_many_batches_make_a_step_is_part_of_the_run():
