@@ -101,7 +101,10 @@ def test_train_refuses(forked, tmp_path, arguments, parts):
             "schedule=fixed100 schedule.epochs=null",
             ["schedule.epochs=None", "schedule.iterations=None", "one of the two"],
         ),
-        ("schedule=preact_cifar schedule.milestones=[0]", ["schedule.milestones=[0]", "iterations in increasing order"]),
+        (
+            "schedule=preact_cifar schedule.milestones=[0]",
+            ["schedule.milestones=[0]", "iterations in increasing order"],
+        ),
         ("schedule=fixed100 schedule.warmup=100", ["schedule.warmup=100.0", "less than schedule.epochs=100"]),
         ("schedule.warmup=4 schedule.stretch=0.5", ["schedule.stretch=0.5", "not more than the warm-up of 2"]),
         ("schedule.milestones=[3]", ["schedule.milestones=[3]", "only schedule.kind=steps"]),
@@ -198,7 +201,7 @@ def test_a_sweep_in_several_ranks_is_refused_once(run, tmp_path, started, rank):
     assert (done.returncode, done.stdout) == (2, "")
     if rank == 0:
         (line,) = done.stderr.splitlines()
-        assert line.startswith("geexp.train: a sweep is started once, with plain python; ")
+        assert line.startswith("geexp.train: start a sweep with plain python; ")
         assert f"under {started} every process would run all of it" in line
         assert line.endswith(" Say: python -m geexp.train -m seed=0,1")
     else:

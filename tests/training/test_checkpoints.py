@@ -201,5 +201,5 @@ def test_checkpoints_that_are_not_ours(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(DataError, match="not written by a run of this geexp"):
+    with pytest.raises(DataError, match="not written by a run of this version of geexp"):
         load_checkpoint(path)

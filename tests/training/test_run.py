@@ -102,11 +102,11 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     assert run("train", *one_batch, "ge=none").returncode == 0
     other = run("train", *one_batch, "ge=se")
     assert other.returncode == 2
-    assert "ge.variant=se (there: none)" in other.stderr
+    assert "ge.variant=se (in the folder: none)" in other.stderr
     (tmp_path / "mine/result.json").unlink()
     other = run("train", *one_batch, "ge=none", "optim.lr=0.5")
     assert other.returncode == 2
-    assert "optim.lr=0.5 (there: 0.025)" in other.stderr
+    assert "optim.lr=0.5 (in the folder: 0.025)" in other.stderr
     assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
     spoilt = run("train", *one_batch, "ge=se", "force=true", "optim.batch_size=20000")
     assert spoilt.returncode == 2
@@ -157,7 +157,7 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(run, tmp_path):
     two, of_two = ["ge=none,theta", "optim.batch_size=20000,64"], ["debug=one_batch", "logger=none"]
     done = run("train", "-m", "launcher.devices=2", *two, *of_two)
     assert done.returncode == 1
-    assert "geexp.train: 2 of 4 jobs are not done; the same command tries again" in done.stderr
+    assert "geexp.train: 2 of 4 jobs are not done; the same command retries them" in done.stderr
     assert "optim.batch_size=20000" in done.stderr
     assert len(list(tmp_path.glob("outputs/**/result.json"))) == 2
     assert "baseline" in done.stdout  # the table of what was finished is printed all the same
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 def test_no_gpu(run):
     done = run("train", "trainer=gpu", "logger=none")
     assert done.returncode == 2
-    assert "Lightning refuses" in done.stderr
+    assert "Lightning rejects" in done.stderr
     assert "Traceback" not in done.stderr
 
 
