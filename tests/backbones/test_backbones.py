@@ -158,7 +158,7 @@ def test_switches_of_the_initialisation():
 @pytest.mark.parametrize(
     ("network", "stages", "message"),
     [
-        ("seresnet50", None, "conv2_1 already holds a SEModule"),
+        ("seresnet50", None, "conv2_1 already has a SEModule"),
         ("hrnet_w18_small", None, "only networks of the ResNet family"),  # which has a layer1
         ("resnet18", [6], r"stages=\[6\].*2, 3, 4, 5"),
         ("resnet18", [], r"stages=\[\]"),
@@ -185,7 +185,7 @@ def test_timm_registration():
     ("arguments", "message"),
     [
         ({"name": "resnet49"}, "resnet49.*resnet50"),
-        ({"name": "resnet20", "stride_in": "1x1"}, "resnet20 has no such option"),
+        ({"name": "resnet20", "stride_in": "1x1"}, "not an option of resnet20"),
         ({"name": "resnet50", "stride_in": "2x2"}, "'1x1' and '3x3'"),
         ({"name": "resnet20", "init": "xavier"}, "'paper', 'torch'"),
         ({"name": "resnet20", "ge": "theta", "stages": [5]}, "stages 2, 3, 4"),

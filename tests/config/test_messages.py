@@ -17,11 +17,11 @@ WRONG_VALUES = [
     ("ge.stages=[9]", ["ge.stages=[9]", "no stage 9", "2, 3, 4"]),
     ("ge.stages=4", ["ge.stages", "a list such as [4,5]"]),
     ("placement=stage5", ["resnet8 has no stage 5"]),
-    ("ge.pool=max", ["ge.pool=max", "only theta_minus and se pool"]),
+    ("ge.pool=max", ["ge.pool=max", "only theta_minus and se use pooling"]),
     ("ge.implementation=fusd", ["ge.implementation=fusd", "Did you mean fused", "auto, reference, fused"]),
     ("ge.reduction=many", ["ge.reduction", "a whole number"]),
     ("trainer.max_epochs=50", ["trainer.max_epochs=50", "5 epochs", "schedule.epochs"]),
-    ("schedule=plateau trainer.max_epochs=301", ["trainer.max_epochs=301", "schedule=plateau is over after 300"]),
+    ("schedule=plateau trainer.max_epochs=301", ["trainer.max_epochs=301", "schedule=plateau ends after 300"]),
     ("trainer.accumulate=64", ["optim.batch_size=64", "one image per device", "trainer.accumulate"]),
     ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0"]),
     ("trainer.compile_mode=reduce-overhead", ["trainer.compile_mode=reduce-overhead", "trainer.compile=true"]),
@@ -29,7 +29,7 @@ WRONG_VALUES = [
         "trainer.compile=true trainer.compile_mode=reduce-overhead trainer.accumulate=2",
         ["trainer.accumulate=2", "Leave one"],
     ),
-    ("schedule=fixed100 schedule.milestones=[60,30]", ["schedule.milestones", "rising order"]),
+    ("schedule=fixed100 schedule.milestones=[60,30]", ["schedule.milestones", "increasing order"]),
     ("data.mean=[0.1,0.2]", ["data.mean", "data.channels=1"]),
     ("data=imagenet data.channels=1 data.mean=[0.5] data.std=[0.5]", ["data.channels=1", "data.channels=3"]),
     ("model.stride_in=3x3", ["model.stride_in=3x3", "resnet8"]),
@@ -41,13 +41,13 @@ WRONG_VALUES = [
     ("model=resnet50 model.name=resnet101", ["model.name=resnet101", "model=resnet101"]),
     ("callbacks.progress=1", ["callbacks.progress=1", "_target_"]),
     ("ge.extent=${nope}", ["nope"]),
-    ("feed=folder", ["feed=folder", "data=fashion_mnist_mini is no folder of image files", "feed=resident"]),
+    ("feed=folder", ["feed=folder", "data=fashion_mnist_mini is not a folder of image files", "feed=resident"]),
     ("feed=resident data=imagenet", ["feed=resident", "differ in size", "feed=folder"]),
     ("feed.workers=2", ["feed.workers=2", "feed=resident has no workers"]),
     ("feed=reference feed.engine=threads", ["feed.engine=threads", "use workers"]),
     ("data/augmentation=senet", ["data.augmentation.crop=resized", "feed=resident"]),
     ("data=imagenet recipe=raw", ["recipe=raw", "feed=pack"]),
-    ("data=imagenet feed=pack recipe=raw data.recipe.max_side=300", ["max_side", "one of the two"]),
+    ("data=imagenet feed=pack recipe=raw data.recipe.max_side=300", ["max_side", "short_side"]),
     ("data=imagenet feed=pack data.recipe.quality=90", ["data.recipe.quality=90", "recipe=jpeg"]),
     ("data=imagenet feed=pack recipe=jpeg data.recipe.quality=0", ["data.recipe.quality=0", "1 to 100"]),
     ("data=imagenet data.evaluation_crop=null", ["data.evaluation_crop=null", "centre"]),
@@ -59,7 +59,7 @@ WRONG_VALUES = [
         "schedule=fixed100 schedule.epochs=null",
         ["schedule.epochs=None", "schedule.iterations=None", "one of the two"],
     ),
-    ("schedule=preact_cifar schedule.milestones=[0]", ["schedule.milestones=[0]", "iterations from 1 on"]),
+    ("schedule=preact_cifar schedule.milestones=[0]", ["schedule.milestones=[0]", "iterations in increasing order"]),
     ("schedule=fixed100 schedule.warmup=100", ["schedule.warmup=100.0", "less than schedule.epochs=100"]),
     ("schedule.milestones=[3]", ["schedule.milestones=[3]", "only schedule.kind=steps"]),
     ("schedule=plateau schedule.epochs=null schedule.iterations=9", ["schedule.iterations", "schedule.epochs"]),
@@ -164,8 +164,8 @@ def test_typos_in_a_yaml_file_are_refused(forked, tmp_path, yaml, part):
         ("complexity", ["format=xml"], "text, json"),
         ("complexity", ["data=cifar10"], "data"),
         ("evaluate", ["run="], "run=<a run's folder>"),
-        ("evaluate", ["run=a", "checkpoint=b"], "give one of the two"),
-        ("complexity", ["-m", "ge=se,theta"], "one thing at a time"),
+        ("evaluate", ["run=a", "checkpoint=b"], "set either run="),
+        ("complexity", ["-m", "ge=se,theta"], "does not support sweeps"),
         ("complexity", ["ge=se", "ge.reduction=1000"], "reduction=1000"),
         ("report.__main__", ["runs=nowhere"], "no such folder"),
     ],
@@ -188,7 +188,7 @@ def test_a_sweep_in_several_ranks_is_refused_once(forked, tmp_path, started, ran
     assert (done.returncode, done.stdout) == (2, "")
     if rank == 0:
         (line,) = done.stderr.splitlines()
-        assert line.startswith("geexp.train: a sweep is started once, with plain python; ")
+        assert line.startswith("geexp.train: start a sweep with plain python; ")
         assert f"under {started} every process would run all of it" in line
         assert line.endswith(" Say: python -m geexp.train -m seed=0,1")
     else:

@@ -89,9 +89,9 @@ def test_the_batch_is_that_of_all_devices_and_of_all_that_make_a_step():
 @pytest.mark.parametrize(
     ("batch", "devices", "accumulate", "parts"),
     [
-        (256, 3, 1, ["optim.batch_size=256", "3 devices", "The nearest that does is 255"]),
-        (100, 8, 2, ["8 devices with trainer.accumulate=2", "The nearest that does is 96"]),
-        (2, 4, 1, ["The nearest that does is 4"]),
+        (256, 3, 1, ["optim.batch_size=256", "3 devices", "The nearest that is: 255"]),
+        (100, 8, 2, ["8 devices with trainer.accumulate=2", "The nearest that is: 96"]),
+        (2, 4, 1, ["The nearest that is: 4"]),
         (255, 1, 2, ["1 device with"]),
     ],
 )

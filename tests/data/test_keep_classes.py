@@ -158,7 +158,7 @@ def test_it_is_another_run():
 def test_packs_hold_all_the_classes(run, imagenet):
     done = run("pack", f"data.root={imagenet}", *kept(2))
     assert done.returncode == 2
-    assert "data.keep_classes=2: a pack has all the classes" in done.stderr
+    assert "data.keep_classes=2: a pack contains all classes" in done.stderr
     assert not list(imagenet.glob("pack*"))
 
 

@@ -121,7 +121,7 @@ def without_an_image(root: Path) -> None:
         (shutil.rmtree, [], ["instances_train2014.json", "data.root"]),
         (None, ["model=resnet8"], ["pre-activation", "resnet50"]),
         (None, ["detector=none"], ["detector=c4 or fpn"]),
-        (None, ["data=imagenet"], ["holds no boxes", "coco2014"]),
+        (None, ["data=imagenet"], ["has no boxes", "coco2014"]),
         (None, ["backbone_checkpoint=nowhere.pth"], ["backbone_checkpoint=nowhere.pth", "No such file"]),
         (None, ["backbone_checkpoint=seed0-*/last.ckpt"], ["seed0-*/last.ckpt", "python -m geexp.train model="]),
         (None, ["detector=fpn", "detector.anchor_sizes=[8]"], ["anchor_sizes", "one size for each"]),

@@ -113,7 +113,9 @@ def test_a_parametrised_global_gather_needs_maps_of_one_size():
     backbone = slim_for(224, "theta_plus", stages=(5,))
     detector = build_detector(backbone, num_classes=3, freeze_bn=False, **SMALL)
     assert sum(detector(*scene()).values()).isfinite()
-    with pytest.raises(ValueError, match=r"roi_size=12: layer4, the box head, .* 7x7 and was given 128 of 6x6"):
+    with pytest.raises(
+        ValueError, match=r"roi_size=12: layer4, the box head, .* 7x7, but the input has 128 channels of 6x6"
+    ):
         build_detector(slim_for(224, "theta_plus", stages=(5,)), num_classes=3, roi_size=12)
 
 

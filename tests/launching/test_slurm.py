@@ -105,7 +105,7 @@ def test_without_slurm_or_without_time_to_train_nothing_is_submitted(monkeypatch
     with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
         submit(jobs, SlurmSettings(), tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    with pytest.raises(ConfigError, match="Give it at least 4 minutes"):
+    with pytest.raises(ConfigError, match=r"Set hydra\.launcher\.minutes to at least 4"):
         submit(jobs, SlurmSettings(minutes=3), tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_a_job_is_watched_to_its_end(monkeypatch, tmp_path):
     assert first[:3] == [
         (PENDING, "job 1_0, Priority"),
         (RUNNING, "job 1_0 on n1"),
-        (PENDING, "preempted, resumes in its next turn"),
+        (PENDING, "preempted, resumes when scheduled again"),
     ]
     assert first[3] == (FAILED, f"no room (job 1_0: failed, log: {tmp_path / '0.out'})")
     assert second[2] == (FAILED, f"geexp.train: no images (job 1_1: completed, log: {tmp_path / '1.out'})")
@@ -252,7 +252,7 @@ def test_a_cancelled_job_stays_cancelled(cluster):
 
 @pytest.mark.slurm
 def test_what_sbatch_refuses(cluster):
-    with pytest.raises(ConfigError, match="sbatch refuses: invalid partition specified: nowhere") as refused:
+    with pytest.raises(ConfigError, match="sbatch failed: invalid partition specified: nowhere") as refused:
         submit([make_job(cluster / "run", *SETTINGS)], SlurmSettings(partition="nowhere"), cluster / "slurm")
     assert "\n" not in str(refused.value)
     assert list((cluster / "slurm").iterdir()) == []

@@ -42,9 +42,7 @@ def test_ranks_that_were_told_different_things_train_nothing(forked, tmp_path):
     ranks[1].end(patience=0)  # it would say it too, some seconds later
     assert first.returncode == 2
     *_, message = first.stderr.splitlines()
-    assert message.startswith(
-        "geexp.train: the 2 processes of this training were started with different configurations"
-    )
+    assert message.startswith("geexp.train: the 2 ranks of this run were started with different configurations")
     assert "optim.lr: 0.1, 0.2." in message
     assert not (tmp_path / "run/history.jsonl").exists()
 
@@ -101,7 +99,7 @@ def test_failed_jobs_leave_the_others_alone_and_go_on(start, strings, undisturbe
         same_end(runs(sweep.folder)[name], undisturbed(name))
 
     report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
-    assert report.startswith("geexp.train: 2 of 4 jobs are not done; the same command tries again, and resumes where")
+    assert report.startswith("geexp.train: 2 of 4 jobs are not done; the same command retries them, and resumes from")
     assert "  ge=theta trainer.devices=2: failed after epoch 1: made to fail (exit code 1)" in report
     killed = r"rank 1, process \d+, was killed by signal 9 \(exit code 137\)"
     assert re.search(f"  ge=none trainer.devices=2: failed after epoch 1: {killed}", report)
@@ -190,10 +188,10 @@ def test_what_hangs_is_killed_and_a_killed_agent_is_told(start, strings, undistu
     assert sweep.end() == 1
     assert sweep.has_left_nothing()
     report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
-    hung = "failed after epoch 1: no step and no batch for 1 minutes (launcher.hang_after); it was killed"
+    hung = "failed after epoch 1: killed, after 1 minutes without a step or batch (launcher.hang_after)"
     assert f"ge=none trainer.devices=1: {hung}" in report
     assert f"ge=theta trainer.devices=2: {hung}" in report
-    killed = "failed after epoch 1: its first process was killed by signal 9"
+    killed = "failed after epoch 1: the main process was killed by signal 9"
     assert f"ge=none trainer.devices=2: {killed}" in report
     assert sweep.stderr.count(": starts on ") == 4
     assert set(finished(sweep.folder)) == {"theta-1"}
@@ -213,7 +211,7 @@ def test_processes_that_read_images_end_with_their_job(start, strings, killed):
     assert sweep.end() == (1 if killed == "job" else -SIGKILL)
     assert sweep.has_left_nothing(SOON if killed == "sweep" else 0)
     if killed == "job":
-        assert "ge=theta: failed after epoch 1: its first process was killed by signal 9" in sweep.stderr
+        assert "ge=theta: failed after epoch 1: the main process was killed by signal 9" in sweep.stderr
         assert set(finished(sweep.folder)) == {"none-1"}
 
 
@@ -226,8 +224,10 @@ def test_exit_code_0_is_no_proof(start, strings, undisturbed):
     assert sweep.end() == 1
     report = sweep.stderr[sweep.stderr.rindex("geexp.train: ") :]
     assert report.startswith("geexp.train: 2 of 3 jobs are not done")
-    assert "ge=none: failed after epoch 1: it ended with exit code 0, but without a result" in report
-    assert re.search(r"ge=theta: failed.*: .*holds a run of another configuration: .*ge.variant=theta \(there", report)
+    assert "ge=none: failed after epoch 1: ended with exit code 0, but without a result" in report
+    assert re.search(
+        r"ge=theta: failed.*: .*holds a run with another configuration: .*ge.variant=theta \(in the folder", report
+    )
     assert "ge=se" not in report
     assert "Traceback" not in sweep.stderr
     assert "se-1" in finished(sweep.folder)
@@ -318,7 +318,7 @@ def test_a_single_run_whose_rank_fails_and_that_is_interrupted_twice_and_killed(
     interrupted = start(*command)
     strings.where("theta-2-0", "theta-2-1")
     interrupted.process.send_signal(SIGINT)
-    until(lambda: "Ctrl-C once more stops at once" in interrupted.stderr)
+    until(lambda: "press Ctrl-C again to stop immediately" in interrupted.stderr)
     interrupted.process.send_signal(SIGINT)
     assert interrupted.end(SOON) == 130
     assert interrupted.has_left_nothing()

@@ -215,13 +215,13 @@ def test_says_what_is_wrong():
         GatherExcite(8, variant="theta", extent="global")
     with pytest.raises(ValueError, match="'avg' and 'max'"):
         GatherExcite(8, variant="theta_minus", extent=2, pool="median")
-    with pytest.raises(ValueError, match="only theta_minus and se pool"):
+    with pytest.raises(ValueError, match="only theta_minus and se use pooling"):
         GatherExcite(8, variant="theta", extent=2, pool="max")
     with pytest.raises(ValueError, match=r"implementation='fast'.*'auto', 'reference', 'fused'"):
         GatherExcite(8, variant="theta", extent=2, implementation="fast")
     with pytest.raises(ValueError, match="reduction=16"):
         GatherExcite(8, variant="se", extent="global")
-    with pytest.raises(ValueError, match="built for 8 channels of 7x7 and was given 8 of 8x8"):
+    with pytest.raises(ValueError, match="built for 8 channels of 7x7, but the input has 8 channels of 8x8"):
         GatherExcite(8, variant="theta", extent="global", size=7)(torch.randn(2, 8, 8, 8))
     with pytest.raises(ValueError, match="at least two images per device"):
         GatherExcite(8, variant="theta", extent=8)(torch.randn(1, 8, 7, 7))

@@ -90,7 +90,7 @@ def test_statements(shown, report):
 
 def test_says_what_it_left_out_and_how_much_there_is(shown):
     left = text(shown.by_id("left-out"))
-    assert "half result.json is cut short or damaged" in left
+    assert "half result.json is truncated or damaged" in left
     assert "<b>failed<i>" in left
     head = text(shown.root.find("body").find("header"))
     assert "23 November 2026" in head

@@ -52,7 +52,7 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
                 pass
             message = str(refused.value)
             assert message.startswith(f"{tmp_path}: process {pid} on {socket.gethostname()} is training this run.")
-            assert "Wait for it" in message
+            assert "Wait until it ends" in message
         assert (tmp_path / LOCK).read_text() == f"process {pid} on {socket.gethostname()}"
 
 
@@ -71,7 +71,7 @@ def test_looking_at_ones_own_lock_does_not_let_go_of_it(tmp_path):
     with run_lock(tmp_path / "run"):
         for path in (tmp_path / "run", tmp_path / "link"):
             assert is_locked(path)
-            with pytest.raises(DataError, match="this process is training this run already"), run_lock(path):
+            with pytest.raises(DataError, match="this process is already training this run"), run_lock(path):
                 pass
         probe = f"from geexp.runs.lock import *; print(is_locked(Path({str(tmp_path / 'run')!r})))"
         seen_by_another = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
@@ -95,5 +95,5 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch, ca
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with run_lock(tmp_path):
         pass
-    assert "has no locks" in caplog.text
-    assert "start the run once only" in caplog.text
+    assert "no file locks" in caplog.text
+    assert "start the run only once" in caplog.text

@@ -195,7 +195,7 @@ def test_checkpoints_that_are_not_ours(tmp_path):
         (lambda: path.write_bytes(b"not a checkpoint"), "damaged"),
         (lambda: path.write_bytes(pickle.dumps(Evil())), "cannot be read"),
         (lambda: torch.save({"state_dict": {}, "x": Evil()}, path), "cannot be read"),
-        (lambda: torch.save({"state_dict": {}}, path), "not written by a run of this geexp"),
+        (lambda: torch.save({"state_dict": {}}, path), "not written by a run of this version of geexp"),
     ):
         write()
         with pytest.raises(DataError, match=message):

@@ -319,7 +319,7 @@ def test_one_of_two_ranks_is_killed(forked, tmp_path, victim):
     other = ended[1 - victim]
     assert ended[victim].returncode == -signal.SIGKILL
     assert other.returncode == 1
-    assert "another process of this training" in other.stderr.splitlines()[-1]
+    assert "another rank of this run" in other.stderr.splitlines()[-1]
     assert "Traceback" not in other.stderr
     assert Run(run).status.state == ("lost" if victim == 0 else "failed")
     done = forked.run(tmp_path, "train", *arguments, ranks=2)

@@ -106,11 +106,11 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     assert run("train", *one_batch, "ge=none").returncode == 0
     other = run("train", *one_batch, "ge=se")
     assert other.returncode == 2
-    assert "ge.variant=se (there: none)" in other.stderr
+    assert "ge.variant=se (in the folder: none)" in other.stderr
     (tmp_path / "mine/result.json").unlink()
     other = run("train", *one_batch, "ge=none", "optim.lr=0.5")
     assert other.returncode == 2
-    assert "optim.lr=0.5 (there: 0.025)" in other.stderr
+    assert "optim.lr=0.5 (in the folder: 0.025)" in other.stderr
     assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
     spoilt = run("train", *one_batch, "ge=se", "force=true", "optim.batch_size=20000")
     assert spoilt.returncode == 2
@@ -190,7 +190,7 @@ def test_overfit_learns_its_batches_by_heart(run, tmp_path):
 def test_no_gpu(run):
     done = run("train", "trainer=gpu", "logger=none")
     assert done.returncode == 2
-    assert "Lightning refuses" in done.stderr
+    assert "Lightning rejects" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -265,7 +265,7 @@ def test_a_stretch_that_leaves_only_the_warmup_is_refused():
     for stretch in (0.1, 0.125, 0.375, 0.9, 1.1):
         rate, length = LearningRate(schedule("demo", warmup=4, stretch=stretch)), round(5 * stretch) or 1
         assert max(rate.factor(step, 1000) for step in range(length * 1000 + 1)) == 1
-    with pytest.raises(ConfigError, match=r"schedule.stretch=0.5: leaves schedule.epochs=2, which a warm-up of 2 "):
+    with pytest.raises(ConfigError, match=r"schedule.stretch=0.5: shortens the schedule to schedule.epochs=2, "):
         schedule("demo", warmup=4, stretch=0.5)
 
 

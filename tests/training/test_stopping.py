@@ -108,8 +108,8 @@ def test_ctrl_c_once_more_stops_at_once(uninterrupted, tmp_path, capsys):
     assert ended(tmp_path)[0] == "interrupted"
     assert last_checkpoint(tmp_path) == (4, 1)  # from before
     printed = capsys.readouterr().err
-    assert "Ctrl-C once more stops at once" in printed
-    assert f"Interrupted at once; the last checkpoint is {tmp_path / 'checkpoints/last.ckpt'}" in printed
+    assert "press Ctrl-C again to stop immediately" in printed
+    assert f"interrupted immediately; the last checkpoint is {tmp_path / 'checkpoints/last.ckpt'}" in printed
     ends_as(uninterrupted, tmp_path)
 
 

@@ -24,18 +24,18 @@ class GatherExcite(nn.Module):
 
     Args:
         channels: C.
-        variant: ``theta_minus`` pools; ``theta`` gathers by depth-wise convolutions; ``theta_plus`` adds the excite
-            sub-network after that gather; ``se`` adds it after pooling (Squeeze-and-Excitation if global).
+        variant: ``theta_minus`` gathers by pooling, ``theta`` by depth-wise convolutions; ``theta_plus`` adds the
+            excite sub-network to ``theta``; ``se`` adds it to ``theta_minus`` (Squeeze-and-Excitation if global).
         extent: extent ratio e, a power of two, at least 2, or ``"global"``.
         size: the feature map's size, (H, W) or one number; required by the parametrised global gather only.
         pool: ``avg`` or ``max`` for the variants that pool (Table 6); the others accept ``avg`` only.
         reduction: r of the sub-network, C → C/r → C.
-        implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid,
-            ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
+        implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses our autograd Functions wherever
+            they are valid, ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
 
     Raises:
-        ValueError: for an unknown variant, extent, pool or implementation, a missing ``size``, ``pool="max"`` where
-            nothing pools; in ``forward``, for a map of another size than a global parametrised gather was built for.
+        ValueError: for an unknown variant, extent, pool or implementation, a missing ``size``, or ``pool="max"`` for a
+            variant without pooling; in ``forward``, if a global parametrised gather was built for another map size.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GatherExcite(nn.Module):
         if variant in ("theta_minus", "se"):
             self.gather = PoolGather(self.extent, pool, implementation)
         elif pool != "avg":
-            raise ValueError(f"pool={pool!r}: {variant} gathers by convolution, only theta_minus and se pool")
+            raise ValueError(f"pool={pool!r}: {variant} gathers by convolution, only theta_minus and se use pooling")
         elif self.extent == "global":
             if size is None:
                 raise ValueError(
@@ -82,7 +82,7 @@ class GatherExcite(nn.Module):
 
     @property
     def is_global_average(self) -> bool:
-        """Whether the gate is the sigmoid of the global average and nothing else: GE-θ⁻, not by maximum."""
+        """Whether this is GE-θ⁻ by global average pooling: the gate is the sigmoid of each channel's mean."""
         gather = self.gather
         return (
             self.variant == "theta_minus"
@@ -106,6 +106,9 @@ class GatherExcite(nn.Module):
 
 
 def _slow_addcmul(x: Tensor) -> bool:
-    """In bf16 on a CPU ``addcmul`` is slow except in channels_last: forward and backward at 56² (N=8, C=256, one thread
-    of an EPYC 9004) take 9.9 ms composed and 18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms."""
+    """Whether ``addcmul`` is slow here: in half precision on a CPU, except in channels_last.
+
+    Forward + backward in bf16 at 56² (N=8, C=256, one thread of an EPYC 9004) takes 9.9 ms with separate operations and
+    18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms.
+    """
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and not is_channels_last(x)
