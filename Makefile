@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` makes with the pinned versions of constraints.txt.
+# Everything runs in .venv, which `make setup` creates with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,75 +7,75 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-gpu bench-feed schedules clean
 
-help:  ## Show this list
+help:  ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## Make the environment .venv (2-3 GB: torch with its CUDA libraries)
+setup: $(STAMP)  ## Create the environment .venv (2-3 GB: torch with its CUDA libraries)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "geexp needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@echo "making $(VENV) with $$($(PYTHON) --version); the first time takes some minutes"
+		{ echo "geexp needs Python 3.11 or newer; set it with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version); this takes some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; a table and a picture
+demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; prints a table and plots the curves
 	@$(BIN)/python -m geexp.train +sweep=demo
 
-demo-detection: $(STAMP)  ## Train a small detector on pictures with boxes; COCO's twelve numbers and a picture (minutes)
+demo-detection: $(STAMP)  ## Train a small detector on synthetic images (minutes); prints COCO's twelve metrics and draws detections
 	@$(BIN)/python -m geexp.detect experiment=demo_detection outputs=outputs/demo_detection
 	@$(BIN)/python -m geexp.detect mode=predict run=$$(dirname $$(ls -t outputs/demo_detection/fashion_coco_mini/*/*/*/*/result.json | head -1))
 
 test: $(STAMP)  ## Run the tests (8 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
-test-slow: $(STAMP)  ## Run the tests that take longer
+test-slow: $(STAMP)  ## Run the slow tests
 	@$(BIN)/python -m pytest -q -m slow tests
 
 test-gpu: $(STAMP)  ## Run the tests that need a GPU
 	@$(BIN)/python -m pytest -q -m gpu tests
 
-test-slurm: $(STAMP)  ## Run the tests on a real SLURM of one node, installed if it is missing (Debian, as root)
+test-slurm: $(STAMP)  ## Run the SLURM tests on a real single-node SLURM, installed if missing (Debian, as root)
 	@folder=$$(mktemp -d); scripts/slurm_cluster.sh $$folder $(BIN)/python -m pytest -q -m slurm tests; \
 		code=$$?; rm -rf $$folder; exit $$code
 
-test-browser: $(STAMP)  ## Run the tests of the report's page in Chromium, installed if it is missing (Debian, as root)
+test-browser: $(STAMP)  ## Run the tests of the report page in Chromium, installed if missing (Debian, as root)
 	@command -v chromedriver >/dev/null || { apt-get update -q && apt-get install -y -q chromium chromium-driver; }
 	@$(BIN)/python -m pytest -q -m browser tests
 
-chaos: $(STAMP)  ## Kill 25 trainings at random moments, go on with them, compare bit for bit (10 minutes on two cores)
+chaos: $(STAMP)  ## Kill 25 runs at random moments, resume them, compare bit for bit (10 minutes on two cores)
 	@$(BIN)/python scripts/chaos.py --runs 20
 	@$(BIN)/python scripts/chaos.py --runs 5 --ranks 2
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## Run ruff and mypy
 	@$(BIN)/ruff check src tests scripts
 	@$(BIN)/ruff format --check src tests scripts
 	@$(BIN)/mypy
 
-format: $(STAMP)  ## Let ruff format and mend what it can
+format: $(STAMP)  ## Format and fix with ruff
 	@$(BIN)/ruff check --fix src tests scripts
 	@$(BIN)/ruff format src tests scripts
 
-bench: $(STAMP)  ## Measure operators, training steps, start-up and feeds (10 minutes on two cores)
+bench: $(STAMP)  ## Benchmark operators, training steps, the trainer, start-up and feeds (10 minutes on two cores)
 	@$(BIN)/python scripts/benchmarks/operators.py
 	@$(BIN)/python scripts/benchmarks/steps.py
 	@$(BIN)/python scripts/benchmarks/trainer.py
 	@$(BIN)/python scripts/benchmarks/startup.py
 	@$(BIN)/python scripts/benchmarks/feeds.py --images 192 --rounds 3
 
-# DEVICE=cpu: the same on the processor. OPTIONS="--rounds 3": for both benchmarks.
+# DEVICE=cpu runs them on the CPU. OPTIONS="--rounds 3" is passed to both benchmarks.
 bench-gpu: DEVICE ?= cuda
-bench-gpu: $(STAMP)  ## Measure operators and training steps on a GPU
+bench-gpu: $(STAMP)  ## Benchmark operators and training steps on a GPU
 	@$(BIN)/python scripts/benchmarks/operators.py --device $(DEVICE) --out outputs/benchmarks/operators-$(DEVICE).json $(OPTIONS)
 	@$(BIN)/python scripts/benchmarks/steps.py --device $(DEVICE) --out outputs/benchmarks/steps-$(DEVICE).json $(OPTIONS)
 
-bench-feed: $(STAMP)  ## Compare all feeds with the reference, on realistic images made for it
+bench-feed: $(STAMP)  ## Benchmark all feeds against the reference feed, on synthetic photographs
 	@$(BIN)/python scripts/benchmarks/feeds.py
 
-schedules: $(STAMP)  ## Draw the learning rate of every schedule
+schedules: $(STAMP)  ## Plot the learning rate of every schedule
 	@$(BIN)/python scripts/plot_schedules.py
 
-clean:  ## Remove the environment and what tools left; outputs/ stays
+clean:  ## Remove the environment, build files and caches; keeps outputs/
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,12 @@
-"""Kill trainings at random moments, start them again, and compare the end with that of one that was left alone.
+"""Kill runs at random moments, resume them, and compare the results with those of uninterrupted runs.
 
     python scripts/chaos.py [--runs 20] [--ranks 1] [--seed 0] [--jobs 2] [--out FILE]
 
-Each run is killed two to four times with SIGKILL, about half of them while it writes a checkpoint, the others whatever
-it is at. On one rank the whole process group dies; of two ranks one is killed, and torchrun must take the other down.
-Then the same command is given again, with other workers and other steps between checkpoints. In the end every value in
-the checkpoints, every row of history.jsonl but for the clock, and the loss of every step, also of those that were made
-twice, must be those of the uninterrupted run, bit for bit. Exit code 1 if anything differs.
+Each run is killed two to four times with SIGKILL, about half of the times while it writes a checkpoint, otherwise at a
+random moment. With one rank the whole process group is killed; with two ranks one is killed, and torchrun must stop the
+other. Then the same command is started again, with other numbers of workers and of steps between checkpoints. In the
+end every value in the checkpoints, every row of history.jsonl except times, and the loss of every step, including
+repeated ones, must equal those of the uninterrupted run, bit for bit. The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -45,11 +45,11 @@ CONFIGURATIONS = {
     "steps, accumulate 2": "schedule=wrn_cifar schedule.epochs=3 schedule.milestones=[1,2] optim.nesterov=true "
     "trainer.accumulate=2 trainer.limit_train_batches=42" + WITH_WORKERS,
 }
-PATIENCE = 300.0  # seconds for what takes far less
+PATIENCE = 300.0  # timeout in seconds; far more than any wait should take
 
 
 class Witness(pl.Callback):
-    """Writes down every step, with its loss to the last bit; what it has written outlives a SIGKILL."""
+    """Records every step with its exact loss in a file that survives a SIGKILL."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.file = (Path(trainer.default_root_dir) / "steps.txt").open("a", buffering=1)
@@ -63,7 +63,7 @@ class Witness(pl.Callback):
 
 @dataclass
 class Training:
-    """A run of geexp, in ``folder``, started as often as it takes, and what has become of it."""
+    """A run of geexp in ``folder``, which is started as often as necessary, and its results."""
 
     folder: Path
     configuration: str
@@ -76,7 +76,7 @@ class Training:
 
     @contextmanager
     def started(self, *, every: int | str, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-        """The command, running; afterwards nothing of it is left."""
+        """Context manager with the running command; all its processes are ended afterwards."""
         launcher = f"torch.distributed.run --standalone --nproc-per-node={self.ranks} -m " if self.ranks > 1 else ""
         settings = COMMON + CONFIGURATIONS[self.configuration]
         settings = settings.format(every=every, workers=workers, ranks=self.ranks, folder=self.folder)
@@ -103,9 +103,9 @@ class Training:
         print(f"{self.folder.name} ({self.configuration}): done in {len(self.steps())} steps", file=sys.stderr)
 
     def kill(self, chance: random.Random, target: int) -> bool:
-        """Start it, and kill it some time after step ``target``, one in ten times whatever it has come to.
+        """Start the run and kill it some time after step ``target``; one in ten times without waiting for that step.
 
-        False if it came to its end before.
+        Returns False if the run finished first.
         """
         before = len(self.steps())
         kind = chance.choices(("writing", "any", "start"), weights=(5, 4, 1 if before else 0))[0]
@@ -119,22 +119,22 @@ class Training:
                 wait_while(process, lambda: not self.half_written(), pause=0.0002)
             time.sleep(chance.uniform(0, {"writing": 0.008, "any": 0.5, "start": 0}[kind]))
             if process.poll() is not None:
-                self.require(process.returncode == 0, f"it ended by itself, with exit code {process.returncode}")
+                self.require(process.returncode == 0, f"ended by itself with exit code {process.returncode}")
                 return False
             ranks = [one for one in everyone if self.ranks > 1 and one.is_running() and one.ppid() == process.pid]
             if ranks:
                 chance.choice(ranks).kill()
-                self.require(process.wait(PATIENCE) != 0, "torchrun took a killed rank for success")
+                self.require(process.wait(PATIENCE) != 0, "torchrun reported success although a rank was killed")
             else:
                 os.killpg(process.pid, SIGKILL)
                 process.wait()
-            self.require(not psutil.wait_procs(everyone, timeout=30)[1], "a process outlived the kill")
+            self.require(not psutil.wait_procs(everyone, timeout=30)[1], "a process survived the kill")
         made = self.steps()[before:]
         self.kills.append(f"{made[-1][0]}{'*' * self.half_written()}" if made else "start")
         return True
 
     def steps(self) -> list[tuple[int, str]]:
-        """Every step that was made and its loss, in the order in which they were made."""
+        """All recorded steps with their losses, in the order of execution."""
         path = self.folder / "steps.txt"
         made = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return [(int(step), loss) for step, loss in made]
@@ -143,7 +143,7 @@ class Training:
         return any((self.folder / "checkpoints").glob(".writing-last.ckpt-*"))
 
     def contents(self) -> dict[str, Any]:
-        """What must be equal."""
+        """The content to compare."""
         files = {name: self.folder / f"checkpoints/{name}.ckpt" for name in ("best", "last")}
         trees = {name: torch.load(file, weights_only=True) for name, file in files.items()}
         for tree in trees.values():
@@ -174,7 +174,7 @@ def interrupt(training: Training, reference: Training, chance: random.Random) ->
 
 
 def difference(ours: Any, theirs: Any, where: str = "") -> str | None:
-    """Where two trees of plain values and tensors first differ."""
+    """A description of the first difference between two trees of plain values and tensors; None if equal."""
     if isinstance(ours, list) and isinstance(theirs, list):
         ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
@@ -187,11 +187,11 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str | None:
 
 
 def wait_while(process: subprocess.Popen[bytes], condition: Callable[[], bool], pause: float = 0.01) -> None:
-    """Also ends with the process."""
+    """Wait while the condition holds and the process runs."""
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing happened for {PATIENCE:.0f} seconds")
+            raise TimeoutError(f"no progress for {PATIENCE:.0f} seconds")
         time.sleep(pause)
 
 
@@ -203,8 +203,8 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def report(runs: list[Training], title: str) -> str:
-    """Prints the table; returns it as it was printed."""
-    table = Table(title=title, caption="kills: the step made last; * while a checkpoint was written")
+    """Print the table, and return the printed text."""
+    table = Table(title=title, caption="kills: the last step before each kill; * while a checkpoint was written")
     for heading in ("run", "configuration", "kills", "starts", "repeated", "losses", "weights", "history", "seconds"):
         table.add_column(heading, justify="left" if heading in ("configuration", "kills") else "right")
     for number, one in enumerate(runs, 1):
@@ -227,8 +227,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     names = list(CONFIGURATIONS)[: options.runs]

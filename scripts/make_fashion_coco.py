@@ -1,8 +1,8 @@
-"""Make the small detection set of Fashion-MNIST's items, laid out as COCO is.
+"""Generate the small detection set of Fashion-MNIST items in COCO's layout.
 
     python scripts/make_fashion_coco.py <folder> [--train 800] [--val 200] [--size 128] [--most-items 5] [--seed 0]
 
-Needs no download. With the numbers as they are it is what data=fashion_coco_mini makes for itself.
+Needs no download. With the default options it equals the set that data=fashion_coco_mini generates.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     except UserError as error:
         print(f"make_fashion_coco: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(f"{folder}: {'made' if made else 'is there already'}")
+    print(f"{folder}: {'generated' if made else 'already exists'}")
 
 
 if __name__ == "__main__":

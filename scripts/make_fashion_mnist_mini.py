@@ -1,8 +1,8 @@
-"""Make the embedded data set: a stratified subset of Fashion-MNIST as one compressed file.
+"""Generate the embedded data set: a stratified subset of Fashion-MNIST in one compressed file.
 
     python scripts/make_fashion_mnist_mini.py <folder with the four gzipped IDX files>
 
-The choice depends on the seed alone, so the file can be made again bit by bit (with the same NumPy).
+The subset depends on the seed only, so the file is reproducible bit for bit (with the same NumPy).
 """
 
 import argparse

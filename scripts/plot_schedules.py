@@ -1,9 +1,9 @@
-"""Draw the learning rate of every schedule over its whole length as one picture.
+"""Plot the learning rate of every schedule over its whole length in one figure.
 
     python scripts/plot_schedules.py [outputs/published/schedules.png]
 
-The configurations are those of ``conf/schedule`` and the code is the trainer's. A plateau needs losses: those are
-scripted here, and drawn below the rate that follows from them. No network is trained.
+Configurations come from ``conf/schedule``, the code from the trainer. Plateau schedules need losses, which are scripted
+and plotted below the resulting learning rate. No network is trained.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from geexp.training.schedules import LearningRate
 
 DEFAULT = Path(__file__).parents[1] / "outputs/published/schedules.png"
 RATE, LOSS, QUIET = variant_style("theta")["color"], variant_style("theta_plus")["color"], "#777777"
-PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under words that lines would run through
-LOWEST = 2.5e-5  # learning rate that is drawn
-STEPS = 100  # in an epoch: enough to draw it
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # background of labels
+LOWEST = 2.5e-5  # lowest plotted learning rate
+STEPS = 100  # plotted steps per epoch
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A schedule with the optimiser settings that belong to it, and what it is for, in the paper's words."""
+    """A schedule with its optimiser settings, and its use in the paper as the title."""
 
     schedule: str
     optim: str
@@ -48,7 +48,7 @@ class Panel:
         return composed_training(f"schedule={self.schedule}", f"optim={self.optim}")
 
 
-# With a plateau, and a panel for its loss; and without.
+# First the plateau schedules, with a panel for the loss, then the others.
 ABOVE = [
     Panel(
         "plateau", "paper", "ImageNet: divided by 10 each time the loss plateaus, three times", 300, (0, 100, 200, 300)
@@ -86,7 +86,7 @@ BELOW = [
         "warm-up over an epoch,\nthen a cosine to zero",
     ),
 ]
-# How fast a scripted loss falls, how much it trembles, and the level that it nears after so many reductions.
+# The scripted loss: rate of decrease, noise, and the limit after each number of reductions.
 SCRIPTS = {
     "plateau": (0.1, 0.004, (2.6, 1.55, 1.25, 1.18)),
     "shufflenet400": (0.04, 0.002, (2.9, 1.9, 1.62, 1.55)),
@@ -95,7 +95,7 @@ SCRIPTS = {
 
 @dataclass
 class Curve:
-    """The rate at every position, in epochs or iterations; with a plateau the loss of every epoch as well."""
+    """The learning rate at every position, in epochs or iterations; for plateau schedules also the losses."""
 
     positions: list[float]
     rates: list[float]
@@ -105,7 +105,7 @@ class Curve:
 
 
 def curve(config: TrainConfig) -> Curve:
-    """What the trainer would do: a rate for every step, the loss of every epoch observed, the end where it is over."""
+    """Simulate the trainer: the learning rate of every step, the loss of every epoch, and the end of training."""
     schedule, rate, base = config.schedule, LearningRate(config.schedule), base_rate(config.optim)
     if schedule.iterations is not None:
         rates = [base * rate.factor(step, 1) for step in range(schedule.iterations)]
@@ -128,8 +128,8 @@ def curve(config: TrainConfig) -> Curve:
 
 
 def draw_rate(axis: Axes, panel: Panel, drawn: Curve, unit: str) -> None:
-    """The rate over the whole length, every piece with its number."""
-    rates = [rate if rate > 0 else float("nan") for rate in drawn.rates]  # zero has no place on a log axis
+    """Plot the learning rate over the whole length, with a label for every constant piece."""
+    rates = [rate if rate > 0 else float("nan") for rate in drawn.rates]  # zero cannot be shown on a log axis
     axis.plot(drawn.positions, rates, color=RATE, linewidth=1.8, drawstyle="steps-post", solid_joinstyle="miter")
     if rates[-1] > LOWEST:
         axis.plot(drawn.end, rates[-1], "o", color=RATE, markersize=4)
@@ -137,7 +137,7 @@ def draw_rate(axis: Axes, panel: Panel, drawn: Curve, unit: str) -> None:
         share = (end - start) / panel.length
         if share > 0.12:
             axis.annotate(f"{rate:g}", ((start + end) / 2, rate), (0, 4), textcoords="offset points", ha="center")
-        elif share > 0.02:  # too short for its label, which would run into the fall before it
+        elif share > 0.02:  # too short for a label beside the preceding drop
             axis.annotate(
                 f"{rate:g}", (end, rate), (2, -5), textcoords="offset points", ha="right", va="top", bbox=PLAIN
             )
@@ -153,14 +153,14 @@ def draw_rate(axis: Axes, panel: Panel, drawn: Curve, unit: str) -> None:
 
 
 def pieces(drawn: Curve) -> list[tuple[float, float, float]]:
-    """(from, to, rate) of the stretches over which the rate stands still."""
+    """(from, to, rate) of the intervals with a constant learning rate."""
     starts = [i for i, rate in enumerate(drawn.rates) if i == 0 or rate != drawn.rates[i - 1]]
     ends = [drawn.positions[i] for i in starts[1:]] + [float(drawn.end)]
     return [(drawn.positions[i], end, drawn.rates[i]) for i, end in zip(starts, ends, strict=True)]
 
 
 def draw_loss(axis: Axes, above: Axes, panel: Panel, drawn: Curve) -> None:
-    """The scripted loss under the rate, the plateaus marked through both."""
+    """Plot the scripted loss below the learning rate, with the plateaus marked in both."""
     axis.plot(range(1, drawn.end + 1), drawn.losses, color=LOSS, linewidth=1.2)
     plateaus = [*drawn.lowered, *([drawn.end] if drawn.end < panel.length else [])]
     for both in (axis, above):

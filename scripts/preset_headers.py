@@ -1,11 +1,11 @@
-"""Write the headers of ``conf/experiment`` and ``conf/sweep``: what is trained, command, GPU-hours, number to reach.
+"""Generate the headers of ``conf/experiment`` and ``conf/sweep``: content, command, GPU-hours, number to reach.
 
-    python scripts/preset_headers.py           # rewrite them in place and list the files that changed
-    python scripts/preset_headers.py --check   # write nothing; list the files that would change and exit with 1
+    python scripts/preset_headers.py           # rewrite the headers in place and list the changed files
+    python scripts/preset_headers.py --check   # change nothing; list outdated files and exit with code 1
 
-Everything follows from the composed configuration, the numbers of ``paper.yaml``, the complexity count and the stated
-speed of ``hardware=gpu``. The presets are tied to the paper by the sweeps: ``conf/sweep/<table, figure or coco>.yaml``
-lists them in the order of the rows in ``paper.yaml``, for Table 5 row by row, each with all networks and data sets. The
+Headers are computed from the composed configuration, the numbers in ``paper.yaml``, the complexity count and the
+assumed speed of ``hardware=gpu``. The sweeps link presets to the paper: ``conf/sweep/<table, figure or coco>.yaml``
+lists presets in the order of the rows in ``paper.yaml``; for Table 5 each row lists all networks and data sets. The
 headers of the demos are written by hand.
 """
 
@@ -38,7 +38,7 @@ FIGURES = ("figure2", "figure4", "figure6")
 PLACES = (*TABLES, *FIGURES, "coco")
 METRICS = {"table5": "test error {} %", "coco": "mAP {} % on the images of val2014"}
 TWO_ERRORS = "top-1 / top-5 error {} % on the validation images, one centre crop each"
-# Names of the data sets, and the folders in which the commands expect them.
+# Names of the data sets, and their folders in the commands.
 DATA = {
     "imagenet": ("ImageNet", "/data/imagenet"),
     "cifar10": ("CIFAR-10", "/data"),
@@ -49,10 +49,10 @@ DATA = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A file of ``conf/experiment``, and the row of the paper that it trains, with the printed value if there is one.
+    """A file of ``conf/experiment``, and the row of the paper that it reproduces, with the printed value if any.
 
-    ``gmacs`` are those of one image's forward pass, ``computing`` the hours of all the arithmetic on one GPU, and
-    ``feeding`` the hours to read the images, which is what small networks wait for.
+    ``gmacs`` counts one image's forward pass, ``computing`` is the compute time on one GPU in hours, ``feeding`` the
+    data loading time in hours, which limits small networks.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _preset(name: str, place: str, row: dict[str, Any] | None) -> Preset:
 
 @cache
 def listed(sweep: str) -> tuple[str, ...]:
-    """The presets that ``conf/sweep/<sweep>.yaml`` trains, in its order."""
+    """The presets of ``conf/sweep/<sweep>.yaml``, in order."""
     experiments = yaml.safe_load((CONF / f"sweep/{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]["experiment"]
     if experiments.startswith("glob("):
         pattern = experiments.removeprefix("glob(").removesuffix(")")
@@ -108,19 +108,19 @@ def listed(sweep: str) -> tuple[str, ...]:
 
 
 def same_run(preset: Preset) -> list[Preset]:
-    """All presets of this training, itself included."""
+    """All presets with the same run, including this one."""
     return [other for other in presets().values() if other.run == preset.run]
 
 
 def backbone_of(detector: Preset) -> str:
-    """The preset of Figure 2 that trains the backbone from which a detector starts."""
+    """The preset of Figure 2 that trains the backbone of a detector."""
     folder = str(Path(str(detector.config.backbone_checkpoint)).parents[1])
     of_figure2 = (other for other in presets().values() if other.place == "figure2")
     return next(other.name for other in of_figure2 if fnmatch(f"{other.config.outputs}/{other.run}", folder))
 
 
 def printed(preset: Preset) -> tuple[str | None, str]:
-    """The printed value of a training; of a curve, that of the same training in a table, and which table that is."""
+    """The printed value of a preset; for a curve, the value of the same run in a table, and the name of that table."""
     if preset.value is not None:
         return preset.value, ""
     values = ((other.value, f" ({shown_in(other.place)})") for other in same_run(preset) if other.value is not None)
@@ -136,7 +136,7 @@ def experiment_header(preset: Preset) -> dict[str, str]:
     what = f"{_network(preset.config)}, on {data}{_steps(preset.config)}"
     if preset.place == "coco":
         what = f"Faster R-CNN (C4) on {_network(preset.config)}, {data} train to val{_steps(preset.config)}; "
-        what += f"its backbone is that of {backbone_of(preset)}, trained first into the same outputs"
+        what += f"train its backbone, {backbone_of(preset)}, first, with the same outputs folder"
     return {
         "What": f"{shown_in(preset.place)}, {preset.label}: {what}.",
         "Command": f"python -m geexp.train experiment={preset.name} data.root={root} trainer=gpu",
@@ -157,7 +157,7 @@ def _network(config: TrainConfig) -> str:
     if ge["variant"] == "theta_minus":
         words.append(f"by {'average' if ge['pool'] == 'avg' else 'max'} pooling")
     stages = config.ge.stages
-    words.append("in every stage" if stages is None else f"in stage {', '.join(map(str, stages))} alone")
+    words.append("in every stage" if stages is None else f"in stage {', '.join(map(str, stages))} only")
     return " ".join(words)
 
 
@@ -171,7 +171,7 @@ def _steps(config: TrainConfig) -> str:
     if not schedule.milestones:
         return ""
     steps = ", ".join(f"{step:,}" for step in schedule.milestones)
-    return f", {_length(config)} with the learning rate times {schedule.factor:g} after {steps}"
+    return f", {_length(config)}, learning rate times {schedule.factor:g} after {steps}"
 
 
 def _work(preset: Preset) -> str:
@@ -186,7 +186,7 @@ def _work(preset: Preset) -> str:
 
 
 def sweep_header(sweep: str) -> dict[str, str]:
-    """For a table, a figure, the detection experiment (``coco``), or ``tables``, which are all of them."""
+    """The header for a table, a figure, the detection experiment (``coco``), or ``tables`` (all tables)."""
     rows = [presets()[name] for name in listed(sweep)]
     command = f"python -m geexp.train +sweep={sweep} data.root={DATA[rows[0].config.data.name][1]} trainer=gpu"
     if sweep == "tables":  # ImageNet and CIFAR are in different folders
@@ -206,18 +206,18 @@ def _what_of_sweep(sweep: str, rows: Sequence[Preset]) -> str:
         curves = f"{len(rows)} curves of {model_label(rows[0].config.model.name)}{_steps(rows[0].config)}"
         return f"{shown_in(sweep)}, {curves}: {', '.join(row.label for row in rows)}."
     if sweep == "tables":
-        return f"Tables 1-6, {len(rows)} rows in the order of their names; table1 to table6 have the paper's order."
+        return f"Tables 1-6, {len(rows)} rows sorted by name; table1 to table6 have the paper's order."
     options = f"experiment={','.join(map(backbone_of, rows))} data.root={DATA['imagenet'][1]} trainer=gpu"
     text = f"The detection experiment, {len(rows)} rows: Faster R-CNN on COCO 2014, train to val."
-    return f"{text} Train their backbones first, into the same outputs: python -m geexp.train -m {options}"
+    return f"{text} Train their backbones first, with the same outputs folder: python -m geexp.train -m {options}"
 
 
 def _hardware_of_sweep(sweep: str, rows: Sequence[Preset]) -> str:
-    """The hours of the presets' headers, each training counted once; and where else these trainings are rows."""
+    """The total hours, with each run counted once, and the other tables and figures that contain a run."""
     trainings = [row for i, row in enumerate(rows) if row.run not in {other.run for other in rows[:i]}]
     hours = sum(float(row.hours) for row in trainings)
     of_rows = f" of {len(rows)} rows" if len(rows) > len(trainings) else ""
-    parts = [f"about {hours:,.0f} GPU-hours (estimated, not measured) for {len(trainings)} trainings{of_rows}"]
+    parts = [f"about {hours:,.0f} GPU-hours (estimated, not measured) for {len(trainings)} runs{of_rows}"]
     here = TABLES if sweep == "tables" else (sweep,)
     for row in trainings:
         elsewhere = ", ".join(shown_in(other.place) for other in same_run(row) if other.place not in here)
@@ -227,7 +227,7 @@ def _hardware_of_sweep(sweep: str, rows: Sequence[Preset]) -> str:
 
 def _number_of_sweep(sweep: str, rows: Sequence[Preset]) -> str:
     if sweep == "tables":
-        return f"the {len(rows)} of Tables 1-6, which sweep/table1.yaml to table6.yaml name"
+        return f"the {len(rows)} rows of Tables 1-6, listed in sweep/table1.yaml to table6.yaml"
     if sweep == "table5":
         models = [model_label(name) for name in paper()[sweep]["columns"]]
         pairs: dict[str, list[str]] = {}
@@ -252,7 +252,7 @@ def rounded(hours: float) -> str:
 
 
 def with_header(text: str, header: dict[str, str]) -> str:
-    """A YAML file with its comments below the first line, ``# @package``, replaced by the header."""
+    """A YAML file with the comments below its first line, ``# @package``, replaced by the header."""
     package, *lines = text.splitlines()
     while lines[0].startswith("#"):
         del lines[0]
@@ -262,7 +262,7 @@ def with_header(text: str, header: dict[str, str]) -> str:
 
 
 def outdated() -> dict[Path, str]:
-    """The files whose header is not what it should be, with their right content."""
+    """The files with an outdated header, with their new content."""
     headers = {CONF / f"experiment/{name}.yaml": experiment_header(preset) for name, preset in presets().items()}
     headers |= {CONF / f"sweep/{sweep}.yaml": sweep_header(sweep) for sweep in (*PLACES, "tables")}
     contents = {path: with_header(path.read_text("utf-8"), header) for path, header in headers.items()}
@@ -271,7 +271,7 @@ def outdated() -> dict[Path, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a header is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a header is out of date")
     check = parser.parse_args().check
     files = outdated()
     for path, content in files.items():

@@ -41,23 +41,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def python(
+    *arguments: str, cwd: Path | None = None, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The finished process of ``python <arguments>`` with the environment of a command."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        preexec_fn=default_sigint,
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Command:
     """``run("train", "ge=theta", …)``: the finished process of ``python -m geexp.train``, in an empty folder."""
-
-    def command(entry: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"geexp.{entry}", *arguments],
-            cwd=tmp_path,
-            env=environment(**variables),
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=300,
-            preexec_fn=default_sigint,
-        )
-
-    return command
+    return lambda entry, *arguments, **variables: python("-m", f"geexp.{entry}", *arguments, cwd=tmp_path, **variables)
 
 
 @pytest.fixture(scope="session")

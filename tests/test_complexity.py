@@ -10,25 +10,27 @@ from geexp import build_model
 from geexp.backbones.complexity import count_complexity
 from geexp.operators import Excite
 from geexp.registry import options
-from geexp.report.complexity_report import KNOWN_DIFFERENCES, table_comparison
+from geexp.report.measured import Runs
+from geexp.report.report import KNOWN_DIFFERENCES, report_table
 from geexp.report.rows import rows_of
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_tables_1_to_3(number):
+@pytest.mark.parametrize("name", ["1", "2", "3"])
+def test_tables_1_to_3(name):
     """Every GFLOPs to both printed decimals, every #Params within 0.1 M."""
-    for row in table_comparison(number):
-        assert round(row["gflops"]["computed"], 2) == row["gflops"]["printed"], row["label"]
-        assert row["params_m"]["computed"] == pytest.approx(row["params_m"]["printed"], abs=0.1), row["label"]
-        assert row["gflops"]["agrees"]
-        assert row["params_m"]["agrees"]
+    for row in report_table(name, Runs([])).rows:
+        gflops, params = row.complexity["gflops"], row.complexity["params_m"]
+        assert round(gflops["computed"], 2) == gflops["printed"], row.label
+        assert params["computed"] == pytest.approx(params["printed"], abs=0.1), row.label
+        assert gflops["agrees"]
+        assert params["agrees"]
 
 
 def test_table_4():
-    rows = {row["label"]: row for row in table_comparison(4)}
+    rows = {row.label: row.complexity for row in report_table("4", Runs([])).rows}
     for label in ("ShuffleNet (Baseline)", "SE", "GE-θ", "GE-θ⁺"):
         assert round(rows[label]["mflops"]["computed"], 1) == rows[label]["mflops"]["printed"]
-    marked = {(4, label, c) for label, row in rows.items() for c in ("mflops", "params_m") if not row[c]["agrees"]}
+    marked = {("4", label, c) for label, row in rows.items() for c in ("mflops", "params_m") if not row[c]["agrees"]}
     assert marked == set(KNOWN_DIFFERENCES)
     assert rows["GE-θ (E8)"]["params_m"]["agrees"]  # 2.2 M fits log2(8) convolutions, not the text's 8/2
 
@@ -65,14 +67,14 @@ def test_parts_add_up_and_the_model_is_left_alone():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_known_values_of_resnet50_theta():
-    with torch.device("meta"):
-        total = count_complexity(build_model("resnet50", ge="theta"), (3, 224, 224)).total
-    assert (total.params, total.params_with_bn_statistics) == (31_106_600, 31_189_928)
+@pytest.fixture
+def run(forked, tmp_path):
+    """``run("…")``: the ended process of ``python -m geexp.complexity``."""
+    return lambda *arguments: forked.run(tmp_path, "complexity", *arguments)[0]
 
 
 def test_json_is_one_object_and_nothing_else(run):
-    done = run("complexity", "model=resnet50", "ge=theta", "format=json")
+    done = run("model=resnet50", "ge=theta", "format=json")
     assert done.returncode == 0
     assert done.stderr == ""
     printed = json.loads(done.stdout)
@@ -81,20 +83,15 @@ def test_json_is_one_object_and_nothing_else(run):
     assert all(isinstance(printed[key], int) for key in ("params", "params_with_bn_statistics", "macs"))
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_table_on_the_terminal(run, number):
-    done = run("complexity", f"table={number}")
+def test_table_on_the_terminal(run):
+    done = run("table=4")
     assert done.returncode == 0
-    for row in rows_of(number):
-        assert row.label in done.stdout
-    assert done.stdout.count("≠") == (8 if number == 4 else 0)  # four cells and their notes
+    assert all(row.label in done.stdout for row in rows_of(4))
+    assert done.stdout.count("≠") == 8  # four cells and their notes
 
 
-@pytest.mark.slow
 def test_other_settings(run):
-    home = json.loads(run("complexity", "model=resnet20", "ge=none", "format=json").stdout)
-    small = json.loads(
-        run("complexity", "model=resnet20", "ge=none", "format=json", "image_size=16", "num_classes=100").stdout
-    )
+    resnet20 = ["model=resnet20", "ge=none", "format=json"]
+    home, small = (json.loads(run(*resnet20, *more).stdout) for more in ([], ["image_size=16", "num_classes=100"]))
     assert small["macs"] < home["macs"]
     assert small["params"] - home["params"] == 90 * 65

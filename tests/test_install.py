@@ -64,10 +64,15 @@ def closure(name: str) -> set[str]:
     return found
 
 
+def install(python: str, wheel: Path, folder: Path) -> None:
+    options = ("--quiet", "--no-deps", "--no-index", "--ignore-installed")
+    run(python, "-m", "pip", "install", *options, str(wheel), cwd=folder)
+
+
 @pytest.mark.slow
 def test_the_operators_need_torch_alone(wheel, tmp_path):
     python = fresh_environment(tmp_path / "torch-alone", closure("torch"))
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=tmp_path)
+    install(python, wheel, tmp_path)
     assert run(python, "-c", OPERATOR, cwd=tmp_path).stdout.count("(2, 16, 8, 8)") == 3
     assert "No module named" in run(python, "-c", "import hydra", cwd=tmp_path, code=1).stderr
 
@@ -75,18 +80,7 @@ def test_the_operators_need_torch_alone(wheel, tmp_path):
 @pytest.mark.slow
 def test_the_wheel_trains(wheel, tmp_path):
     python = fresh_environment(tmp_path / "everything", None)
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--ignore-installed",
-        str(wheel),
-        cwd=tmp_path,
-    )
+    install(python, wheel, tmp_path)
     where = run(python, "-c", "import geexp; print(geexp.__file__)", cwd=tmp_path).stdout
     assert str(tmp_path) in where
     command = ("-m", "geexp.train", "model=resnet50", "ge=theta", "ge.extent=8", "trainer.max_epochs=1")

@@ -1,4 +1,4 @@
-"""What the analyses of a trained network cost in processor time, against one evaluation pass over the same images.
+"""Processor time of the analyses of a trained network, relative to one evaluation pass over the same images.
 
     python scripts/benchmarks/analyses.py <a run's folder>
 

@@ -1,5 +1,7 @@
-"""Callbacks that ``trainer.py`` and ``startup.py`` put into ``python -m geexp.train``; a file of their own, so that
-they load nothing into the measured process that it would not load itself."""
+"""Callbacks that ``trainer.py`` and ``startup.py`` add to ``python -m geexp.train``.
+
+They are in a separate file to avoid additional imports in the measured process.
+"""
 
 import json
 import time
@@ -18,7 +20,7 @@ from geexp.training.optimizer import make_optimizer
 
 
 class FirstStep(pl.Callback):
-    """Writes the time of day and this process's processor seconds to ``path`` after the first training step."""
+    """Writes the current time and this process's processor seconds to ``path`` after the first training step."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -29,9 +31,9 @@ class FirstStep(pl.Callback):
 
 
 class BareLoop(pl.Callback):
-    """After each epoch of ``steps`` steps, makes as many with a bare loop over a copy of the network on its own feed.
+    """After each epoch of ``steps`` steps, runs as many steps of a bare loop on a copy of the network and its own feed.
 
-    Writes to ``path``, as JSON, the processor seconds per step of every epoch, of both.
+    Writes the processor seconds per step of both, for every epoch, to ``path`` as JSON.
     """
 
     def __init__(self, path: str, steps: int) -> None:

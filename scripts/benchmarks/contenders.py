@@ -1,7 +1,6 @@
-"""Gather-Excite as others write it, and the end of a residual block with each of them.
+"""Other implementations of Gather-Excite, and the tail of a residual block with each of them.
 
-Operators map ``[N, C, H, W]`` to the same shape. Where one of theirs computes something else than ours, its docstring
-says so.
+Operators map ``[N, C, H, W]`` to the same shape. Docstrings state differences from geexp's operators.
 """
 
 from typing import Any
@@ -21,13 +20,13 @@ _REDUCTION = 16
 
 
 class RepairedTimm(TimmGatherExcite):
-    """timm's module with gather and MLP as its constructor means to build them; the forward pass is timm's own.
+    """timm's module with gather and MLP as intended by its constructor; the forward pass is timm's.
 
     In timm 1.0.31 the constructor raises TypeError (``*dd`` for ``**dd``) for all but GE-θ⁻ without MLP.
 
-    One difference: timm pads the global convolution on all sides, so that its result is as large as the map instead of
-    1x1 - another operator, and tens of times slower. Here it has no padding, as in the paper. The ReLU before the MLP
-    of GE-θ⁺, which timm omits, is omitted.
+    One difference: timm pads the global convolution on all sides, so that its output is as large as the map instead of
+    1x1, which is a different operator and tens of times slower. Here it has no padding, as in the paper. As in timm,
+    there is no ReLU before the MLP of GE-θ⁺.
     """
 
     def __init__(self, channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> None:
@@ -49,10 +48,10 @@ class RepairedTimm(TimmGatherExcite):
 
 
 class BayesWatchStyle(nn.Module):
-    """As in BayesWatch's public reproduction: adaptive pooling or strided depth-wise convolutions, the gate resized to
-    full resolution in any case, the sigmoid last.
+    """As in BayesWatch's public reproduction: adaptive pooling or strided depth-wise convolutions, a gate that is
+    always resized to full resolution, and the sigmoid last.
 
-    Its pooling is another operator: disjoint windows on a ⌊H/e⌋ grid, where the paper's overlap on a ⌈H/e⌉ grid.
+    Its pooling differs from the paper: disjoint windows on a ⌊H/e⌋ grid instead of overlapping ones on a ⌈H/e⌉ grid.
     """
 
     def __init__(self, channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> None:
@@ -78,8 +77,10 @@ class BayesWatchStyle(nn.Module):
 
 
 def others(channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> dict[str, nn.Module]:
-    """Those that can be built. timm's global GE-θ, without its padding, is the plain depth-wise convolution and is
-    called ``convolution``."""
+    """The other implementations that support these arguments.
+
+    timm's global GE-θ, without its padding, is the plain depth-wise convolution and is called ``convolution``.
+    """
     options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
     name = "convolution" if variant in CONVOLVING and extent == "global" else "timm"
     found: dict[str, nn.Module] = {name: RepairedTimm(channels, **options)}
@@ -115,7 +116,7 @@ class FusedTail(nn.Module):
 
 
 def tails(channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> dict[str, nn.Module]:
-    """The tail fused (where possible), without operator, with timm's, and with ours unfused."""
+    """The tail fused (if possible), without operator, with timm's operator, and with ours unfused."""
     options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
     fused = {"fused": FusedTail(channels)} if (variant, extent) == ("theta_minus", "global") else {}
     return {

@@ -1,11 +1,12 @@
-"""Speed and pixels of every feed against the reference feed.
+"""Compare speed and pixels of every feed with the reference feed.
 
     python scripts/benchmarks/feeds.py --root /data/imagenet --images 512
 
-Processor time per image, of all threads of this process and of its workers, with one torch thread; / reference: over
-the reference feed's in the same round. Differences of pixels from the reference's are in levels of 255, those of
-decoders from Pillow's. Files are in the page cache. Normalising is the device's work: only the reference feed,
-``folder, normalised`` and ``resident`` do it here. Without ``--root`` images are made, see ``photographs.py``.
+Times are processor time per image, of all threads of this process and its workers, with one torch thread;
+/ reference: relative to the reference feed in the same round. Pixel differences are in levels of 255, relative to the
+reference feed, for decoders relative to Pillow. Files are in the page cache. Normalisation happens on the device and is
+included only for the reference feed, ``folder, normalised`` and ``resident``. Without ``--root`` synthetic photographs
+are generated, see ``photographs.py``.
 """
 
 import argparse
@@ -44,7 +45,7 @@ _SMALL_BATCH, _SMALL_IMAGES = 128, 5120
 
 @dataclass(frozen=True)
 class Case:
-    """A feed to measure; ``recipe``: of the pack that it reads, ``normalised``: measured up to normalised floats."""
+    """A feed to measure; ``recipe`` is that of its pack; with ``normalised`` the time includes normalisation."""
 
     name: str
     feed: FeedConfig
@@ -102,7 +103,7 @@ def targets_of() -> Iterator[Target]:
 def measure_speed(
     path: str, cases: list[Case], images: Mapping[str, Images], data: DataConfig, options: argparse.Namespace
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds per image of processor and wall-clock time in every round, by case."""
+    """Processor and wall-clock seconds per image in every round, by case."""
     print(f"measuring {path}", file=sys.stderr)
     batch_size = _SMALL_BATCH if path == "small" else options.batch_size
     epochs = {
@@ -115,7 +116,7 @@ def measure_speed(
 class Epochs:
     """A feed; each call reads its next epoch and returns seconds per image.
 
-    Processor time is that of all threads of this process and of its children, as far as they live on.
+    Processor time covers all threads of this process and its living children.
     """
 
     def __init__(self, case: Case, feed: Feed, data: DataConfig) -> None:
@@ -139,7 +140,7 @@ def children_seconds() -> float:
 
 
 def open_feed(case: Case, images: Images, data: DataConfig, path: str, batch_size: int, *, fixed: bool = False) -> Feed:
-    """``fixed``: all images in the order of their names, in training as well."""
+    """Open a feed; with ``fixed`` all images are in the order of their names, in training as well."""
     order: TrainingOrder | FixedOrder = TrainingOrder(len(images), batch_size=batch_size, seed=0)
     if fixed or path == "eval":
         order = FixedOrder(len(images), batch_size=batch_size)
@@ -148,7 +149,7 @@ def open_feed(case: Case, images: Images, data: DataConfig, path: str, batch_siz
 
 
 def open_images(case: Case, files: FolderImages, path: str, packs: Path) -> Images:
-    """The files, or a pack of them, which is made first."""
+    """The files, or a pack of them, which is created first."""
     if case.feed.name != "pack":
         return files
     folder, split = packs / case.recipe.name, "train" if path == "train" else "val"
@@ -181,7 +182,7 @@ def mean_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 def link_some(root: Path, number: int, folder: Path) -> None:
-    """Links in ``folder`` to evenly spaced images of an ImageNet-shaped folder."""
+    """Create links in ``folder`` to evenly spaced images of a folder in ImageNet's layout."""
     for split in ("train", "val"):
         images = FolderImages(root / split)
         for index in np.linspace(0, len(images) - 1, min(number, len(images))).astype(int):
@@ -192,17 +193,17 @@ def link_some(root: Path, number: int, folder: Path) -> None:
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--root", type=Path, help="an ImageNet-shaped folder; default: made, then deleted")
-    parser.add_argument("--images", type=measuring.positive, default=512, help="of each split (%(default)s)")
+    parser.add_argument("--root", type=Path, help="a folder in ImageNet's layout; default: a temporary one")
+    parser.add_argument("--images", type=measuring.positive, default=512, help="images per split (%(default)s)")
     parser.add_argument("--batch-size", type=measuring.positive, default=64)
-    parser.add_argument("--workers", type=measuring.positive, default=2, help="of the feeds with threads or processes")
+    parser.add_argument("--workers", type=measuring.positive, default=2, help="threads or processes of the feeds")
     options = parser.parse_args()
     if options.images < options.batch_size:
         parser.error(f"--images {options.images}: fewer than one batch of --batch-size {options.batch_size}")
     if options.root and not all((options.root / split).is_dir() for split in ("train", "val")):
         parser.error(
-            f"--root {options.root}: needs folders train and val, as ImageNet has. scripts/benchmarks/photographs.py "
-            "makes such a folder; without --root one is made for the benchmark"
+            f"--root {options.root}: needs folders train and val, as in ImageNet. Create such a folder with "
+            "scripts/benchmarks/photographs.py, or leave out --root"
         )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="geexp-benchmark-") as temporary:
@@ -211,7 +212,7 @@ def main() -> None:
             link_some(options.root, options.images, photos)
         else:
             make_photo_folder(photos, classes=min(16, options.images), train=options.images, val=options.images)
-        os.environ["GEEXP_CACHE"] = f"{temporary}/cache"  # indices and hashes of files that are soon deleted
+        os.environ["GEEXP_CACHE"] = f"{temporary}/cache"  # indices and hashes of temporary files
         files = {path: FolderImages(photos / split) for path, split in (("train", "train"), ("eval", "val"))}
         if len(files["train"]) < options.batch_size:
             parser.error(f"--batch-size {options.batch_size}: {options.root} has fewer training images")
@@ -231,7 +232,7 @@ def measure(files: Mapping[str, FolderImages], packs: Path, options: argparse.Na
         opened = {case.name: open_images(case, images, path, packs) for case in cases}
         seconds = measure_speed(path, cases, opened, photos, options)
         for case in cases:
-            # The crops of shrunken images are drawn anew: only centre crops can be compared.
+            # Shrunken images have different random crops, so only centre crops can be compared.
             comparable = path == "eval" or case.recipe.name == "original"
             compared = comparable and (case.name == "folder" or case.feed.name == "pack")
             pairs = pixel_pairs(case, images, opened[case.name], photos, path)

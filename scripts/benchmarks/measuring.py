@@ -1,8 +1,8 @@
-"""What the benchmarks share: interleaved rounds, clocks, bytes, ratios against targets, tables and JSON.
+"""Shared code of the benchmarks: interleaved rounds, clocks, memory, ratios against targets, tables and JSON.
 
 Each round runs every contender once, in one process, and a ratio is the median of the rounds' ratios, so that other
-load on the machine falls on all contenders alike. ``torch.utils.benchmark.Timer`` finishes one contender before it
-starts the next, by wall-clock time, and its ``Compare`` has no ratios; hence clocks and tables of our own.
+load on the machine affects all contenders alike. ``torch.utils.benchmark.Timer`` finishes one contender before it
+starts the next and measures wall-clock time, and its ``Compare`` has no ratios; therefore it is not used.
 """
 
 import argparse
@@ -43,7 +43,7 @@ EXTENTS: list[int | str] = [2, 4, 8, "global"]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of every benchmark; ``description`` is the script's docstring."""
+    """A parser with the options of every benchmark; ``description`` is the script's docstring."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=positive, default=5, help="each runs every contender once (%(default)s)")
     out = Path("outputs/benchmarks", f"{Path(sys.argv[0]).stem}.json")
@@ -52,7 +52,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def operator_parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of the benchmarks that compare Gather-Excite operators."""
+    """A parser with the options of the benchmarks that compare Gather-Excite operators."""
     made = parser(description)
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu is one thread")
     made.add_argument("--batch-size", type=positive)
@@ -93,7 +93,7 @@ def operator_name(variant: str, extent: int | str) -> str:
 
 
 def clock_for(device: str) -> Clock:
-    """Seconds of a piece of work on a device, which is prepared for measuring: one thread on a CPU."""
+    """Prepare a device for measuring (one thread on a CPU), and return a function that times a piece of work."""
     if device == "cuda":
         return cuda_seconds
     torch.set_num_threads(1)
@@ -104,9 +104,9 @@ def clock_for(device: str) -> Clock:
 def interleaved(
     works: Mapping[str, Callable[[], Any]], clock: Callable[[Callable[[], Any]], T], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[T]]:
-    """What ``clock`` returns for each piece of work in each round, after ``warm_up`` rounds that do not count.
+    """The result of ``clock`` for each piece of work in each round, after ``warm_up`` rounds that do not count.
 
-    The order is shuffled in each round: after a small contender more of the data is still in the cache.
+    The order is shuffled in each round, since a small contender leaves more of the data in the cache for the next one.
     """
     order, rng = [*works], random.Random(0)
     measured: dict[str, list[T]] = {name: [] for name in works}
@@ -120,7 +120,7 @@ def interleaved(
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
-    """Processor time, which stays comparable on a busy machine."""
+    """Processor time, which is comparable even on a busy machine."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -141,13 +141,13 @@ def cuda_seconds(work: Callable[[], object], repeats: int = 5) -> float:
 def _keep_freed_memory() -> None:
     """Make glibc keep freed memory, with up to 2 GiB touched in advance.
 
-    By default it returns large blocks to the system and gets them back empty: a page fault per 4 KB, which takes
-    several times as long as the arithmetic on it, and not equally often for all contenders.
+    By default glibc returns large blocks to the system. Getting them back costs a page fault per 4 KB, which takes
+    several times as long as the arithmetic on it, and does not affect all contenders equally.
     """
     if not sys.platform.startswith("linux"):
         return
     trim_threshold, mmap_max = -1, -4  # glibc's mallopt(3)
-    with suppress(AttributeError):  # another C library
+    with suppress(AttributeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
@@ -158,23 +158,23 @@ def _keep_freed_memory() -> None:
 
 
 def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for backward: every storage once, without parameters."""
+    """Bytes that autograd saves for backward, counting every storage once, without parameters."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its graph alive in a cycle
+        return tensor.detach()  # the tensor itself would form a reference cycle with its graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()  # held until the end, so that no freed address is used twice
+        result = forward()  # kept until the end, so that no freed address is reused
     of_parameters = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     del result
     return sum(size for address, size in kept.items() if address not in of_parameters)
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> dict[str, float]:
-    """``peak``: the most that the GPU's allocator holds during the work beyond what it held before; none on a CPU."""
+    """``peak``: the increase of the GPU allocator's peak memory during the work; empty on a CPU."""
     if device != "cuda":
         return {}
     torch.cuda.synchronize()
@@ -198,8 +198,8 @@ class Spread(NamedTuple):
 class Row:
     """One contender in one case.
 
-    ``seconds``: of every round, by figure; round i of all contenders of a case ran together. ``amounts``: figures that
-    do not vary from round to round, such as bytes.
+    ``seconds`` holds every round's time by figure; round i of all contenders of a case ran together. ``amounts`` holds
+    figures that do not vary between rounds, such as bytes.
     """
 
     case: str
@@ -222,8 +222,8 @@ class Row:
 class Target:
     """A bound on a figure of a contender in a case.
 
-    With ``against`` it bounds a ratio: for ``≤`` the figure over that of the other contender, for ``≥`` the other's
-    over it, which is how many times faster it is.
+    With ``against`` it bounds a ratio: for ``≤`` the contender's figure over the other contender's; for ``≥`` the
+    inverse, a speed-up.
     """
 
     case: str
@@ -235,12 +235,12 @@ class Target:
 
 
 def by_figure(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Seconds by figure and round, from those of each round by figure."""
+    """Convert figures per round to rounds per figure."""
     return {figure: [one[figure] for one in rounds] for figure in rounds[0]}
 
 
 def against_targets(targets: Iterable[Target], rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The targets whose contenders were measured, each with its value over the rounds."""
+    """The targets of measured contenders, each with its value over the rounds."""
     measured = {(row.case, row.contender): row for row in rows}
     outcomes = []
     for target in targets:
@@ -269,11 +269,11 @@ def report(
     remarks: str | None,
     options: argparse.Namespace,
 ) -> None:
-    """Print the tables, and write all figures to ``options.out`` with how they were obtained.
+    """Print the tables, and write all figures with command, versions and hardware to ``options.out``.
 
     Args:
-        against: columns of ratios, by heading: over the first of these contenders that the case has.
-        remarks: what the figures mean.
+        against: columns of ratios by heading; the denominator is the first of these contenders in the case.
+        remarks: explanations of the figures.
     """
     outcomes = against_targets(targets, rows)
     document = {
@@ -307,7 +307,7 @@ def report(
 
 
 def _table(rows: Sequence[Row], against: Mapping[str, Sequence[str]]) -> str:
-    """A line per contender: of every figure the median, and its ratios with their range."""
+    """A table with one line per contender: the median of every figure, and its ratios with their range."""
     columns: list[tuple[str, str, Row | None]] = []
     for figure in dict.fromkeys(figure for row in rows for figure in (*row.seconds, *row.amounts)):
         columns.append((figure, figure, None))
@@ -331,7 +331,7 @@ def _cell(row: Row, figure: str, over: Row | None) -> str:
 
 
 def describe_outcome(outcome: Mapping[str, Any]) -> list[str]:
-    """Cells of a table: case, contender, figure, bound, measured value with its range, verdict."""
+    """The cells of a table row: case, contender, figure, bound, measured value with its range, verdict."""
     value = f"{outcome['value']:.3f}" + _range(outcome["low"], outcome["high"])
     verdict = "met" if outcome["met"] else "**missed**"
     about = [outcome["case"], outcome["contender"], outcome["name"]]

@@ -1,16 +1,16 @@
-"""Our operators against timm's, BayesWatch's, the depth-wise convolution and our own reference implementation.
+"""Compare geexp's operators with timm's, BayesWatch's, the depth-wise convolution and the reference implementation.
 
     python scripts/benchmarks/operators.py --variants theta --extents 2 4 --device cuda
 
-forward: in evaluation mode without gradients. forward_backward: in training mode, to the gradients of the inputs and of
-all parameters. bfloat16 is autocast, as in training. saved: bytes kept for backward without parameters; peak: of the
-GPU's allocator in forward and backward. copies: over a copy of x, in time of the same round and in bytes; / ours: over
-auto, for tails over fused.
+forward: eval mode without gradients. forward_backward: training mode, with gradients of inputs and all parameters.
+bfloat16 uses autocast, as in training. saved: bytes saved for backward, without parameters; peak: peak memory of the
+GPU allocator in forward and backward. copies: relative to a copy of x, in time of the same round and in bytes; / ours:
+relative to auto, for tails to fused.
 
 timm: its GatherExcite with a repaired constructor. convolution: the same for a global parametrised gather, without the
-padding that makes timm's another operator. bayeswatch: as in that public reproduction, whose pooling is another
-operator for finite extents. Tails: plain is BN, sum and ReLU; timm and unfused have an operator in between; fused is a
-single operator.
+padding that makes timm's a different operator. bayeswatch: as in that public reproduction, whose pooling differs for
+finite extents. Tails: plain is BN, sum and ReLU; timm and unfused have an operator in between; fused is a single
+operator.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from measuring import MEMORY_FORMATS, Row, Target
 
 Shape = tuple[int, int, int]
 
-# Height, width and channels at the end of the blocks of ResNet-50, stage by stage.
+# Height, width and channels at the end of ResNet-50's blocks, by stage.
 RESNET50: list[Shape] = [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]
 _ON_GPU = {"rounds": 15, "batch_size": 256, "dtypes": ["bfloat16"]}
-# Of the paper's extents the largest finite one and the global one; SE is global.
+# The largest finite extent of the paper and the global one; SE is global.
 _USUAL_OPERATORS = [(variant, extent) for variant in VARIANTS if variant != "se" for extent in (8, "global")]
 _USUAL_OPERATORS.append(("se", "global"))
 _USUAL_TAILS: list[tuple[str, int | str]] = [("theta_minus", "global")]
-# Headings of ratios, and the contenders that they are over; the first of them in a case counts.
+# Headings of ratios, and the contenders in the denominator; the first one in a case is used.
 _AGAINST = {"copies": ["copy"], "/ ours": ["auto", "fused", "unfused", "reference"]}
 
 
@@ -74,7 +74,7 @@ def targets_of(device: str) -> Iterator[Target]:
     large = RESNET50[0]
     if device == "cuda":
         # Read z for the statistics; z, shortcut, out; then dout, out, z, dshortcut; dout, z, dz: 11 passes over the
-        # map. A copy is two; 75 % of its bandwidth is demanded.
+        # map. A copy takes two; the target is 75 % of its bandwidth.
         case = Case("theta_minus", "global", large, "channels_last", "bfloat16", tail=True)
         yield Target(str(case), "fused", "forward_backward", "≤", round(11 / 2 / 0.75, 2), "copy")
         return
@@ -100,14 +100,14 @@ def targets_of(device: str) -> Iterator[Target]:
 
 
 class Passes:
-    """What is measured of a module."""
+    """The passes of a module to be measured."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor], gradient: Tensor, dtype: str) -> None:
         self.module, self.inputs, self.gradient, self.half = module, inputs, gradient, dtype != "float32"
         self.leaves = [*inputs, *module.parameters()]
 
     def forward_with_graph(self) -> Tensor:
-        # Parameters stay float32: autocast's casts of them belong to the operator.
+        # Parameters stay float32, since casting them under autocast is part of the operator.
         with torch.autocast(self.gradient.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
             return self.module(*self.inputs)
 
@@ -121,7 +121,7 @@ class Passes:
 
 
 def measure(case: Case, options: argparse.Namespace, clock: measuring.Clock) -> Iterator[Row]:
-    """A row for the copy and one per contender."""
+    """Yield a row for the copy and one per contender."""
     torch.manual_seed(0)
     (H, W, C), memory_format = case.shape, MEMORY_FORMATS[case.layout]
     arguments: dict[str, Any] = {"variant": case.variant, "extent": case.extent, "size": (H, W)}

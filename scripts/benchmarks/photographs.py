@@ -1,10 +1,10 @@
-"""An ImageNet-shaped folder made of real photographs, for measuring and trying out feeds without ImageNet.
+"""Create a folder in ImageNet's layout from real photographs, for testing feeds without ImageNet.
 
     python scripts/benchmarks/photographs.py <folder> [--classes 1000] [--train 3000] [--val 1000] [--seed 0]
 
 Every image is a window of one of the photographs below at a size common in ImageNet, possibly mirrored, with slightly
-changed contrast and colours and with sensor noise: as large a file, and as slow to decode, as a photograph. The classes
-mean nothing, so nothing can be learnt from them; their names look like WordNet's (``n01234567``), but are made up.
+changed contrast and colours and with sensor noise, so that file size and decoding time are those of a photograph. The
+classes are random and cannot be learned; their names have WordNet's form (``n01234567``) but are invented.
 
 The photographs come with installed packages; all are in the public domain or under CC0 (see skimage/data/_fetchers.py):
 
@@ -51,7 +51,7 @@ _PHOTOGRAPHS = {
     ("matplotlib", "mpl-data/sample_data"): ("grace_hopper.jpg",),
 }
 
-# (width, height): percentage of the images, about as in ImageNet.
+# (width, height): percentage of the images, approximately as in ImageNet.
 _SIZES = {
     (500, 375): 42,
     (375, 500): 15,
@@ -76,16 +76,16 @@ def make_photo_folder(
 ) -> int:
     """Write ``train`` images to ``<folder>/train/<wnid>/<wnid>_<n>.JPEG`` and ``val`` to ``<folder>/val/<wnid>/``.
 
-    The files depend on the seed and on the numbers only (and on the versions of Pillow and NumPy).
+    The files depend only on the seed and the numbers of classes and images (and on the versions of Pillow and NumPy).
 
     Args:
         workers: threads; None: one per processor.
 
     Returns:
-        The bytes of all files.
+        The total size in bytes.
 
     Raises:
-        ConfigError: if the folder is not empty, a class would get no image, or scikit-image is not installed.
+        ConfigError: if the folder is not empty, a class would have no image, or scikit-image is not installed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty; choose a new folder, or delete it.")
@@ -126,7 +126,7 @@ def read_photographs() -> list[Image.Image]:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise ConfigError(
-                f"{package} is not installed, and the photographs come with it: pip install scikit-image matplotlib"
+                f"{package}, which contains the photographs, is not installed: pip install scikit-image matplotlib"
             )
         for file in files:
             with Image.open(Path(spec.origin).parent / folder / file) as image:
@@ -135,7 +135,7 @@ def read_photographs() -> list[Image.Image]:
 
 
 def photograph(photographs: list[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """A window of one of them at a random scale and one of ImageNet's sizes, changed and with noise."""
+    """A random window of a photograph at one of ImageNet's sizes, with changed colours and noise."""
     source = photographs[rng.integers(len(photographs))]
     shares = np.array([*_SIZES.values()])
     width, height = [*_SIZES][rng.choice(len(shares), p=shares / shares.sum())]
@@ -148,13 +148,13 @@ def photograph(photographs: list[Image.Image], rng: np.random.Generator) -> Imag
     pixels = np.asarray(image, dtype=np.float32)
     gain = rng.uniform(0.8, 1.2) * rng.uniform(0.9, 1.1, 3)
     pixels = (pixels - 128) * gain.astype(np.float32) + np.float32(128 + rng.uniform(-15, 15))
-    # Without noise, windows that were scaled up would be smooth, and cheap to decode.
+    # Without noise, upscaled windows would be smooth and cheap to decode.
     pixels += np.float32(rng.uniform(3, 9)) * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
-    """A JPEG file of one of ImageNet's qualities, or one of its odd kinds."""
+    """A JPEG file with one of ImageNet's qualities, or one of its unusual file types."""
     quality = int(rng.choice([75, 85, 90, 95, 96], p=[0.1, 0.15, 0.2, 0.35, 0.2]))
     options = {"quality": quality, "subsampling": "4:2:0" if rng.random() < 0.7 else "4:4:4"}
     content = io.BytesIO()
@@ -174,7 +174,7 @@ def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
 
 
 def _kind(number: int) -> str:
-    """A PNG named .JPEG and a CMYK file in every split, and now and then a grey, rotated or progressive one."""
+    """The file type of an image: a PNG named .JPEG and a CMYK file per split, some grey, rotated or progressive."""
     once, often = {2: "png", 5: "cmyk"}, {8: "grey", 11: "turned", 14: "progressive", 46: "progressive"}
     return once.get(number) or often.get(number % 64) or "plain"
 

@@ -1,4 +1,4 @@
-"""Put the results of outputs/published/benchmarks into outputs/published/README.md, between its two marks.
+"""Insert the results of outputs/published/benchmarks into outputs/published/README.md, between its two markers.
 
     python scripts/benchmarks/quote.py
 
@@ -16,10 +16,10 @@ BEGIN, END = "<!-- benchmarks, by scripts/benchmarks/quote.py -->", "<!-- end of
 
 
 def quoted_in(text: str, folder: Path) -> str:
-    """The text with a table between its marks for each result file of the folder that has targets.
+    """The text with one table between its markers for each result file in the folder that has targets.
 
     Raises:
-        ValueError: if it has no such marks.
+        ValueError: if the markers are missing.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,9 +1,9 @@
-"""Start-up of the entry points: --help, --cfg job, and training up to its first step, against ``import torch``.
+"""Start-up time of the entry points: --help, --cfg job, and training up to the first step, against ``import torch``.
 
     python scripts/benchmarks/startup.py --entries train report
 
-Each is a process of its own; processor time is user and system time of that process. The first step is that of
-``python -m geexp.train`` with ResNet-8. / torch: over a process that imports torch and ends, in the same round.
+Each runs in its own process; times are its user and system time. The first step is measured with
+``python -m geexp.train`` and ResNet-8. / torch: relative to a process that only imports torch, in the same round.
 """
 
 import json

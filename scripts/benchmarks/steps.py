@@ -1,10 +1,10 @@
-"""A whole training step - forward, loss, backward, SGD - with Gather-Excite over one without.
+"""Cost of a training step (forward, loss, backward, SGD) with Gather-Excite, relative to the plain network.
 
     python scripts/benchmarks/steps.py --model resnet50 --batch-size 8
 
-Images and labels are random and lie on the device. / plain: over the same network without Gather-Excite, in the same
-round. saved: bytes kept for backward, without parameters; peak: of the GPU's allocator during the step, beyond
-parameters and momenta. timm: its operators, see ``contenders.RepairedTimm``, in the same places of the same network.
+Images and labels are random and on the device. / plain: relative to the same network without Gather-Excite, in the same
+round. saved: bytes saved for backward, without parameters; peak: peak memory of the GPU allocator during the step,
+without parameters and momenta. timm: the same network with timm's operators, see ``contenders.RepairedTimm``.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""What Lightning, our callbacks, metrics and checks cost beyond a bare loop over the same network.
+"""Overhead of Lightning, geexp's callbacks, metrics and checks over a bare training loop of the same network.
 
     python scripts/benchmarks/trainer.py --model resnet20 --batch-size 128
 
-The bare loop - batch, forward, cross-entropy, backward, fused SGD, without metrics, checks or signal handling - runs
-inside of ``python -m geexp.train``, in turns with it, see ``callbacks.BareLoop``. Processor time of a step, one thread.
+The bare loop (batch, forward, cross-entropy, backward, fused SGD; no metrics, checks or signal handling) runs inside
+``python -m geexp.train``, alternating with its epochs, see ``callbacks.BareLoop``. Times are processor time per step on
+one thread.
 """
 
 import json
@@ -47,10 +48,10 @@ def main() -> None:
 
 
 def train(*overrides: str, folder: str) -> None:
-    """Run ``python -m geexp.train`` on one thread with this folder's callbacks within reach.
+    """Run ``python -m geexp.train`` on one thread, with this folder's callbacks importable.
 
     Raises:
-        RuntimeError: if it fails, with what it wrote.
+        RuntimeError: if it fails, with its output.
     """
     command = [sys.executable, "-m", "geexp.train", *overrides, "logger=none", f"outputs={folder}"]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]

@@ -1,7 +1,7 @@
 """Gather-Excite (Hu, Shen, Albanie, Sun, Vedaldi, NeurIPS 2018), reproduced.
 
-The names below are the library. torch is imported at their first use, so that ``python -m geexp.train --help`` starts
-fast. ``GatherExcite`` needs torch only, the others timm and PyYAML as well.
+The names in ``__all__`` are the public library. torch is imported when one of them is first used, which keeps
+``python -m geexp.train --help`` fast. ``GatherExcite`` depends on torch only, the others also on timm and PyYAML.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m geexp.check_data``: read every image of a data set once, and name all that cannot be read."""
+"""``python -m geexp.check_data``: read every image of a data set once, and list unreadable ones."""
 
 from geexp.config.command import command
 from geexp.config.errors import DataError
@@ -13,7 +13,7 @@ def main(config: CheckDataConfig) -> None:
     from geexp.data.datasets import open_dataset
     from geexp.data.parallel import processors
 
-    # Both are opened before one is read: a mistake in the second is reported at once.
+    # Open both splits before reading one, so that an error in the second is reported at once.
     opened = {split: open_dataset(config.data, config.feed, train=split == "train") for split in ("train", "val")}
     decode = "pil" if config.feed.name == "reference" else config.feed.decode
     workers = config.workers or processors()

@@ -1,4 +1,4 @@
-"""``python -m geexp.complexity``: parameters and multiply-accumulates, as the paper counts them."""
+"""``python -m geexp.complexity``: parameters and multiply-accumulates, counted as in the paper."""
 
 from geexp.config.command import command
 from geexp.config.schema import ComplexityConfig

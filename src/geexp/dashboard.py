@@ -1,4 +1,4 @@
-"""``python -m geexp.dashboard``: a sweep's runs at W&B as a report there, beside the paper's numbers."""
+"""``python -m geexp.dashboard``: a W&B report of a sweep's runs beside the paper's numbers."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from geexp.config.schema import DashboardConfig
 
 
 def main() -> None:
-    # Hydra takes sweep= as a choice among conf/sweep, which holds settings of trainings.
+    # Hydra would interpret sweep= as an option of conf/sweep, whose files hold training settings.
     sys.argv[1:] = [re.sub(r"^\+?sweep=", "name=", argument) for argument in sys.argv[1:]]
     _main()
 
@@ -21,7 +21,7 @@ def _main(config: DashboardConfig) -> None:
     assert config.name is not None
     require_extras("geexp.dashboard", "dashboard", "report")
     if config.runs is not None and not Path(config.runs).expanduser().is_dir():
-        raise ConfigError(f"runs={config.runs}: there is no such folder.")
+        raise ConfigError(f"runs={config.runs}: no such folder.")
     import wandb
 
     from geexp.report.dashboard import make_dashboard, write_specification

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def training_arguments(arguments: list[str]) -> list[str]:
-    """The arguments for geexp.train; a preset (``experiment=``, ``sweep=``) makes all choices itself."""
+    """The arguments for geexp.train; with a preset (``experiment=``, ``sweep=``) no defaults are added."""
     arguments = [argument for argument in arguments if not argument.startswith("mode=")]
     named = {argument.partition("=")[0].lstrip("+") for argument in arguments}
     if named & {"experiment", "sweep"}:

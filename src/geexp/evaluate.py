@@ -1,4 +1,4 @@
-"""``python -m geexp.evaluate``: measure a trained network again."""
+"""``python -m geexp.evaluate``: evaluate a checkpoint and compare with the recorded metrics."""
 
 import json
 from dataclasses import asdict

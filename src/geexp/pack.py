@@ -1,4 +1,4 @@
-"""``python -m geexp.pack``: make a data set of image files into two large files, as they are or smaller."""
+"""``python -m geexp.pack``: pack a data set of image files into one large file per split, optionally shrunken."""
 
 import json
 import shlex
@@ -44,7 +44,7 @@ def main(config: PackConfig) -> None:
 
 
 def training_command(config: PackConfig) -> str:
-    """How to train on the pack: with the same choices of data and recipe."""
+    """The command that trains on the pack, with the same data and recipe."""
     words = [word for word in HydraConfig.get().overrides.task if word.startswith(("data=", "data.", "recipe="))]
     if not any(word.startswith("data=") for word in words):
         words.insert(0, f"data={config.data.name}")

@@ -1,4 +1,4 @@
-"""``python -m geexp.plan``: the trainings, GPU-hours, disk and end of a sweep, before it is started."""
+"""``python -m geexp.plan``: runs, device-hours, disk space and finishing date of a sweep, before it starts."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,6 @@
-"""The options of a config group as data: each YAML file of ``conf/<group>/`` describes what it names.
+"""The options of a config group, one per YAML file in ``conf/<group>/``.
 
-Such a file has the import path of what it stands for (``_target_``), the facts that are needed before torch is
-imported, and the defaults of its settings.
+A file holds an import path (``_target_``), the facts that are needed before torch is imported, and default settings.
 """
 
 import inspect
@@ -24,9 +23,9 @@ def config_directory() -> Path:
 
 @cache
 def options(group: str) -> dict[str, dict[str, Any]]:
-    """What each file of a group says, by the option's name: first by its ``order``, then by name. Read-only.
+    """The content of each file of a group by option name, sorted by ``order`` and then by name. Read-only.
 
-    Interpolations are left as they are, and defaults lists are not followed.
+    Interpolations are not resolved, and defaults lists are not followed.
     """
     files = sorted((config_directory() / group).glob("*.yaml"))
     found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in files}
@@ -34,15 +33,15 @@ def options(group: str) -> dict[str, dict[str, Any]]:
 
 
 def locate(target: str) -> Any:
-    """What a ``_target_`` such as ``package.module.name`` stands for.
+    """Import the object at a ``_target_`` such as ``package.module.name``.
 
     Raises:
-        ValueError: if there is no such thing, saying which part of the path is missing. An exception that the module
-            itself raises when it is imported passes through.
+        ValueError: if it does not exist, naming the missing part of the path. Exceptions raised by the module itself
+            during the import pass through.
     """
     module, _, name = target.rpartition(".")
     if not module:
-        raise ValueError(f"{target!r} is no import path: it must be as in package.module.name")
+        raise ValueError(f"{target!r} is not an import path of the form package.module.name")
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
@@ -57,19 +56,19 @@ def locate(target: str) -> Any:
 def bound(
     target: str, arguments: dict[str, Any], *, called_with: tuple[str, ...] = (), after: int = 0
 ) -> Callable[..., Any]:
-    """What a ``_target_`` stands for, with these arguments of its YAML file, to be called with the rest.
+    """A ``functools.partial`` of the object at a ``_target_`` with the arguments from its YAML file.
 
     Args:
         called_with: the names of the keywords that the caller adds.
-        after: the number of positional arguments that the caller puts in front.
+        after: the number of positional arguments that the caller adds.
 
     Raises:
-        ValueError: if there is no such thing, or it does not take these arguments, naming the one that is wrong.
+        ValueError: if the object does not exist, or does not accept these arguments, naming the wrong one.
     """
     found = locate(target)
     try:
         signature = inspect.signature(found)
-    except (TypeError, ValueError):  # of something built in, whose first call shows it
+    except (TypeError, ValueError):  # a built-in without a signature: wrong arguments show at the first call
         return partial(found, **arguments)
     try:
         signature.bind(*[None] * after, **dict.fromkeys(called_with), **arguments)

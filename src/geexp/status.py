@@ -1,4 +1,4 @@
-"""``python -m geexp.status``: how far the runs of a sweep, or one run, have come."""
+"""``python -m geexp.status``: the progress of a run or of all runs of a sweep."""
 
 from omegaconf import DictConfig
 from rich.console import Console

@@ -22,7 +22,7 @@ from geexp.runs.run import Run
 @command("train", TrainConfig, sweeps=True, prepare=register_resolvers)
 def main(config: TrainConfig) -> float | None:
     job = make_job(config, Path(HydraConfig.get().runtime.output_dir))
-    if config.dry_run:  # in a file; on the command line it makes a sweep, which leaves no folder
+    if config.dry_run:  # set in a file; on the command line dry_run is handled as a sweep, without a folder
         hydra = HydraConfig.get()
         show_plan(plan([with_command(job, hydra, hydra.overrides.task)]), Console(quiet=rank() != 0), commands=True)
         return None
@@ -36,14 +36,14 @@ def main(config: TrainConfig) -> float | None:
         if needs_ranks(config):
             devices, arguments = config.trainer.devices, [*sys.argv[1:], *folder_argument(job)]
             train_in_ranks(arguments, devices=devices, grace=config.launcher.grace)
-            return None  # the first of them has printed the result
-        if in_a_tree():  # torchrun, unlike us, would leave its ranks behind when it is killed
+            return None  # rank 0 has printed the result
+        if in_a_tree():  # a killed torchrun, unlike our launcher, would leave its ranks behind
             stop_with_parent()
         require_ranks("train", devices=config.trainer.devices, nodes=config.trainer.nodes)
         from geexp.training.run import train
 
         result = train(job, task_of(config))
-    if result is None:  # not the first rank
+    if result is None:  # not rank 0
         return None
     last, best, score = result.metrics["last"], result.metrics["best"], result.score
     print(
@@ -56,7 +56,7 @@ def main(config: TrainConfig) -> float | None:
 
 
 def task_of(config: TrainConfig) -> Any:
-    """What a configuration trains, as a ``geexp.training.task.Task``."""
+    """The task of a configuration, classification or detection, as a ``geexp.training.task.Task``."""
     if config.detects:
         from geexp.detection.task import Detection
 
@@ -67,7 +67,7 @@ def task_of(config: TrainConfig) -> Any:
 
 
 def needs_ranks(config: TrainConfig) -> bool:
-    """Whether this one process was started by hand for a run of several, which it can start itself."""
+    """Whether this process was started alone for a run on several devices of one node, and so must start the ranks."""
     alone = world_size() == 1 and HydraConfig.get().mode == RunMode.RUN
     return alone and config.trainer.devices > 1 and config.trainer.nodes == 1
 

@@ -1,6 +1,6 @@
 """Every statistic of the gates against a loop over their values."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
@@ -29,18 +29,18 @@ def images_and_labels(n=9, size=16):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.arange(n) ** 2 % 4
 
 
-def gate_values(model, images):
+def gate_values(model, batches):
     """{block: [N, C, cells]}, by the operator's own ``gate``."""
-    found = {}
+    found = defaultdict(list)
     handles = [
-        block.ge.register_forward_hook(lambda ge, x, _out, name=name: found.__setitem__(name, ge.gate(x[0]).flatten(2)))
+        block.ge.register_forward_hook(lambda ge, x, _out, name=name: found[name].append(ge.gate(x[0]).flatten(2)))
         for name, block in blocks(model).items()
-        if hasattr(block.ge, "gate")
     ]
-    model(images)
+    for images, _ in batches:
+        model(images)
     for handle in handles:
         handle.remove()
-    return found
+    return {name: torch.cat(gates) for name, gates in found.items()}
 
 
 @pytest.mark.parametrize(("extent", "size"), [(2, 10), ("global", 16)])  # maps of 10, 5 and 3: not all divided by 2
@@ -49,15 +49,16 @@ def gate_values(model, images):
 def test_equals_a_loop(ge, extent, size):
     model = network(ge, extent, size=size)
     images, labels = images_and_labels(size=size)  # of the classes 0 and 1 only
-    result = gate_distribution(model, [(images, labels)], num_classes=4, bins=BINS)
-    values = gate_values(model, images)
+    batches = list(zip(images.split(4), labels.split(4), strict=True))
+    result = gate_distribution(model, batches, num_classes=4, bins=BINS)
+    values = gate_values(model, batches)
     counts = Counter(
         (block, label, min(int(value * BINS), BINS - 1))
         for block, gate in values.items()
         for label, image in zip(labels.tolist(), gate, strict=True)
         for value in image.flatten().tolist()
     )
-    rows = result.histogram
+    rows = result["histogram"]
     assert len(rows) == 3 * 2 * BINS
     assert rows["count"].dtype == np.int64
     got = {
@@ -72,19 +73,21 @@ def test_equals_a_loop(ge, extent, size):
         for block, gate in values.items()
         for channel, v in enumerate(gate.double().transpose(0, 1).flatten(1).numpy())
     ]
-    want = pd.DataFrame(want, columns=list(result.channels.columns[:-1]))
-    pd.testing.assert_frame_equal(result.channels[want.columns], want, rtol=1e-12, check_dtype=False)
-    assert (result.channels["constant"] == (want["max"] - want["min"] < 0.01)).all()
+    want = pd.DataFrame(want, columns=list(result["channels"].columns[:-1]))
+    pd.testing.assert_frame_equal(result["channels"][want.columns], want, rtol=1e-12, check_dtype=False)
+    assert (result["channels"]["constant"] == (want["max"] - want["min"] < 0.01)).all()
 
 
 def test_constant_gates_are_seen():
-    """Wide open, shut and half open, whatever the input; and one channel that still looks."""
+    """Wide open, shut and half open, whatever the input, beside channels that depend on it."""
     model = network("se")
     *_, final = model.layer3[0].ge.excite.transform
     nn.init.zeros_(final.weight[:3])
-    final.bias.data[:3] = torch.tensor([20.0, -20.0, 0.0])
-    images, labels = images_and_labels(40)
-    channels = gate_distribution(model, [(images, labels)], num_classes=4).channels
+    final.bias.data[:3] = torch.tensor([1000.0, -20.0, 0.0])
+    found = gate_distribution(model, [images_and_labels(40)], num_classes=4, bins=5)
+    histogram, channels = found["histogram"], found["channels"]
+    assert histogram["count"].sum() == 40 * (16 + 32 + 64)
+    assert histogram[histogram["low"] == 0.8]["count"].sum() >= 40  # the last bin holds 1
     last = channels[channels["block"] == "conv4_1"].set_index("channel")
     assert list(last["constant"][:3]) == [True, True, True]
     assert list(last["share_above"][:3]) == [1, 0, 0]
@@ -100,38 +103,18 @@ def test_little_variation_beside_a_large_mean_is_not_lost():
     nn.init.normal_(final.weight, std=1e-5)
     nn.init.constant_(final.bias, 4)
     images, labels = images_and_labels(40)
-    images = images.double()
-    channels = gate_distribution(
-        model, [(images[:20], labels[:20]), (images[20:], labels[20:])], num_classes=4
-    ).channels
+    batches = [(images.double(), labels)]
+    channels = gate_distribution(model, batches, num_classes=4)["channels"]
     with torch.no_grad():
-        values = gate_values(model, images)["conv4_1"].flatten(1).numpy()
-    assert values.std(axis=0).max() < 1e-5
-    np.testing.assert_allclose(
-        channels["std"][channels["block"] == "conv4_1"], values.std(axis=0), rtol=1e-2, atol=1e-8
-    )
+        std = gate_values(model, batches)["conv4_1"].flatten(1).numpy().std(axis=0)
+    assert std.max() < 1e-5
+    np.testing.assert_allclose(channels["std"][channels["block"] == "conv4_1"], std, rtol=1e-2, atol=1e-8)
 
 
-def test_stages_without_operators_are_left_out_and_batches_do_not_matter():
-    model = network("theta_plus", 2, stages=[3, 4]).double()
-    images, labels = images_and_labels()
-    images = images.double()
-    one = gate_distribution(model, [(images, labels)], num_classes=4)
-    other = gate_distribution(model, list(zip(images.split(2), labels.split(2), strict=True)), num_classes=4)
-    assert list(one.channels["block"].unique()) == ["conv3_1", "conv4_1"]
-    assert list(one.channels["stage"].unique()) == [3, 4]
-    pd.testing.assert_frame_equal(one.histogram, other.histogram)
-    pd.testing.assert_frame_equal(one.channels, other.channels, rtol=1e-10)
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_the_last_bin_holds_one():
-    model = network("se")
-    nn.init.constant_(model.layer1[0].ge.excite.transform[-1].bias, 1000)
-    rows = gate_distribution(model, [images_and_labels()], num_classes=4, bins=5).histogram
-    rows = rows[(rows["block"] == "conv2_1") & (rows["count"] > 0)]
-    assert set(rows["low"]) == {0.8}
-    assert rows["count"].sum() == 9 * 16
+def test_stages_without_operators_are_left_out():
+    channels = gate_distribution(network("theta_plus", 2, [3, 4]), [images_and_labels()], num_classes=4)["channels"]
+    assert list(channels["block"].unique()) == ["conv3_1", "conv4_1"]
+    assert list(channels["stage"].unique()) == [3, 4]
 
 
 def test_says_what_is_wrong():

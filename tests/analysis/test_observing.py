@@ -18,13 +18,11 @@ CLASSES = 4
 
 
 def selectivity(model, batches):
-    found = class_selectivity(model, batches, num_classes=CLASSES, blocks=["conv3_1", "conv4_1"])
-    return [found.features, found.blocks]
+    return list(class_selectivity(model, batches, num_classes=CLASSES, blocks=["conv3_1", "conv4_1"]).values())
 
 
 def gates(model, batches):
-    found = gate_distribution(model, batches, num_classes=CLASSES, bins=10)
-    return [found.histogram, found.channels]
+    return list(gate_distribution(model, batches, num_classes=CLASSES, bins=10).values())
 
 
 def receptive_field(model, batches):
@@ -135,7 +133,7 @@ def test_pre_activation_network_of_a_user():
     model = add_gather_excite(Network(), variant="theta_minus", image_size=16).eval()
     images, labels = make_batches()[0]
     names = ["conv2_1", "conv3_2"]
-    found = class_selectivity(model, [(images, labels)], num_classes=CLASSES, blocks=names).features
+    found = class_selectivity(model, [(images, labels)], num_classes=CLASSES, blocks=names)["features"]
     with torch.no_grad():
         first = model.layer1(images)
         outputs = {"conv2_1": first, "conv3_2": model.layer2(first)}
@@ -146,7 +144,7 @@ def test_pre_activation_network_of_a_user():
         assert list(got["mean_max"]) == pytest.approx(means.max(0).values.tolist(), rel=1e-4)
     table = importance_pruning(model, [(images, answers)], blocks=names, ratios=[0])
     assert (table["correct"] == len(images)).all()
-    assert len(gate_distribution(model, [(images, labels)], num_classes=CLASSES).channels) == 9
+    assert len(gate_distribution(model, [(images, labels)], num_classes=CLASSES)["channels"]) == 9
 
 
 class Gated(nn.Module):
@@ -177,7 +175,7 @@ class Scale(nn.Module):
 def test_operator_of_a_user():
     batches = make_batches()
     model = add_gather_excite(build_model("resnet8", num_classes=CLASSES), operator=Gated, image_size=16)
-    found = gate_distribution(model, batches, num_classes=CLASSES).channels
+    found = gate_distribution(model, batches, num_classes=CLASSES)["channels"]
     assert list(found["mean"][:16]) == pytest.approx(torch.linspace(0.1, 0.9, 16).tolist())
     table = importance_pruning(model, batches, blocks=["conv4_1"], ratios=[0, 0.5, 1])
     assert list(table["dropped"]) == [0, 32, 64] * 2

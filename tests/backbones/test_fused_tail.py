@@ -204,9 +204,11 @@ def test_synchronised_bn_is_not_fused_which_is_logged_once(logged, fused):
 
 def test_without_a_compiler_it_continues_and_logs_so_once(logged, monkeypatch):
     break_compiler(monkeypatch)
+    assert tail.tail_failure() is None
     plain, ours = pair()
     for _ in range(2):
         assert_same(step(ours), step(plain), rtol=1e-7, atol=1e-9)
+    assert "No working C++ compiler found" in str(tail.tail_failure())
     (record,) = logged.records
     assert "No working C++ compiler found" in record.message
     assert "ge.implementation=reference" in record.message

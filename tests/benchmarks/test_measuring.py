@@ -37,7 +37,6 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios():
     assert a.spread("step", b) == (2.0, 1.0, 3.0)
     assert a.spread("saved", b) == (1.5, 1.5, 1.5)
     assert a.spread("peak", b) is None
-    assert a.spread("saved", Row("case", "c")) is None
 
 
 def test_targets_are_met_or_missed_by_the_median():
@@ -106,22 +105,21 @@ def test_contenders_keep_shapes_and_train(variant, extent):
     assert "bayeswatch" not in others(16, variant="se", extent=8, size=(7, 7))
 
 
-@pytest.mark.parametrize("extent", [2, "global"])
-@pytest.mark.parametrize("variant", ["theta_minus", "theta"])
-def test_timm_repaired_computes_what_ours_does(variant, extent):
-    """With the same parameters; GE-θ⁺ and SE differ by what timm omits and in their parameters' names."""
+@pytest.mark.parametrize(
+    ("contender", "variant", "extent"),
+    [
+        *((RepairedTimm, variant, extent) for variant in ("theta_minus", "theta") for extent in (2, "global")),
+        (BayesWatchStyle, "theta_minus", "global"),
+    ],
+)
+def test_contenders_compute_what_ours_does(contender, variant, extent):
+    """With the same parameters; timm's GE-θ⁺ and SE differ by what timm omits and in their parameters' names."""
     options = {"variant": variant, "extent": extent, "size": (8, 8)}
-    ours, theirs = GatherExcite(16, **options).double(), RepairedTimm(16, **options).double()
+    ours, theirs = GatherExcite(16, **options).double(), contender(16, **options).double()
     for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         other.data.copy_(own)
     x = torch.randn(3, 16, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(theirs(x), ours(x))
-
-
-def test_global_bayeswatch_is_the_same_operator():
-    x = torch.randn(3, 16, 8, 8, dtype=torch.float64)
-    options = {"variant": "theta_minus", "extent": "global", "size": (8, 8)}
-    torch.testing.assert_close(BayesWatchStyle(16, **options)(x), GatherExcite(16, **options)(x))
 
 
 def test_unfused_tail_is_timms():

@@ -1,43 +1,49 @@
-"""Each benchmark once, as a process, at the smallest size that measures something, up to its JSON."""
+"""Each benchmark once, at the smallest size that measures something, up to its JSON."""
 
 import json
-import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import environment
+from tests.conftest import SOURCES
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(tmp_path):
-    def benchmark(name, *arguments):
-        command = [sys.executable, str(ROOT / f"scripts/benchmarks/{name}.py"), *arguments]
-        variables = environment(TMPDIR=str(tmp_path))
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+def run(tmp_path, monkeypatch, capsys):
+    """``run("operators", …)``: what the script prints; it runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(SOURCES))  # for the processes that it starts
+    threads = torch.get_num_threads()
 
-    return benchmark
+    def benchmark(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        import_module(name).main()
+        return capsys.readouterr().out
+
+    yield benchmark
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def measured(run, tmp_path):
-    """The JSON document of a benchmark that has run, its command, hardware and figures checked; rows by contender."""
+    """The JSON document of a benchmark that has run, its command, hardware and figures checked."""
 
     def measure(name, *arguments):
-        done = run(name, *arguments)
-        assert done.returncode == 0, done.stderr
+        printed = run(name, *arguments)
         document = json.loads((tmp_path / f"outputs/benchmarks/{name}.json").read_text())
         assert document["what"] == name
         assert document["command"].split()[2:] == [*arguments]
         assert document["date"]
         assert {"versions", "processor", "commit", "gpu"} <= document["environment"].keys()
         for row in document["rows"]:
-            assert row["contender"] in done.stdout
+            assert row["contender"] in printed
             for seconds in row["seconds"].values():
                 assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
         assert not [*tmp_path.glob("geexp*")]  # temporary folders
@@ -119,10 +125,10 @@ def test_feeds(measured):
     assert all(one["met"] for one in pixels)
 
 
+@pytest.mark.slow
 def test_feeds_of_given_images(measured, run, tmp_path):
-    made = run("photographs", "photos", "--classes", "2", "--train", "9", "--val", "4")
-    assert made.returncode == 0, made.stderr
-    assert "data=imagenet data.root=photos data.num_classes=2" in made.stdout
+    printed = run("photographs", "photos", "--classes", "2", "--train", "9", "--val", "4")
+    assert "data=imagenet data.root=photos data.num_classes=2" in printed
     arguments = ["--root", "photos", "--images", "4", "--batch-size", "2", "--rounds", "1"]
     assert measured("feeds", *arguments)["title"] == "Feeds on 4 + 4 images of photos"
     assert len([*(tmp_path / "photos").rglob("*.JPEG")]) == 13
@@ -141,11 +147,10 @@ def test_feeds_of_given_images(measured, run, tmp_path):
         ("photographs", [str(ROOT)], "not empty"),
     ],
 )
-def test_usage_errors(name, arguments, expected, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
+def test_usage_errors(name, arguments, expected, run, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as error:
-        import_module(name).main()
+        run(name, *arguments)
     assert error.value.code == 2
     assert expected in capsys.readouterr().err
 

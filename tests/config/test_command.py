@@ -1,11 +1,10 @@
 """Whose fault an error is: a user's ends in one paragraph and exit code 2, a bug of ours in its traceback and 1."""
 
 import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import python
 
 # Runs geexp.train with a bug, or a user's error, in what Hydra resolves as ${geexp.run_folder:}.
 RAISE = """
@@ -23,18 +22,19 @@ main()
 
 
 def raising(statement: str, *arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RAISE.format(statement=statement), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=cwd,
-        timeout=60,
-    )
+    return python("-c", RAISE.format(statement=statement), *arguments, cwd=cwd)
 
 
-@pytest.mark.parametrize("mode", [[], ["-m"]])
-@pytest.mark.parametrize("statement", ["{}['lost']", "None.lost", "assert False", "raise ValueError('lost')"])
+@pytest.mark.parametrize(
+    ("statement", "mode"),
+    [
+        ("{}['lost']", []),
+        ("{}['lost']", ["-m"]),
+        ("None.lost", []),
+        ("assert False", []),
+        ("raise ValueError('x')", []),
+    ],
+)
 def test_a_bug_inside_an_interpolation_shows_its_traceback(tmp_path, statement, mode):
     done = raising(statement, *mode, "seed=1", cwd=tmp_path)
     assert done.returncode == 1
@@ -48,6 +48,7 @@ def test_an_error_of_the_user_inside_an_interpolation_is_one_paragraph(tmp_path,
     assert (done.returncode, done.stderr) == (2, "geexp.train: key=value: not so\n")
     for arguments, part in (
         (["ge.extent=3"], "ge.extent=3"),
+        (["-m", "ge.extent=2,3"], "job 1 (ge.extent=3)"),
         (["ge.extent=${oc.env:NOPE}"], "NOPE"),
         (["outputs=${no.such.key}"], "no.such.key"),
     ):

@@ -1,14 +1,12 @@
 """Start-up: what is shown without training, and that it needs neither torch nor Lightning."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from geexp.registry import config_directory
-from tests.conftest import environment
+from tests.conftest import python
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "wandb", "matplotlib", "numpy")
 
@@ -25,9 +23,7 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
 
 
 def probe(*arguments: str, cwd: Path, **variables: str) -> str:
-    command = [sys.executable, "-c", PROBE, *arguments]
-    env = environment(**variables)
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=60).stdout
+    return python("-c", PROBE, *arguments, cwd=cwd, **variables).stdout
 
 
 ENTRIES = ("train", "status", "plan", "evaluate", "analyze", "detect", "complexity", "report", "dashboard", "pack")

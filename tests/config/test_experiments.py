@@ -109,21 +109,6 @@ def test_the_headers_written_by_hand():
         config(*command[1].split())
 
 
-def test_a_preset_reads_by_itself():
-    """It chooses in every group that makes the result and leaves the rest, as devices, logger and feed, to the user."""
-    for name in PRESETS:
-        text = yaml.safe_load((CONF / f"experiment/{name}.yaml").read_text())
-        chosen = {key.removeprefix("override /") for choice in text["defaults"] for key in choice}
-        needed = {"model", "ge", "data", "schedule", "optim"}
-        if preset(name).model.name == "shufflenet_g3":
-            needed |= {"data/augmentation"}
-        if preset(name).ge.variant != "none":
-            needed |= {"extent"}
-        detector = {"detector"} if preset(name).detector.layout != "none" else set()
-        assert needed | detector <= chosen <= needed | detector | {"placement"}, name
-        assert text.keys() <= {"defaults", "ge"} | ({"backbone_checkpoint"} if detector else set()), name
-
-
 def test_what_several_tables_and_figures_show_is_one_run():
     by_run: dict[str, set[str]] = {}
     for name in PRESETS:

@@ -13,13 +13,13 @@ from tests.support.outside import CHOICES, OPTIONS, write_outside
 
 
 @pytest.fixture
-def mine(run, tmp_path):
+def mine(forked, tmp_path):
     """A command with the user's module and configuration files at hand."""
     options = write_outside(tmp_path)
 
     def command(entry: str, *arguments: str, code: int = 0):
         flags = [f"--config-dir={options}"] if entry in ("train", "status", "plan") else []
-        done = run(entry, *flags, *arguments, PYTHONPATH=str(tmp_path))
+        (done,) = forked.run(tmp_path, entry, *flags, *arguments, PYTHONPATH=str(tmp_path))
         assert done.returncode == code, done.stderr
         return done
 
@@ -48,7 +48,7 @@ def test_trained_resumed_evaluated_and_reported(mine, tmp_path):
     assert weights["model.layer1.0.ge.down.weight"].shape == (2, 8)
     assert "finished earlier" in mine("train", *CHOICES).stderr
     assert json.loads(mine("evaluate", f"run={folder}", "format=json").stdout)["identical"] is True
-    report = json.loads(mine("report", "format=json").stdout)
+    report = json.loads(mine("report.__main__", "format=json").stdout)
     assert [tmp_path / run for run in report["runs"]] == [folder]
     assert not report["left_out"]
     assert "Fifth" in (tmp_path / "outputs/report/trained.md").read_text()
@@ -100,14 +100,8 @@ def test_a_bug_in_it_shows_its_traceback(mine, tmp_path):
 
 
 def test_any_network_of_timms_resnet_family(mine, tmp_path):
-    arguments = (
-        "model=timm",
-        "model.arch=resnet18",
-        "data=stripes",
-        "schedule=linear",
-        "ge=theta_minus",
-        "ge.extent=4",
-    )
+    arguments = ["model=timm", "model.arch=resnet18", "data=stripes", "schedule=linear"]
+    arguments += ["ge=theta_minus", "ge.extent=4"]
     mine("train", *arguments, "debug=one_batch")
     (folder,) = folders(tmp_path)
     assert folder.relative_to(tmp_path / "outputs").parts[1] == "timm_resnet18"
@@ -117,13 +111,10 @@ def test_any_network_of_timms_resnet_family(mine, tmp_path):
 
 
 def test_a_callback_that_only_watches_is_known_by_its_class():
+    def slug(*overrides: str) -> str:
+        return make_job(train_config(*overrides)).slug
 
-    plain = make_job(train_config()).slug
-    averaging = (
-        "+callbacks.device_stats={_target_: pytorch_lightning.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"
-    )
-    assert make_job(train_config(averaging)).slug != plain
-    assert (
-        make_job(train_config("+callbacks.mine={_target_: pytorch_lightning.callbacks.DeviceStatsMonitor}")).slug
-        == plain
-    )
+    lightnings = "pytorch_lightning.callbacks"
+    averaging = f"+callbacks.device_stats={{_target_: {lightnings}.StochasticWeightAveraging, swa_lrs: 0.1}}"
+    assert slug(averaging) != slug()
+    assert slug(f"+callbacks.mine={{_target_: {lightnings}.DeviceStatsMonitor}}") == slug()

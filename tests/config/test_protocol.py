@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from geexp.config.errors import ConfigError
-from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, planned_epochs, share_of_batch
+from geexp.config.protocol import base_rate, batchnorm_batch, device_batch, share_of_batch
 from geexp.config.ranks import restarted
 from geexp.config.schema import OptimConfig, TrainConfig
 from geexp.runs.identity import effective_schedule, identity
@@ -89,9 +89,9 @@ def test_the_batch_is_that_of_all_devices_and_of_all_that_make_a_step():
 @pytest.mark.parametrize(
     ("batch", "devices", "accumulate", "parts"),
     [
-        (256, 3, 1, ["optim.batch_size=256", "3 devices", "The nearest that does is 255"]),
-        (100, 8, 2, ["8 devices with trainer.accumulate=2", "The nearest that does is 96"]),
-        (2, 4, 1, ["The nearest that does is 4"]),
+        (256, 3, 1, ["optim.batch_size=256", "3 devices", "The nearest that is: 255"]),
+        (100, 8, 2, ["8 devices with trainer.accumulate=2", "The nearest that is: 96"]),
+        (2, 4, 1, ["The nearest that is: 4"]),
         (255, 1, 2, ["1 device with"]),
     ],
 )
@@ -100,13 +100,6 @@ def test_a_batch_that_does_not_divide_is_refused(batch, devices, accumulate, par
         share_of_batch(batch, devices, accumulate)
     for part in parts:
         assert part in str(refused.value)
-
-
-def test_after_how_many_epochs_a_run_ends():
-    for schedule, epochs in (("fixed100", 100), ("plateau", 300), ("preact_cifar", None)):
-        whole = config(f"schedule={schedule}")
-        assert planned_epochs(whole) == epochs
-        assert planned_epochs(replace(whole, trainer=replace(whole.trainer, max_epochs=7))) == 7
 
 
 def test_how_many_batches_make_a_step_is_part_of_the_run():

@@ -73,16 +73,8 @@ def test_a_tampered_file_is_not_unpickled(cifar10, file, form, tmp_path):
     with pytest.raises(ValueError, match=rf"cifar-10-batches-py/{file} is not the official file.*is not opened"):
         read(cifar10)
     assert not (tmp_path / "executed").exists()
-
-
-def test_one_bit(cifar10):
-    content = bytearray(cifar10.files["test_batch"])
-    content[-500] ^= 1
-    cifar10.files["test_batch"] = bytes(content)
-    cifar10.unpack()
-    with pytest.raises(ValueError, match="test_batch is not the official file"):
-        read(cifar10, train=False)
-    assert len(read(cifar10)) == 5 * IMAGES  # which needs none of it
+    if file == "data_batch_3":  # evaluation does not need it
+        assert len(read(cifar10, train=False)) == IMAGES
 
 
 def test_a_truncated_or_damaged_archive(cifar10):

@@ -139,8 +139,6 @@ UNREADABLE = {
     "a JPEG of 65,500 x 65,500": with_frame(READABLE["4:2:0"], 5, struct.pack(">HH", 65500, 65500)),
     "a JPEG without a height": with_frame(READABLE["4:2:0"], 5, b"\0\0"),
     "a PNG of 20,000 x 20,000": png(20_000, 20_000, chunk(b"IDAT", zlib.compress(bytes(20_000)))),
-    "a PNG without pixels": png(8, 8),
-    "a PNG with damaged compression": png(8, 8, chunk(b"IDAT", zlib.compress(bytes(72))[:2] + b"\xff" * 20)),
     "a PNG with a text of 80 MB": png(
         2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))), chunk(b"IDAT", zlib.compress(bytes(6)))
     ),
@@ -191,13 +189,12 @@ def test_a_plugin_of_pillow_may_raise_anything(monkeypatch):
         assert str(caught.value) in (str(error), type(error).__name__)
 
 
-@pytest.mark.parametrize("error", [TypeError("a bug"), AttributeError("a bug"), KeyError("a bug")])
-def test_a_bug_in_a_decoder_is_not_hidden_by_pillow(error, monkeypatch):
+def test_a_bug_in_a_decoder_is_not_hidden_by_pillow(monkeypatch):
     def fails(*_):
-        raise error
+        raise TypeError("a bug")
 
     monkeypatch.setitem(decode_module._BACKENDS, "torchvision", fails)
-    with pytest.raises(type(error), match="a bug"):
+    with pytest.raises(TypeError, match="a bug"):
         Decoder("torchvision")(content(READABLE["4:2:0"]))
 
 
@@ -235,14 +232,11 @@ def test_auto_takes_the_first_decoder_that_is_there(monkeypatch):
 
 
 def test_a_decoder_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"feed\.decode=torchcodec: .*pip install torchcodec.*feed\.decode=auto"):
-        Decoder("torchcodec")
+    for error in (ModuleNotFoundError("No module named 'torchcodec'"), OSError("libavutil.so: cannot open")):
 
-    def fails(name):
-        raise OSError("libavutil.so: cannot open shared object file")
+        def fails(name, error=error):
+            raise error
 
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: name)
-    monkeypatch.setattr(importlib, "import_module", fails)
-    with pytest.raises(ConfigError, match=r"feed\.decode=torchcodec: .*cannot be loaded \(libavutil"):
-        Decoder("torchcodec")
+        monkeypatch.setattr(importlib, "import_module", fails)
+        with pytest.raises(ConfigError, match=rf"feed\.decode=torchcodec: .*\({error}\).*pip install torchcodec"):
+            Decoder("torchcodec")

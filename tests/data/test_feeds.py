@@ -4,15 +4,20 @@ import itertools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
+from scipy.stats import chisquare
+from torchvision.transforms import RandomResizedCrop
 
 from geexp.config.errors import DataError
 from geexp.config.schema import AugmentationConfig, FeedConfig
@@ -79,11 +84,14 @@ def test_folder_agrees_with_the_reference(imagenet, augmentation, train, toleran
 @pytest.mark.parametrize("train", [True, False])
 def test_engines_give_the_same_bytes(imagenet, feed, train):
     wanted = batches(photos(imagenet, REFERENCE if feed.name == "reference" else IN_PROCESS), 2, train=train)
-    found = batches(photos(imagenet, feed), 2, train=train)
+    data = photos(imagenet, feed)
+    found = batches(data, 2, train=train)
     assert len(found) == len(wanted)
     for (want, want_labels), (got, got_labels) in zip(wanted, found, strict=True):
         assert torch.equal(got, want)
         assert torch.equal(got_labels, want_labels)
+    pngs = 2 if train and feed.name == "folder" else 0  # named .JPEG: one in each of two epochs
+    assert data.account()["train" if train else "val"] == {"fallbacks": pngs, "skipped": {}}
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(imagenet):
@@ -100,8 +108,6 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(imagenet):
 
 
 def test_crop_boxes_are_drawn_as_torchvision_draws_them():
-    from torchvision.transforms import RandomResizedCrop
-
     sizes = [(375, 500), (500, 333), (20, 1500), (1500, 20), (1, 1), (3, 2), (256, 256)]
     for number, (height, width) in enumerate(sizes * 60):
         torch.manual_seed(mix("boxes", number))
@@ -131,8 +137,6 @@ def test_every_window_of_the_resident_feed_is_that_of_pil(channels):
 
 def test_windows_of_the_resident_feed_are_drawn_evenly():
     """Which of the 162 windows an image gets, over many epochs: a chi-squared test, at one in a million."""
-    from scipy.stats import chisquare
-
     rows, columns = np.meshgrid(np.arange(1, 33), np.arange(1, 33), indexing="ij")
     coordinates = np.stack([rows, columns, columns], -1).astype(np.uint8)
     resident = resident_images(np.repeat(coordinates[None], 50, 0), channels=3)
@@ -207,27 +211,20 @@ def test_damaged_images_can_be_left_out(damaged, feed, caplog):
     assert [name[-16:] for name in account["val"]["skipped"]] == ["n01484850_0.JPEG"]
     told = [record for record in caplog.records if "skipped" in record.message]
     assert len(told) == 2 + 1  # each once, however often it comes
+    resumed = photos(damaged, skipping, batch_size=4)
+    resumed.load_state_dict(data.state_dict())
+    assert resumed.account() == account
 
 
 def test_a_batch_of_damaged_images_only(damaged):
     for path in (damaged / "train").rglob("*.JPEG"):
         path.write_bytes(b"")
     data = photos(damaged, FeedConfig("folder", "threads", 2, on_error="skip"))
-    with pytest.raises(DataError, match="not one of the 6 images of a batch can be read"):
+    with pytest.raises(DataError, match="none of the 6 images of a batch can be read"):
         batches(data)
 
 
-def test_fallbacks_are_counted(imagenet):
-    """The PNG named .JPEG; twice, for two epochs."""
-    for feed in ENGINES:
-        data = photos(imagenet, feed)
-        batches(data, 2)
-        assert data.account()["train"] == {"fallbacks": 2, "skipped": {}}
-
-
 def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
-    import threading
-
     before = threading.active_count()
     feed = photos(imagenet, FeedConfig("folder", "threads", 3), batch_size=2).train_dataloader()
     iterator = iter(feed)
@@ -238,10 +235,6 @@ def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
 
 
 def test_a_dead_worker_is_explained(imagenet):
-    import signal
-
-    import psutil
-
     others = psutil.Process().children()  # such as the server of the forked commands
     data = photos(imagenet, FeedConfig("folder", "workers", 1), batch_size=1)
     iterator = iter(data.train_dataloader())
@@ -254,7 +247,7 @@ def test_a_dead_worker_is_explained(imagenet):
         list(iterator)
 
 
-def test_the_position_of_a_feed(imagenet):
+def test_a_feed_goes_on_from_a_checkpoint(imagenet):
     whole = batches(photos(imagenet, IN_PROCESS, batch_size=3))
     feed = photos(imagenet, IN_PROCESS, batch_size=3).train_dataloader()
     iterator = iter(feed)
@@ -271,6 +264,9 @@ def test_the_position_of_a_feed(imagenet):
     other.load_state_dict(state)
     other.sampler.set_epoch(1)  # the epoch of the checkpoint was its last batch's: the next one begins at its start
     assert len(list(other)) == 4
+    photo(7, (80, 60)).save(imagenet / "train/n01440764/more.JPEG")
+    with pytest.raises(DataError, match=r"has 13 images, and had 12 .*force=true"):
+        photos(imagenet, IN_PROCESS).train_dataloader().load_state_dict(state)
 
 
 def test_decoders_can_be_chosen(imagenet):
@@ -278,23 +274,6 @@ def test_decoders_can_be_chosen(imagenet):
     for decode in ("torchvision", "torchcodec", "pil"):
         found = batches(photos(imagenet, FeedConfig("folder", "threads", 0, decode=decode)))
         assert all(torch.equal(a[0], b[0]) for a, b in zip(found, wanted, strict=True)), decode
-
-
-def test_a_data_set_that_has_changed_is_not_gone_on_with(imagenet):
-    state = photos(imagenet, IN_PROCESS).train_dataloader().state_dict()
-    photo(7, (80, 60)).save(imagenet / "train/n01440764/more.JPEG")
-    with pytest.raises(DataError, match=r"has 13 images, and had 12 .*force=true"):
-        photos(imagenet, IN_PROCESS).train_dataloader().load_state_dict(state)
-
-
-def test_what_was_skipped_is_remembered_over_a_restart(damaged):
-    skipping = FeedConfig("folder", "threads", 0, on_error="skip")
-    before = photos(damaged, skipping, batch_size=4)
-    batches(before), batches(before, train=False)
-    after = photos(damaged, skipping, batch_size=4)
-    after.load_state_dict(before.state_dict())
-    assert after.account() == before.account()
-    assert [len(after.account()[split]["skipped"]) for split in ("train", "val")] == [2, 1]
 
 
 def test_names_that_are_not_text(imagenet):

@@ -153,26 +153,6 @@ def test_a_constructor_that_fails_keeps_its_exception(monkeypatch):
         opened()
 
 
-def test_workers_and_resume():
-    """The same batches from any number of workers, and from the middle of an epoch."""
-    batches = {}
-    for workers in (0, 2):
-        data = ImageData(config(), FeedConfig("reference", "workers", workers), batch_size=8, seed=1)
-        feed = data.train_dataloader()
-        batches[workers] = list(feed)
-        iterator = iter(feed)
-        next(iterator)
-        state = feed.state_dict()
-        other = ImageData(config(), FeedConfig("reference", "workers", workers), batch_size=8, seed=1)
-        rest = other.train_dataloader()
-        rest.load_state_dict(state)
-        batches[f"{workers}, resumed"] = [None, *rest]
-    assert len(batches[0]) == 3
-    for found in batches.values():
-        for batch, expected in zip(found, batches[0], strict=True):
-            assert batch is None or all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
-
-
 def test_torchvisions_cifar10(tmp_path, monkeypatch):
     small = small_cifar10(tmp_path)
     small.pack()

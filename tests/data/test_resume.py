@@ -78,11 +78,6 @@ def test_one_process_whatever_makes_the_batches(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_with_workers(images, tmp_path):
-    check(images, tmp_path, 2, [WORKERS], [IN_THE_MIDDLE])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize(
     "feed",

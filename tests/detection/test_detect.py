@@ -8,15 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from geexp.detect import training_arguments
 from geexp.detection.evaluation import NUMBERS
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
 from geexp.report.comparison import compare_runs
+from geexp.report.dashboard import make_dashboard, write_specification
+from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from tests.support.coco import annotations, write_coco
+from tests.support.runs import history, only_run, same_weights
+from tests.support.wandb_files import dashboard_metrics, logged
 
 SET = Recipe(train=24, val=10, most_items=3, smallest=40)
 SHORT = [
@@ -33,35 +36,18 @@ def detect(forked, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(forked, tmp_path_factory) -> tuple[Path, Path]:
-    """A run of two epochs, and the folder of its images."""
+    """A run of two epochs, logged to W&B, and the folder of its images."""
     folder = tmp_path_factory.mktemp("detection")
     make_fashion_coco(folder / "set/coco", SET)
     for split in ("train", "val"):  # by COCO's names
         (folder / f"set/coco/{split}").rename(folder / f"set/coco/{split}2014")
         annotations = folder / f"set/coco/annotations/instances_{split}.json"
         annotations.rename(annotations.with_stem(f"instances_{split}2014"))
-    (done,) = forked.run(folder, "detect", *SHORT, GEEXP_DATA=str(folder / "set"))
+    variables = {"GEEXP_DATA": str(folder / "set"), "WANDB_MODE": "offline"}
+    (done,) = forked.run(folder, "detect", *SHORT, "logger=wandb", **variables)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(NUMBERS)
-    return run_in(folder), folder / "set"
-
-
-def at(trained: tuple[Path, Path]) -> dict[str, str]:
-    return {"GEEXP_DATA": str(trained[1])}
-
-
-def run_in(folder: Path) -> Path:
-    (path,) = folder.glob("outputs/**/config_tree.txt")
-    return path.parent
-
-
-def rows(run: Path) -> list[dict]:
-    lines = (run / "history.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "time")} for line in lines]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return only_run(folder), folder / "set"
 
 
 def test_files_of_a_run(trained):
@@ -70,12 +56,13 @@ def test_files_of_a_run(trained):
     assert result["identity"]["detector"]["layout"] == "c4"
     assert result["identity"]["detector"]["backbone"] == "nothing"
     assert result["metrics"]["last"]["val/AP_large"] is None  # the images have no object beyond 96 pixels
-    assert result["metrics"]["best"]["val/AP"] == max(row["val/AP"] for row in rows(run))
+    first, second = rows = history(run)
+    assert result["metrics"]["best"]["val/AP"] == max(row["val/AP"] for row in rows)
     assert result["complexity"]["params"] > 300_000
-    assert [row["epoch"] for row in rows(run)] == [1, 2]
-    assert rows(run)[1]["train/loss"] < rows(run)[0]["train/loss"]
-    parts = sum(value for key, value in rows(run)[0].items() if key.startswith("train/loss_"))
-    assert rows(run)[0]["train/loss"] == pytest.approx(parts)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert second["train/loss"] < first["train/loss"]
+    parts = sum(value for key, value in first.items() if key.startswith("train/loss_"))
+    assert first["train/loss"] == pytest.approx(parts)
     assert (run / "precision_recall.png").stat().st_size > 10_000
     assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} >= {"best.ckpt", "last.ckpt"}
 
@@ -89,14 +76,13 @@ def test_a_killed_run_resumes_to_the_same_numbers(trained, forked, detect, tmp_p
     os.kill(started.pids[0], signal.SIGKILL)
     (killed,) = started.end()
     assert killed.returncode == -signal.SIGKILL
-    run = run_in(tmp_path)
+    run = only_run(tmp_path)
     assert not (run / "result.json").exists()
     done = detect(*SHORT, "resume=true", GEEXP_DATA=str(images))
     assert done.returncode == 0, done.stderr
     assert "resum" in done.stderr
-    assert rows(run) == rows(whole)
-    ours, theirs = weights(run), weights(whole)
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert history(run) == history(whole)
+    same_weights(run, whole)
 
 
 def test_predictions_are_drawn_and_printed(trained, detect, tmp_path):
@@ -123,31 +109,19 @@ def test_defaults_are_the_papers_experiment():
     assert training_arguments(["experiment=demo_detection"]) == ["experiment=demo_detection"]
 
 
-def small(root: Path) -> Path:
-    """A set by COCO's names, with 3 categories."""
-    return write_coco(root, annotations(), "train2014", "val2014")
-
-
 def without_an_image(root: Path) -> None:
     next((root / "val2014").iterdir()).unlink()
-
-
-def cut_in_half(root: Path) -> None:
-    path = root / "annotations/instances_train2014.json"
-    path.write_text(path.read_text()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
         (without_an_image, [], ["1 of the 4 images", "data.root"]),
-        (cut_in_half, [], ["instances_train2014.json", "cut short"]),
-        (None, ["data.num_classes=80"], ["data.num_classes=80", "has 3 categories"]),
         (None, ["ge=theta", "extent=global"], ["ge.extent=global", "ge.extent=2, 4 or 8"]),
         (shutil.rmtree, [], ["instances_train2014.json", "data.root"]),
         (None, ["model=resnet8"], ["pre-activation", "resnet50"]),
         (None, ["detector=none"], ["detector=c4 or fpn"]),
-        (None, ["data=imagenet"], ["holds no boxes", "coco2014"]),
+        (None, ["data=imagenet"], ["has no boxes", "coco2014"]),
         (None, ["backbone_checkpoint=nowhere.pth"], ["backbone_checkpoint=nowhere.pth", "No such file"]),
         (None, ["backbone_checkpoint=seed0-*/last.ckpt"], ["seed0-*/last.ckpt", "python -m geexp.train model="]),
         (None, ["detector=fpn", "detector.anchor_sizes=[8]"], ["anchor_sizes", "one size for each"]),
@@ -155,7 +129,7 @@ def cut_in_half(root: Path) -> None:
     ],
 )
 def test_mistakes_are_explained_in_one_message(detect, tmp_path, change, arguments, words):
-    root = small(tmp_path / "coco")
+    root = write_coco(tmp_path / "coco", annotations(), "train2014", "val2014")  # 3 categories
     if change is not None:
         change(root)
     usual = ["model=resnet10_slim", f"data.root={root}", "data.num_classes=3", "feed.workers=0", "trainer=cpu"]
@@ -169,7 +143,7 @@ def test_mistakes_are_explained_in_one_message(detect, tmp_path, change, argumen
 def test_a_classifiers_run_is_refused(forked, detect, tmp_path):
     (done,) = forked.run(tmp_path, "train", "debug=one_batch", "logger=none")
     assert done.returncode == 0, done.stderr
-    refused = detect("mode=predict", f"run={run_in(tmp_path)}")
+    refused = detect("mode=predict", f"run={only_run(tmp_path)}")
     assert refused.returncode == 2
     assert "detector=none" in refused.stderr
 
@@ -182,7 +156,7 @@ def test_two_processes_train_one_detector(trained, forked, tmp_path):
     )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert second.stdout == ""
-    assert len(rows(run_in(tmp_path))) == 2
+    assert len(history(only_run(tmp_path))) == 2
 
 
 def test_detectors_are_compared_in_the_report(trained, tmp_path):
@@ -211,11 +185,11 @@ def test_evaluation_measures_the_same_numbers(trained, forked, tmp_path):
     assert "identical to the record" in done.stdout
 
 
-@pytest.mark.parametrize("limit", ["debug=one_batch", "trainer.limit_val_batches=2"])
-def test_a_limited_validation_is_measured_again_as_limited(trained, forked, detect, tmp_path, limit):
-    done = detect(*SHORT, limit, "trainer.max_epochs=1", "optim.batch_size=4", **at(trained))
+def test_a_limited_validation_is_measured_again_as_limited(trained, forked, detect, tmp_path):
+    limits = ["trainer.limit_val_batches=2", "trainer.max_epochs=1", "optim.batch_size=4"]
+    done = detect(*SHORT, *limits, GEEXP_DATA=str(trained[1]))
     assert done.returncode == 0, done.stderr
-    run = run_in(tmp_path)
+    run = only_run(tmp_path)
     (done,) = forked.run(tmp_path, "evaluate", f"run={run}", "accelerator=cpu", "workers=0", "format=json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["identical"] is True
@@ -226,3 +200,24 @@ def test_an_analysis_of_a_detector_is_refused(trained, forked, tmp_path):
     assert done.returncode == 2
     assert "detector=c4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_pictures_and_numbers_are_logged_to_wandb(trained):
+    run, _ = trained
+    (start,) = logged(run)
+    assert {"precision_recall", "curves/history"} <= start.history[-1].keys()
+    assert list(run.glob("wandb/offline-run-*/files/media/images/precision_recall*.png"))
+    assert start.summary["last/AP"] == json.loads((run / "result.json").read_text())["metrics"]["last"]["val/AP"]
+    assert start.name.startswith("demo_detection, data=coco2014, ")
+
+
+def test_the_dashboard_shows_logged_metrics(trained, tmp_path):
+    path = tmp_path / "specification.json"
+    write_specification(make_dashboard("coco", entity="", project="geexp", runs=Runs([])), path)
+    text = path.read_text()
+    assert "| GE-θ (E8) | 28.6 | not run |  |" in text
+    asked = set(dashboard_metrics(json.loads(text)["spec"]))
+    (start,) = logged(trained[0])
+    known = {"history": set(start.epochs[0]), "summary": set(start.summary), "config": set(start.config)}
+    assert [(kind, key) for kind, key in asked if key not in known[kind]] == []
+    assert ("summary", "last/AP") in asked

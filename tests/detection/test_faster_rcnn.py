@@ -12,7 +12,6 @@ from geexp.backbones.anatomy import block_outputs
 from geexp.backbones.resnet import resnet10_slim
 from geexp.detection.faster_rcnn import RegionHeads, build_detector
 from geexp.detection.task import fixed_draws
-from geexp.operators import GatherExcite
 
 SMALL = {
     "min_size": 64,
@@ -34,7 +33,11 @@ def scene(n=2, size=(64, 80)):
     return images, [{"boxes": boxes, "labels": torch.tensor([1, 3])} for _ in range(n)]
 
 
-def test_c4_parameters():
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_c4():
     backbone = build_model("resnet50")
     last = count(backbone.layer4)
     detector = build_detector(backbone, num_classes=80, freeze_bn=False)
@@ -42,14 +45,6 @@ def test_c4_parameters():
     assert count(detector.backbone) == 23_508_032 - last  # ResNet-50 without its classifier
     assert count(detector.rpn) == (9 * 1024 + 1) * 1024 + (1024 + 1) * anchors * (1 + 4)
     assert count(detector.roi_heads) == last + (2048 + 1) * 81 * (1 + 4)
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def test_c4_strides_and_shapes():
-    detector = build_detector(build_model("resnet50", ge="theta", extent=8), num_classes=80)
     assert detector.rpn.anchor_generator.sizes == ((32, 64, 128, 256, 512),)
     assert detector.transform.size_divisible == 16
     with torch.no_grad():
@@ -77,8 +72,6 @@ def test_fpn_levels():
     with torch.no_grad():
         levels = detector.backbone(torch.rand(1, 3, 64, 64))
     assert [tuple(level.shape[1:]) for level in levels.values()] == [(256, s, s) for s in (16, 8, 4, 2, 1)]
-    with pytest.raises(ValueError, match=r"anchor_sizes=\[32, 64\]: layout='fpn' has 5 levels here, of strides 4, 8"):
-        build_detector(slim(), num_classes=3, layout="fpn", anchor_sizes=(32, 64))
 
 
 VARIANTS = [(None, 4), ("theta_minus", "global"), ("theta_minus", 8), ("theta", 4), ("theta_plus", 2), ("se", "global")]
@@ -111,8 +104,6 @@ def test_other_networks():
     for backbone in (timm.create_model("resnet18", num_classes=5), build_model("shufflenet_g3", ge="theta", extent=2)):
         detector = build_detector(backbone, num_classes=3, freeze_bn=False, **SMALL)
         assert sum(detector(*scene()).values()).isfinite()
-    with pytest.raises(ValueError, match=r"pre-activation .* resnet50"):
-        build_detector(build_model("resnet8"), num_classes=3)
 
 
 def test_a_parametrised_global_gather_needs_maps_of_one_size():
@@ -123,7 +114,9 @@ def test_a_parametrised_global_gather_needs_maps_of_one_size():
     backbone = slim_for(224, "theta_plus", stages=(5,))
     detector = build_detector(backbone, num_classes=3, freeze_bn=False, **SMALL)
     assert sum(detector(*scene()).values()).isfinite()
-    with pytest.raises(ValueError, match=r"roi_size=12: layer4, the box head, .* 7x7 and was given 128 of 6x6"):
+    with pytest.raises(
+        ValueError, match=r"roi_size=12: layer4, the box head, .* 7x7, but the input has 128 channels of 6x6"
+    ):
         build_detector(slim_for(224, "theta_plus", stages=(5,)), num_classes=3, roi_size=12)
 
 
@@ -131,10 +124,15 @@ def slim_for(image_size, variant, stages=None):
     return add_gather_excite(slim(), variant=variant, extent="global", image_size=image_size, stages=stages)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"layout": "c5"}, "c4, fpn"), ({"num_classes": 0}, "at least 1")])
-def test_wrong_choices(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        build_detector(slim(), **{"num_classes": 3, **wrong})
+def test_wrong_choices():
+    with pytest.raises(ValueError, match="layout='c5': allowed are c4, fpn"):
+        build_detector(slim(), num_classes=3, layout="c5")
+    with pytest.raises(ValueError, match="num_classes=0: must be at least 1"):
+        build_detector(slim(), num_classes=0)
+    with pytest.raises(ValueError, match=r"anchor_sizes=\[32, 64\]: layout='fpn' has 5 levels here, of strides 4, 8"):
+        build_detector(slim(), num_classes=3, layout="fpn", anchor_sizes=(32, 64))
+    with pytest.raises(ValueError, match=r"pre-activation .* resnet50"):
+        build_detector(build_model("resnet8"), num_classes=3)
 
 
 def test_frozen_bn_stays_frozen():
@@ -146,7 +144,10 @@ def test_frozen_bn_stays_frozen():
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    others = {id(p) for m in network.modules() if not isinstance(m, nn.BatchNorm2d) for p in m.parameters(False)}
     detector = build_detector(network, num_classes=3, **SMALL)
+    trained = {id(parameter) for parameter in detector.parameters() if parameter.requires_grad}
+    assert others - trained == {id(parameter) for parameter in network.fc.parameters()}
     detector.train()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
     frozen = {name: module for name, module in detector.named_modules() if isinstance(module, FrozenBatchNorm2d)}
@@ -165,15 +166,6 @@ def test_frozen_bn_stays_frozen():
     assert not any(torch.equal(before[name], after[name]) for name in after.keys() - of_norms)
     fresh = build_detector(slim("theta_plus"), num_classes=3, **SMALL)
     fresh.load_state_dict(after)
-
-
-def test_nothing_else_is_frozen():
-    network = slim("theta")
-    kept = {id(p) for m in network.modules() if not isinstance(m, nn.BatchNorm2d) for p in m.parameters(recurse=False)}
-    detector = build_detector(network, num_classes=3)
-    trained = {id(parameter) for parameter in detector.parameters() if parameter.requires_grad}
-    assert kept - trained == {id(p) for p in network.fc.parameters()}
-    assert sum(isinstance(module, GatherExcite) for module in detector.modules()) == 4
 
 
 def test_a_step_does_not_depend_on_earlier_random_numbers():

@@ -128,19 +128,3 @@ def test_the_command_names_what_and_when(run, tmp_path):
     assert f"done by {datetime.now().year}" in done.stdout or f"done by {datetime.now().year + 1}" in done.stdout
     assert "150 TFLOP/s" in done.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["hardware=gpus"], "hardware=gpus: "),
-        (["hardware=a100x8", "hardware.tflops=0"], "hardware.tflops=0.0: "),
-        (["hardware.gpus=3"], "hardware.gpus: "),
-    ],
-)
-def test_wrong_hardware_is_one_line(run, tmp_path, arguments, part):
-    done = run("plan", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"geexp.plan: {part}")
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ def test_jobs_on_the_processor_leave_the_gpus_alone(tmp_path, monkeypatch):
 
 def test_a_job_that_is_too_large_is_refused_before_anything_starts(tmp_path, monkeypatch, run):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(ConfigError, match=r"trainer\.devices=2: a job needs that many, and there are 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"trainer\.devices=2: a job needs that many, but only 1 GPUs are available"):
         Devices(of_devices(tmp_path, 1, 2), "auto")
     with pytest.raises(ConfigError, match="hydra/launcher=geexp_slurm"):
         Devices(sweep_jobs(tmp_path, "trainer.nodes=2 optim.batch_size=64"), "auto")

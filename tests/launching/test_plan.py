@@ -122,16 +122,17 @@ def test_missing_data_name_their_row(tmp_path):
         require_all_data(rows)
 
 
-@pytest.mark.parametrize("words", [[], ["-m"]])
+@pytest.mark.parametrize("words", [["hydra.run.dir=here"], ["-m"]])
 def test_a_dry_run_makes_no_folder(run, tmp_path, words):
-    """Of a single run, and of a sweep; with Hydra's flags on either side of the overrides."""
+    """Of a single run in a folder of its own, and of a sweep."""
     (tmp_path / "mine/ge").mkdir(parents=True)
     (tmp_path / "mine/ge/own.yaml").write_text("defaults: [theta]\n")
     before = sorted(tmp_path.rglob("*"))
-    for flags in (["--config-dir", "mine"], ["--config-dir=mine"]):
-        done = run("train", *words, "ge=own", "dry_run=true", *flags)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert f"python -m geexp.train --config-dir={tmp_path}/mine " in done.stdout
+    done = run("train", *words, "ge=own", "dry_run=true", "--config-dir", "mine")
+    assert (done.returncode, done.stderr) == (0, "")
+    command = done.stdout.splitlines()[-1]
+    assert command.startswith(f"python -m geexp.train --config-dir={tmp_path}/mine ")
+    assert ("hydra.run.dir=" in command) == ("-m" not in words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -146,13 +147,6 @@ def test_a_dry_run_that_a_file_asks_for(run, tmp_path):
     assert not list(tmp_path.rglob("status.json"))
 
 
-def test_a_dry_run_in_a_folder_of_its_own(run, tmp_path):
-    done = run("train", "dry_run=true", "hydra.run.dir=here")
-    assert f"{tmp_path}/here" in done.stdout.splitlines()[-2]
-    assert "hydra.run.dir=" in done.stdout.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_printed_command_can_be_asked_about(run, tmp_path):
     """The command of one row of a sweep, in a folder of its own."""
     row = ["+sweep=figure4", "experiment=figure4_theta", "data.root=/nowhere", "hydra.run.dir=here", "hydra.mode=RUN"]
@@ -163,21 +157,10 @@ def test_a_printed_command_can_be_asked_about(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_values_need_a_sweep(run):
-    done = run("train", "dry_run=true", "seed=1,2")
-    assert done.returncode == 2
-    assert "-m" in done.stderr
-
-
-def test_the_status_of_a_single_run_and_of_a_sweep(run, tmp_path):
-    for words, count in ((["seed=3"], "0 of 1 done"), (["-m", "seed=3,4"], "0 of 2 done")):
-        done = run("status", *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert count in done.stdout
-    wrong = run("status", "seed=-1")
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("geexp.status: ")
-    assert wrong.stderr.count("\n") == 1
+def test_the_status_of_a_sweep(run, tmp_path):
+    done = run("status", "-m", "seed=3,4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 of 2 done" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -207,22 +207,19 @@ def test_initial_values_are_those_of_the_definitions():
     assert [type(layer).__name__ for layer in local] == ["Conv2d", "BatchNorm", "ReLU"] * 2 + ["Conv2d", "BatchNorm"]
 
 
-@pytest.mark.parametrize("extent", [0, 1, 3, 6, -2, 2.0, "Global", "8", None, True])
-def test_refuses_an_extent_that_is_no_power_of_two(extent):
-    with pytest.raises(ValueError, match=r"2, 4, 8 .*'global'"):
-        GatherExcite(8, variant="theta_minus", extent=extent)
-
-
 def test_says_what_is_wrong():
+    for extent in (0, 1, 3, 6, -2, 2.0, "Global", "8", None, True):
+        with pytest.raises(ValueError, match=r"2, 4, 8 .*'global'"):
+            GatherExcite(8, variant="theta_minus", extent=extent)
     with pytest.raises(ValueError, match="theta_minus, theta, theta_plus, se"):
         GatherExcite(8, variant="thetaa", extent=2)
     with pytest.raises(ValueError, match="size is missing"):
         GatherExcite(8, variant="theta", extent="global")
     with pytest.raises(ValueError, match="'avg' and 'max'"):
         GatherExcite(8, variant="theta_minus", extent=2, pool="median")
-    with pytest.raises(ValueError, match=r"pool='max'.*only theta_minus and se pool"):
+    with pytest.raises(ValueError, match=r"pool='max'.*only theta_minus and se use pooling"):
         GatherExcite(8, variant="theta", extent=2, pool="max")
-    with pytest.raises(ValueError, match=r"border='padded'.*only theta_minus and se pool"):
+    with pytest.raises(ValueError, match=r"border='padded'.*only theta_minus and se use pooling"):
         GatherExcite(8, variant="theta", extent=2, border="padded")
     with pytest.raises(ValueError, match=r"border='half'.*'real' and 'padded'"):
         GatherExcite(8, variant="se", extent=2, border="half")
@@ -230,7 +227,7 @@ def test_says_what_is_wrong():
         GatherExcite(8, variant="theta", extent=2, implementation="fast")
     with pytest.raises(ValueError, match="reduction=16"):
         GatherExcite(8, variant="se", extent="global")
-    with pytest.raises(ValueError, match="built for 8 channels of 7x7 and was given 8 of 8x8"):
+    with pytest.raises(ValueError, match="built for 8 channels of 7x7, but the input has 8 channels of 8x8"):
         GatherExcite(8, variant="theta", extent="global", size=7)(torch.randn(2, 8, 8, 8))
     with pytest.raises(ValueError, match="at least two images per device"):
         GatherExcite(8, variant="theta", extent=8)(torch.randn(1, 8, 7, 7))

@@ -1,6 +1,5 @@
 """The detection experiment in the report: what fills its two rows, what is set apart, what stays out of the rest."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -82,13 +81,3 @@ def test_what_is_not_run_says_which_sweep_runs_it(tmp_path):
     text = console.export_text()
     assert "27.3  not run" in text
     assert "python -m geexp.train +sweep=coco data.root=/data/coco trainer=gpu" in text
-
-
-def test_a_detector_without_its_mean_ap_is_left_out(tmp_path):
-    folder = write_detector(tmp_path / "theta", 1, 28.0)
-    result = json.loads((folder / "result.json").read_text())
-    del result["metrics"]["last"]["val/AP"]
-    (folder / "result.json").write_text(json.dumps(result))
-    report = make_report(tmp_path, [DETECTION])
-    assert report.runs == ()
-    assert "lacks what a result has" in report.left_out[0].reason

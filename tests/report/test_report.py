@@ -67,15 +67,6 @@ def test_rows_need_few_compositions(monkeypatch):
 # Cells
 
 
-def test_two_seeds_are_mean_and_spread_beside_the_paper(tmp_path):
-    for seed, error in ((0, 22.1), (1, 22.3)):
-        finished(tmp_path / str(seed), training(2, "GE-θ"), seed=seed, top1=error)
-    found = cell(tmp_path, 2, "GE-θ")
-    assert str(found.measured) == "22.20 ± 0.14 (n=2)"
-    assert found.printed == 22.00
-    assert found.difference == pytest.approx(0.2)
-
-
 def test_one_run_fills_rows_of_several_tables(tmp_path):
     finished(tmp_path / "somewhere/else", training(2, "ResNet-50 (Baseline)"), top1=23.4)
     for table, label in ((1, "ResNet-50 (Baseline)"), (2, "ResNet-50 (Baseline)"), (6, "ResNet-50")):
@@ -270,14 +261,8 @@ def analysed(folder: Path, name: str, of: Training, tables: dict[str, pd.DataFra
 
 def test_figures_of_analyses_take_faithful_runs_and_say_what_they_lack(tmp_path):
     features = pd.DataFrame({"block": "conv4_1", "channel": [0, 1], "selectivity": [0.2, 0.7]})
-    of_block = {
-        "block": ["conv4_1"],
-        "features": [2],
-        "dead": [0],
-        "mean_selectivity": [0.45],
-        "median_selectivity": [0.45],
-    }
-    selectivity = {"features": features, "blocks": pd.DataFrame(of_block)}
+    blocks = pd.DataFrame({"block": ["conv4_1"], "features": 2, "dead": 0, "mean_selectivity": 0.45})
+    selectivity = {"features": features, "blocks": blocks.assign(median_selectivity=0.45)}
     rows = {"block": "conv5_1", "order": "ascending", "ratio": [0.0, 1.0], "top1_accuracy": [78.0, 40.0]}
     theta, baseline, se = (training(2, label) for label in ("GE-θ", "ResNet-50 (Baseline)", "SE"))
     analysed(finished(tmp_path / "theta", theta), "selectivity", theta, selectivity)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from geexp.config.errors import DataError
 from geexp.runs.lock import LOCK, is_locked, run_lock
+from tests.support.processes import until
 
 # Takes the lock, says so, and is then idle; a forked child of it, as a worker of a feed is one, does nothing else.
 HOLDER = """
@@ -52,16 +52,14 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
                 pass
             message = str(refused.value)
             assert message.startswith(f"{tmp_path}: process {pid} on {socket.gethostname()} is training this run.")
-            assert "Wait for it" in message
+            assert "Wait until it ends" in message
         assert (tmp_path / LOCK).read_text() == f"process {pid} on {socket.gethostname()}"
 
 
 def test_a_process_that_is_killed_holds_it_no_longer_though_its_workers_live(tmp_path):
     with holder(tmp_path) as (pid, child):
         os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while is_locked(tmp_path):
-            assert time.monotonic() < deadline
+        until(lambda: not is_locked(tmp_path))
         os.kill(child, 0)  # it is there
         with run_lock(tmp_path):
             assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
@@ -73,17 +71,10 @@ def test_looking_at_ones_own_lock_does_not_let_go_of_it(tmp_path):
     with run_lock(tmp_path / "run"):
         for path in (tmp_path / "run", tmp_path / "link"):
             assert is_locked(path)
-            with pytest.raises(DataError, match="this process is training this run already"), run_lock(path):
+            with pytest.raises(DataError, match="this process is already training this run"), run_lock(path):
                 pass
-        seen_by_another = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"from geexp.runs.lock import *; print(is_locked(Path({str(tmp_path / 'run')!r})))",
-            ],
-            capture_output=True,
-            text=True,
-        )
+        probe = f"from geexp.runs.lock import *; print(is_locked(Path({str(tmp_path / 'run')!r})))"
+        seen_by_another = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
         assert seen_by_another.stdout == "True\n"
     assert not is_locked(tmp_path / "run")
 
@@ -104,5 +95,5 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch, ca
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with run_lock(tmp_path):
         pass
-    assert "has no locks" in caplog.text
-    assert "start the run once only" in caplog.text
+    assert "no file locks" in caplog.text
+    assert "start the run only once" in caplog.text

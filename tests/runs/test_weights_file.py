@@ -46,7 +46,7 @@ def test_other_content_is_another_run_and_another_place_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("seed0-*/last.ckpt", ["fits 2 files", "seed0-a", "seed0-b", "Name one"]),
+        ("seed0-*/last.ckpt", ["matches 2 files", "seed0-a", "seed0-b", "Choose one"]),
         ("seed7-*/last.ckpt", ["No such file", "python -m geexp.train model=resnet50 ge=theta ge.extent=8"]),
         ("nothing.pth", ["No such file", "torchvision or timm"]),
     ],

@@ -7,36 +7,23 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import yaml
 
 from geexp.runs.run import Run
 from tests.conftest import environment
-from tests.support.processes import default_sigint
+from tests.support.processes import PATIENCE, default_sigint, until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds: others work on this machine, too
 AGENT = "geexp.launching.torchrun"
 _MARK = "GEEXP_TEST"
 
 # Three epochs of eight steps.
 SMALL = ["data=fashion_mnist_mini", "model=resnet8", "trainer.accelerator=cpu", "optim.batch_size=32"]
 SMALL += ["trainer.limit_train_batches=8", "trainer.limit_val_batches=2", "schedule.epochs=3", "logger=none"]
-
-T = TypeVar("T")
-
-
-def until(found: Callable[[], T | None], patience: float = PATIENCE) -> T:
-    """What ``found`` returns once that is something."""
-    deadline = time.monotonic() + patience
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"nothing came of {found}"
-        time.sleep(0.05)
-    return value
 
 
 class Command:
@@ -124,8 +111,9 @@ class Strings:
         self.folder = folder
         self.argument = f"+callbacks.puppet={{_target_: tests.support.probes.Puppet, folder: '{folder}'}}"
 
-    def tell(self, rank: str, what: str = "wait") -> None:
-        (self.folder / f"{rank}.do").write_text(what)
+    def tell(self, *ranks: str, do: str = "wait") -> None:
+        for rank in ranks:
+            (self.folder / f"{rank}.do").write_text(do)
 
     def where(self, *ranks: str) -> list[int]:
         """The processes of these ranks, once they all are at their point."""

@@ -1,67 +1,26 @@
-"""What runs inside of the trainings that the tests launch: callbacks that watch, and that do what a test asks for."""
+"""Callbacks for trainings that the tests launch. They are part of a run's identity."""
 
-import hashlib
+import json
 import os
 import shutil
+import subprocess
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch.distributed as dist
-from torch import Tensor
 
 from geexp.runs.identity import flat
 from geexp.runs.run_files import write_json
 from geexp.training.stopping import SafePoints
 
 
-def configuration(trainer: pl.Trainer) -> dict[str, Any]:
-    """What this rank was told to train, by dotted keys."""
-    (found,) = [flat(callback.config) for callback in trainer.callbacks if isinstance(callback, SafePoints)]
-    return found
-
-
-class Record(pl.Callback):
-    """Writes what every rank is, and a digest of every image that it is given, to a file of its own in ``folder``."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        self.seen: dict[str, list[str]] = defaultdict(list)
-
-    def note(self, split: str, epoch: int, images: Tensor) -> None:
-        for image in images:
-            levels = ((image * 0.3530 + 0.2860) * 255).round().int()  # what the data set was normalised with
-            self.seen[f"{split} {epoch}"].append(hashlib.sha256(levels.numpy().tobytes()).hexdigest()[:16])
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
-        self.note("train", trainer.current_epoch, batch[0])
-
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self.note("val", trainer.current_epoch, batch[0])
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        about = {
-            "config": configuration(trainer),
-            "folder": str(trainer.default_root_dir),
-            "rank": trainer.global_rank,
-            "world": dist.get_world_size() if dist.is_initialized() else 1,
-            "lr": trainer.optimizers[0].param_groups[0]["base_lr"],
-            "operators": sum("GatherExcite" in type(module).__name__ for module in pl_module.modules()),
-            "seen": self.seen,
-        }
-        write_json(self.folder / f"{os.getpid()}.json", about)
-
-
 class Puppet(pl.Callback):
-    """Does at a known point, the start of a batch, what the test says: any rank of any job, by the same command.
+    """Obeys a test at the start of a batch, in any rank of any job of the same command.
 
-    It says ``<folder>/<job>.at`` when it is there, with its process, and looks for ``<folder>/<job>.do`` then, where
-    ``<job>`` is ``<ge>-<number of ranks>-<rank>``: ``wait`` as long as the file is there, or once ``raise``, ``exit``
-    as if all were well, or ``foreign <run>``: that too, beside the result of that run.
+    It writes its process to ``<folder>/<rank>.at`` and reads ``<folder>/<rank>.do``, where ``<rank>`` is
+    ``<ge>-<number of ranks>-<rank>``: ``wait`` while the file exists, or once ``raise``, ``exit`` with code 0, or
+    ``foreign <run>``: exit with that run's result in place of its own.
     """
 
     def __init__(self, folder: str, epoch: int = 1, batch: int = 2) -> None:
@@ -70,7 +29,7 @@ class Puppet(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         if (trainer.current_epoch, batch_idx) != self.point:
             return
-        config = configuration(trainer)
+        (config,) = [flat(callback.config) for callback in trainer.callbacks if isinstance(callback, SafePoints)]
         name = f"{config['ge.variant']}-{trainer.world_size}-{trainer.global_rank}"
         write_json(self.folder / f"{name}.at", os.getpid())
         order = self.folder / f"{name}.do"
@@ -86,3 +45,32 @@ class Puppet(pl.Callback):
             shutil.copy(Path(detail) / "result.json", trainer.default_root_dir)
         if what in ("exit", "foreign"):
             os._exit(0)
+
+
+class LastRankFails(pl.Callback):
+    """Raises on one rank while the others go on."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        if trainer.global_rank == trainer.world_size - 1 and trainer.global_step == 1:
+            raise RuntimeError("made to fail")
+
+
+class Preempted(pl.Callback):
+    """Has SLURM signal the job once before a step, as before it takes the nodes away.
+
+    Each start adds the job's number of requeues and its first step to ``starts.jsonl`` in the run's folder.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank == 0:
+            with (Path(trainer.default_root_dir) / "starts.jsonl").open("a") as file:
+                file.write(json.dumps([self.requeued, trainer.global_step]) + "\n")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        if trainer.global_rank == 0 and trainer.global_step == self.step and not self.requeued:
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+            subprocess.run(["scancel", "--signal=USR1", job])  # which gets the signal itself, and may end by it

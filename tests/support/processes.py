@@ -1,6 +1,13 @@
-"""Child processes that react to Ctrl-C however the tests themselves were started."""
+"""Waiting for processes, and starting those that react to Ctrl-C however the tests themselves were started."""
 
 import signal
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+PATIENCE = 300.0  # seconds: others work on this machine, too
+
+T = TypeVar("T")
 
 
 def default_sigint() -> None:
@@ -10,3 +17,12 @@ def default_sigint() -> None:
     raises KeyboardInterrupt only if it starts with the default action.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def until(found: Callable[[], T | None], patience: float = PATIENCE) -> T:
+    """What ``found`` returns once that is something."""
+    deadline = time.monotonic() + patience
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"nothing came of {found}"
+        time.sleep(0.05)
+    return value

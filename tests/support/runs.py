@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from geexp.runs.run import Run
 from tests.support import trouble as faults
 
 # Two epochs of six steps, a checkpoint after each epoch and after every fourth step.
@@ -42,3 +43,11 @@ def same_weights(run: Path, reference: Path) -> None:
     ours, theirs = weights(run), weights(reference)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def same_end(run: Path, reference: Path) -> None:
+    """The run is complete, and only its times tell it from the reference."""
+    assert Run(run).status.state == "complete"
+    assert history(run) == history(reference)
+    same_weights(run, reference)
+    assert not [*run.rglob(".writing*")]

@@ -1,15 +1,10 @@
-"""Faults, made to happen in trainings: callbacks, and functions for a process to begin with.
+"""Callbacks that make faults happen at a known point of a training.
 
-Importing this keeps the callbacks out of the identity of runs, which can so be resumed without them.
+Importing this module keeps them out of the identity of runs, so that a run resumes without them.
 """
 
-import ctypes
 import os
-import resource
-import shutil
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +91,6 @@ class Stuck(pl.Callback):
             time.sleep(60)
 
 
-class Touch(pl.Callback):
-    """Makes a file before the last epoch, and waits a moment for others to see it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            self.path.touch()
-            time.sleep(0.5)
-
-
 class KillHelper(pl.Callback):
     """Kills a child of this process, as the system does when memory is short, before the second epoch."""
 
@@ -148,40 +131,3 @@ class Sender(pl.Callback):
 
 
 identity._WATCHING |= {f"{__name__}.{kind.__name__}" for kind in pl.Callback.__subclasses__()}
-
-
-def small_files(limit: str) -> None:
-    """No file of this process gets larger; as on a disk with a quota."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-
-
-def small_disk(size: str, path: str, kept: str) -> Callable[[], object]:
-    """A file system in memory at ``path`` that only this process sees; at the end it is copied to ``kept``."""
-    separate_mounts()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    return lambda: shutil.copytree(path, kept)
-
-
-def read_only(path: str) -> None:
-    """For this process nothing below ``path`` can be written."""
-    separate_mounts()
-    subprocess.run(["mount", "--bind", path, path], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
-
-
-def separate_mounts() -> None:
-    """Mounts of this process are its own from here on; needs root, or a system that lets users have namespaces.
-
-    Raises:
-        OSError: if it is not permitted.
-    """
-    new_mounts, new_users = 0x00020000, 0x10000000
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.getuid(), os.getgid()
-    if libc.unshare(new_mounts | (new_users if user else 0)):
-        raise OSError(ctypes.get_errno(), "unshare")
-    if user:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)

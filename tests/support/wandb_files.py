@@ -39,7 +39,7 @@ def table(run: Path, name: str) -> list[list[Any]]:
 
 def _read(path: Path) -> Logged:
     start = Logged()
-    for record in records(path):
+    for record in _records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             start.id, start.name, start.group = record.run.run_id, record.run.display_name, record.run.run_group
@@ -68,7 +68,7 @@ def _items(items: Any) -> dict[str, Any]:
     return tree
 
 
-def records(path: Path) -> Iterator[Any]:
+def _records(path: Path) -> Iterator[Any]:
     """LevelDB's log behind a header of W&B: blocks of 32 KiB, records in one or several pieces."""
     from wandb.proto.wandb_internal_pb2 import Record
 

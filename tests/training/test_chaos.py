@@ -1,13 +1,11 @@
 """Killed with SIGKILL at random moments and started again, a training ends as if nobody had; see the script."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from geexp.training.run import train
-from tests.conftest import environment
+from tests.conftest import python
 from tests.support.configuration import job
 from tests.support.runs import history
 
@@ -15,9 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts/chaos.py"
 
 
 def chaos(*options: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options], env=environment(), capture_output=True, text=True, timeout=1500
-    )
+    done = python(str(SCRIPT), *options, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -191,15 +191,12 @@ def test_checkpoints_that_are_not_ours(tmp_path):
     path = tmp_path / "x.ckpt"
     with pytest.raises(DataError, match="no such file"):
         load_checkpoint(path)
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(DataError, match="damaged"):
-        load_checkpoint(path)
-    path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(DataError, match="cannot be read"):
-        load_checkpoint(path)
-    torch.save({"state_dict": {}, "x": Evil()}, path)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_checkpoint(path)
-    torch.save({"state_dict": {}}, path)
-    with pytest.raises(DataError, match="not written by a run of this geexp"):
-        load_checkpoint(path)
+    for write, message in (
+        (lambda: path.write_bytes(b"not a checkpoint"), "damaged"),
+        (lambda: path.write_bytes(pickle.dumps(Evil())), "cannot be read"),
+        (lambda: torch.save({"state_dict": {}, "x": Evil()}, path), "cannot be read"),
+        (lambda: torch.save({"state_dict": {}}, path), "not written by a run of this version of geexp"),
+    ):
+        write()
+        with pytest.raises(DataError, match=message):
+            load_checkpoint(path)

@@ -3,38 +3,31 @@
 import errno
 import json
 import os
-import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from geexp.config.errors import DataError, DivergedError
 from geexp.runs.lock import run_lock
 from geexp.runs.run import Run
 from geexp.training import loggers
 from geexp.training.run import train
+from tests.conftest import environment
 from tests.support.configuration import job
-from tests.support.fake_wandb import fake_wandb
 from tests.support.forked import Ended
-from tests.support.runs import SETTINGS, checkpoint, history, same_weights, trouble
+from tests.support.processes import until
+from tests.support.runs import SETTINGS, checkpoint, history, same_end, same_weights, trouble
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in the forked processes that resume these runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +40,16 @@ def uninterrupted(tmp_path_factory) -> Path:
 def ends_as(uninterrupted: Path, run: Path) -> None:
     """The same command, given again, comes to the same end."""
     assert train(job(run, *SETTINGS)) is not None
-    assert Run(run).status.state == "complete"
-    assert history(run) == history(uninterrupted)
-    same_weights(run, uninterrupted)
-    assert not [*run.glob(".writing*"), *run.glob("checkpoints/.writing*")]
+    same_end(run, uninterrupted)
 
 
-def one_message(ended: Ended, code: int) -> str:
-    """The only thing that a process that failed has to say, beside how far it had come."""
-    assert ended.returncode == code, ended.stderr
+def one_message(ended: Ended | subprocess.CompletedProcess[str]) -> str:
+    """The only error that a process prints that failed, after its progress."""
+    assert ended.returncode == 1, ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
-    assert "Error executing job" not in ended.stderr
-    *_, message = ended.stderr.splitlines()
     assert ended.stderr.count("geexp.train: ") == 1
-    return message.removeprefix("geexp.train: ")
+    return ended.stderr.splitlines()[-1].removeprefix("geexp.train: ")
 
 
 def step_saved(run: Path) -> int | None:
@@ -73,7 +61,7 @@ def step_saved(run: Path) -> int | None:
 
 
 def assert_silent(rank: Ended) -> None:
-    """It had given up, and left it to the first rank to say why; SIGTERM, from torchrun, then ended it at once."""
+    """It had left the message to the first rank, and ended at once on torchrun's SIGTERM."""
     assert (rank.returncode, rank.stdout, rank.stderr) == (-signal.SIGTERM, "", "")
 
 
@@ -81,35 +69,29 @@ def assert_silent(rank: Ended) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "what", "step", "good"),
+    ("overrides", "what", "good"),
     [
-        ([trouble("Poison", step=8)], "the training loss is not finite at step 8, in epoch 2 (learning rate 0.0", 8, 6),
+        ([trouble("Poison", step=8)], "the training loss is not finite at step 8, in epoch 2 (learning rate 0.0", 6),
         # All pixels are infinite.
-        (["data.std=[1e-44]"], "the training loss is not finite at step 1, in epoch 1 (learning rate 0)", 1, 0),
+        (["data.std=[1e-44]"], "the training loss is not finite at step 1, in epoch 1 (learning rate 0)", 0),
         # A step whose loss is a number still, but not the weights that it leaves; a checkpoint is due after each.
-        (["optim.lr=1e9", "trainer.checkpoint_every_n_steps=1"], "the weights are not finite after step ", None, None),
+        (["optim.lr=1e9", "trainer.checkpoint_every_n_steps=1"], "the weights are not finite after step ", None),
     ],
 )
-def test_a_diverged_run_stops_at_once_and_its_last_checkpoint_is_sound(tmp_path, overrides, what, step, good):
+def test_a_diverged_run_stops_at_once_and_its_last_checkpoint_is_sound(tmp_path, overrides, what, good):
     with pytest.raises(DivergedError) as diverged:
         train(job(tmp_path, *SETTINGS, *overrides))
     message = str(diverged.value)
     assert message.startswith(what)
     assert diverged.value.exit_code == 1
     assert "Try a lower optim.lr" in message
-    path, of_step = re.search(r"The last good checkpoint is (\S+), of step (\d+)\.", message).groups()
-    assert path == str(tmp_path / "checkpoints/last.ckpt")
     last = checkpoint(tmp_path)
-    assert last["global_step"] == int(of_step)
-    if good is not None:
-        assert last["global_step"] == good
+    assert f"The last good checkpoint is {tmp_path}/checkpoints/last.ckpt, of step {last['global_step']}." in message
+    assert good in (None, last["global_step"])
     assert all(value.isfinite().all() for value in last["state_dict"].values())
     status = Run(tmp_path).status
     assert (status.state, status.reason) == ("diverged", message)
     assert Run(tmp_path).result is None
-    assert all(
-        row["val/loss"] is not None for row in (history(tmp_path) if (tmp_path / "history.jsonl").exists() else [])
-    )
 
 
 def test_a_run_that_diverged_by_accident_can_be_resumed(uninterrupted, tmp_path):
@@ -130,13 +112,20 @@ def test_a_validation_loss_that_is_no_number_costs_no_result(tmp_path):
         assert result.metrics[which]["val/images"] == 64
 
 
-def test_one_of_two_ranks_diverges_and_both_stop(forked, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "message", "state"),
+    [
+        (trouble("Poison", step=8, rank=1), "the training loss is not finite at step 8, in epoch 2", "diverged"),
+        (trouble("Full", name="checkpoints/last.ckpt", epoch=1), os.strerror(errno.ENOSPC), "failed"),
+    ],
+)
+def test_a_fault_of_one_of_two_ranks_stops_both_with_one_message(forked, tmp_path, fault, message, state):
     run = tmp_path / "run"
-    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}", trouble("Poison", step=8, rank=1)]
+    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}", fault]
     first, second = forked.run(tmp_path, "train", *arguments, ranks=2, grace=2)
-    assert one_message(first, 1).startswith("the training loss is not finite at step 8, in epoch 2")
+    assert message in one_message(first)
     assert_silent(second)
-    assert Run(run).status.state == "diverged"
+    assert Run(run).status.state == state
     assert checkpoint(run)["global_step"] == 6
 
 
@@ -166,48 +155,24 @@ def test_no_room_for_a_file(uninterrupted, tmp_path, name, epoch, step):
     ends_as(uninterrupted, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def mounts() -> None:
-    """Of a process, for itself alone."""
-    possible = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
-    if possible.returncode:
-        pytest.skip("this system lets nobody mount")
-
-
-@pytest.mark.usefixtures("mounts")
-def test_a_full_disk(forked, uninterrupted, tmp_path):
-    """A real one, which two checkpoints fill."""
-    run, kept = tmp_path / "run", tmp_path / "kept"
-    run.mkdir()
-    small = ("small_disk", "1500k", str(run), str(kept))
-    (ended,) = forked.run(tmp_path, "train", *SETTINGS, f"hydra.run.dir={run}", first=small)
-    message = one_message(ended, 1)
-    assert message.startswith(f"{run}/checkpoints/")
-    assert os.strerror(errno.ENOSPC) in message
-    assert re.search(r"0\.\d MiB are free there, and a checkpoint takes 0\.6", message)
-    assert not list(run.iterdir())  # nobody else has seen that disk
-    run.rmdir()
-    kept.rename(run)
-    assert Run(run).status.reason == message
-    assert not [*run.glob("checkpoints/.writing*")]
-    ends_as(uninterrupted, run)
-
-
-@pytest.mark.usefixtures("mounts")
-@pytest.mark.parametrize("there", [False, True], ids=["a new run", "a run to resume"])
-def test_a_read_only_folder(forked, uninterrupted, tmp_path, there):
+def test_a_read_only_folder(uninterrupted, tmp_path):
     outputs = tmp_path / "outputs"
-    if there:
-        shutil.copytree(uninterrupted, outputs / "run")
-        (outputs / "run/result.json").unlink()
-    else:
-        outputs.mkdir()
+    shutil.copytree(uninterrupted, outputs / "run")
+    (outputs / "run/result.json").unlink()
     before = contents(outputs)
-    (ended,) = forked.run(
-        tmp_path, "train", *SETTINGS, f"hydra.run.dir={outputs}/run", first=("read_only", str(outputs))
+    read_only = f"mount --bind {outputs} {outputs} && mount -o remount,bind,ro {outputs}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", read_only], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    command = shlex.join([sys.executable, "-m", "geexp.train", *SETTINGS, f"hydra.run.dir={outputs}/run"])
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{read_only} && {command}"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
-    message = one_message(ended, 1)
-    assert ended.stderr.count("\n") == 1
+    message = one_message(done)
+    assert done.stderr.count("\n") == 1
     assert message.startswith(f"{outputs}/run")
     assert os.strerror(errno.EROFS) in message
     assert "choose another folder" in message
@@ -218,25 +183,6 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def test_files_may_not_grow(forked, tmp_path):
-    """A limit on the size of files is another way for a disk to be full."""
-    run = tmp_path / "run"
-    (ended,) = forked.run(tmp_path, "train", *SETTINGS, f"hydra.run.dir={run}", first=("small_files", str(500_000)))
-    message = one_message(ended, 1)
-    assert message.startswith(f"{run}/checkpoints/last.ckpt cannot be written: {os.strerror(errno.EFBIG)}")
-    assert checkpoint(run)["global_step"] == 0  # which is smaller: there is no momentum yet
-
-
-def test_no_room_for_what_one_of_two_ranks_writes(forked, tmp_path):
-    run = tmp_path / "run"
-    full = trouble("Full", name="checkpoints/last.ckpt", epoch=1)
-    arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
-    first, second = forked.run(tmp_path, "train", *arguments, full, ranks=2, grace=2)
-    assert os.strerror(errno.ENOSPC) in one_message(first, 1)
-    assert_silent(second)
-    assert checkpoint(run)["global_step"] == 6
-
-
 # two processes, one run
 
 
@@ -244,10 +190,10 @@ def test_a_second_process_on_a_run_is_refused(forked, uninterrupted, tmp_path):
     run = tmp_path / "run"
     arguments = [*SETTINGS, f"hydra.run.dir={run}", "feed=reference", "feed.workers=1"]
     first = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=6))
-    wait_for(lambda: (run / "history.jsonl").exists())
+    until(lambda: (run / "history.jsonl").exists())
     (second,) = forked.run(tmp_path, "train", *arguments)
     expected = f"{run}: process {first.pids[0]} on {socket.gethostname()} is training this run."
-    assert one_message(second, 1).startswith(expected)
+    assert one_message(second).startswith(expected)
     assert second.stderr.count("\n") == 1
     status = Run(run).status
     assert (status.state, status.pid) == ("running", first.pids[0])
@@ -267,19 +213,12 @@ def test_a_second_process_on_a_run_is_refused(forked, uninterrupted, tmp_path):
     assert "resuming: " in third.stderr
 
 
-def wait_for(condition: Any, *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_under_torchrun_the_second_is_refused_once(forked, tmp_path):
     run = tmp_path / "run"
     with run_lock(run):
         arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
         first, second = forked.run(tmp_path, "train", *arguments, ranks=2, grace=1)
-    assert f"process {os.getpid()} on" in one_message(first, 1)
+    assert f"process {os.getpid()} on" in one_message(first)
     assert_silent(second)
 
 
@@ -358,22 +297,6 @@ def test_a_wandb_server_that_does_not_answer(forked, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wandb_server_that_falls_silent(forked, uninterrupted, tmp_path):
-    run, silent = tmp_path / "run", tmp_path / "silent"
-    with fake_wandb(silent) as address:
-        begin = time.monotonic()
-        touch = trouble("Touch", path=silent)
-        (ended,) = forked.run(tmp_path, "train", *ONLINE, f"hydra.run.dir={run}", touch, **address)
-        assert time.monotonic() - begin < loggers.PATIENCE + 30
-    assert ended.returncode == 0, ended.stderr
-    assert "logging offline" not in ended.stderr  # it was there at first
-    assert re.search(rf"W&B does not respond; to upload the rest later: wandb sync {run}/wandb/run-\S+\n", ended.stderr)
-    assert "Traceback" not in ended.stderr
-    assert Run(run).result is not None
-    assert history(run) == history(uninterrupted)
-
-
-@pytest.mark.slow
 def test_wandbs_process_is_killed(forked, uninterrupted, tmp_path):
     run = tmp_path / "run"
     offline = [*SETTINGS, "logger=wandb", "logger.mode=offline", trouble("KillHelper", name="wandb-core")]
@@ -390,13 +313,13 @@ def test_one_of_two_ranks_is_killed(forked, tmp_path, victim):
     run = tmp_path / "run"
     arguments = [*SETTINGS, "trainer.devices=2", f"hydra.run.dir={run}"]
     started = forked.start(tmp_path, "train", *arguments, trouble("Stuck", step=8, rank=victim), ranks=2)
-    wait_for(lambda: (run / "history.jsonl").exists() and step_saved(run) == 8)
+    until(lambda: (run / "history.jsonl").exists() and step_saved(run) == 8)
     os.kill(started.pids[victim], signal.SIGKILL)
     ended = started.end(grace=90)
     other = ended[1 - victim]
     assert ended[victim].returncode == -signal.SIGKILL
     assert other.returncode == 1
-    assert "another process of this training" in other.stderr.splitlines()[-1]
+    assert "another rank of this run" in other.stderr.splitlines()[-1]
     assert "Traceback" not in other.stderr
     assert Run(run).status.state == ("lost" if victim == 0 else "failed")
     done = forked.run(tmp_path, "train", *arguments, ranks=2)

@@ -34,13 +34,9 @@ def test_parameter_groups_are_the_authors():
     ("switched", "weights", "bn", "biases"),
     [
         ({}, (0.1, 1e-4), (0.1, 0), (0.2, 0)),
-        ({"decay_bn": True}, (0.1, 1e-4), (0.1, 1e-4), (0.2, 0)),
+        ({"weight_decay": 5e-4, "decay_bn": True}, (0.1, 5e-4), (0.1, 5e-4), (0.2, 0)),
         ({"decay_biases": True}, (0.1, 1e-4), (0.1, 0), (0.2, 1e-4)),
         ({"bias_lr_factor": 1.0}, (0.1, 1e-4), (0.1, 0), (0.1, 0)),
-        ({"weight_decay": 0.0}, (0.1, 0), (0.1, 0), (0.2, 0)),
-        ({"weight_decay": 5e-4, "decay_bn": True}, (0.1, 5e-4), (0.1, 5e-4), (0.2, 0)),
-        ({"decay_bn": True, "decay_biases": True, "bias_lr_factor": 1.0}, *[(0.1, 1e-4)] * 3),
-        ({"batch_size": 1024}, (0.1, 1e-4), (0.1, 0), (0.2, 0)),
         ({"batch_size": 1024, "lr_for_batch": 256}, (0.4, 1e-4), (0.4, 0), (0.8, 0)),
     ],
     ids=lambda case: ",".join(case) or "paper" if isinstance(case, dict) else "",
@@ -99,13 +95,9 @@ def test_the_table_of_groups_says_what_is_in_them():
     sgd = make_optimizer(model, OptimConfig(nesterov=True, weight_decay=5e-4))
     for group in sgd.param_groups:
         group["lr"] = 0.0  # wherever the schedule stands, the table shows what it multiplies
-    table = group_table(sgd)
-    columns = {str(column.header): list(column.cells) for column in table.columns}
+    columns = {str(column.header): list(column.cells) for column in group_table(sgd).columns}
     sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in sgd.param_groups}
     assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
-    bns = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert sizes["bn"] == sum(2 * bn.num_features for bn in bns)
-    assert sizes["biases"] == 10 + sum(C + C // 16 for C in (16, 32, 64)) * 3
     assert columns == {
         "group": ["weights", "bn", "biases"],
         "tensors": [str(len(group["params"])) for group in sgd.param_groups],
@@ -114,33 +106,12 @@ def test_the_table_of_groups_says_what_is_in_them():
         "weight decay": ["0.0005", "0", "0"],
         "momentum": ["0.9 Nesterov"] * 3,
     }
-    assert columns["tensors"][1:] == [str(2 * len(bns)), str(1 + 2 * 9)]
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_a_fused_step_is_the_plain_one(nesterov):
-    """In float64, over several steps with their momenta; the paper's three groups."""
-    optim = OptimConfig(momentum=0.9, nesterov=nesterov, weight_decay=1e-2)
-    networks = []
-    for fused in (True, False):
-        torch.manual_seed(0)
-        network = build_model("resnet8", ge="theta_plus").double()
-        sgd = make_optimizer(network, optim)
-        for group in sgd.param_groups:
-            assert group["fused"] is True
-            group["fused"] = fused
-        for _ in range(4):
-            for parameter in network.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            sgd.step()
-        networks.append(network)
-    for one, other in zip(*(network.parameters() for network in networks), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-def test_clipped_gradients_are_not_for_a_fused_step():
-    sgd = make_optimizer(build_model("resnet8"), OptimConfig(clip_norm=1.0))
-    assert {group["fused"] for group in sgd.param_groups} == {False}
+@pytest.mark.parametrize(("clip_norm", "fused"), [(None, True), (1.0, False)])
+def test_steps_are_fused_unless_gradients_are_clipped(clip_norm, fused):
+    sgd = make_optimizer(build_model("resnet8"), OptimConfig(clip_norm=clip_norm))
+    assert {group["fused"] for group in sgd.param_groups} == {fused}
 
 
 def test_the_line_about_performance():

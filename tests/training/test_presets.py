@@ -1,15 +1,13 @@
 """Presets really run, scaled down: ``experiment=… scale=smoke`` on small data in the official formats."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from geexp.registry import config_directory
 from geexp.runs.job import make_job
-from tests.conftest import environment
+from tests.conftest import python
 from tests.support.cifar import TRAIN, SmallArchive, checksums, small_cifar10, small_cifar100
 from tests.support.configuration import train_config
 from tests.support.photos import CLASSES, photo, write_classes
@@ -33,14 +31,8 @@ def archives(tmp_path) -> list[SmallArchive]:
 def results(archives: list[SmallArchive], *overrides: str, seconds: int) -> dict[str, dict]:
     """Train in one process; the results by the names of their folders."""
     root = archives[0].root
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, checksums(*archives), *overrides],
-        cwd=root,
-        env=environment(GEEXP_DATA=str(root)),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    command = ["-c", TRAIN, checksums(*archives), *overrides]
+    done = python(*command, cwd=root, timeout=seconds, GEEXP_DATA=str(root))
     assert done.returncode == 0, done.stderr[-5000:]
     written = {str(path.parent.relative_to(root / "outputs")): path for path in root.glob("outputs/**/result.json")}
     return {folder: json.loads(path.read_text()) for folder, path in written.items()}

@@ -6,7 +6,6 @@ They are started as torchrun starts them; by torchrun itself in the tests that a
 import json
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ import torch
 
 from geexp.data.datasets import open_dataset
 from geexp.training.run import train
-from tests.conftest import environment
+from tests.conftest import python
 from tests.support.configuration import job, train_config
-from tests.support.runs import history, same_weights, trouble, weights
+from tests.support.runs import checkpoint, history, same_end, trouble, weights
 
 # Two epochs of ten steps; no number of ranks but one divides the images that they are validated with.
 SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "trainer.max_epochs=2", "data=fashion_mnist"]
@@ -88,12 +87,8 @@ def test_2_processes_train(forked, data, tmp_path):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     result = json.loads((run / "result.json").read_text())
     assert result["devices"] == {"count": 2, "images_per_device": 16, "accumulate": 1, "images_per_batchnorm": 16}
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    assert [group["base_lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]] == [
-        0.1,
-        0.1,
-        0.2,
-    ]  # not scaled
+    (optimizer,) = checkpoint(run)["optimizer_states"]
+    assert [group["base_lr"] for group in optimizer["param_groups"]] == [0.1, 0.1, 0.2]  # not scaled
 
 
 def test_a_step_is_the_same_however_it_is_divided(forked, data, tmp_path):
@@ -136,22 +131,8 @@ def test_a_wrong_number_is_refused_once(forked, trained, tmp_path, entry, ranks,
 @pytest.mark.slow
 def test_by_torchrun_itself(data, trained, tmp_path):
     def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={ranks}",
-                "-m",
-                *arguments,
-            ],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        return python(*start, *arguments, cwd=tmp_path)
 
     for ranks in (2, 3):
         arguments = [f"run={trained}", "which=last", f"devices={ranks}", "accelerator=cpu", "format=json"]
@@ -163,8 +144,7 @@ def test_by_torchrun_itself(data, trained, tmp_path):
         done = torchrun(2, "geexp.train", *SETTINGS, data, "trainer.devices=2", f"hydra.run.dir={run}")
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
-    assert history(once) == history(again)
-    same_weights(once, again)
+    same_end(again, once)
     refused = torchrun(2, "geexp.train", "trainer=cpu", "trainer.devices=1")
     assert refused.returncode == 1  # torchrun knows no other
     assert "exitcode  : 2" in refused.stderr

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 
 from geexp.config.schema import EvaluateConfig
 from geexp.training.checkpoints import load_checkpoint
@@ -14,10 +13,16 @@ from geexp.training.evaluation import evaluate
 from geexp.training.network import network_of
 from geexp.training.run import train
 from tests.support.configuration import job, train_config
+from tests.support.photos import write_classes
 from tests.support.runs import history, only_run, weights
 
 # Three short epochs that learn something.
 SHORT = ["trainer.limit_train_batches=20", "trainer.limit_val_batches=5", "schedule.epochs=3", "logger=none"]
+
+
+@pytest.fixture
+def run(forked, tmp_path):
+    return lambda entry, *arguments: forked.run(tmp_path, entry, *arguments)[0]
 
 
 def test_a_run_from_start_to_evaluation(run, tmp_path):
@@ -51,13 +56,12 @@ def test_a_run_from_start_to_evaluation(run, tmp_path):
     assert (folder / ".hydra/config.yaml").is_file()
     assert (folder / "config.yaml").is_file()
 
-    for arguments in ([f"run={folder}"], [f"run={folder}", "which=last"]):
-        again = run("evaluate", *arguments, "format=json")
-        assert again.returncode == 0, again.stderr
-        measured = json.loads(again.stdout)
-        # The run saw five batches of the evaluation split, evaluation sees what the checkpoint's configuration says.
-        assert measured["measured"] == measured["recorded"]
-        assert measured["identical"] is True
+    # The run was validated with five batches, and so is the evaluation, by the checkpoint's configuration.
+    again = run("evaluate", f"run={folder}", "which=last", "format=json")
+    assert again.returncode == 0, again.stderr
+    measured = json.loads(again.stdout)
+    assert measured["measured"] == measured["recorded"]
+    assert measured["identical"] is True
     # From the checkpoint alone, moved elsewhere, after the run is gone.
     lonely = tmp_path / "elsewhere.ckpt"
     (folder / "checkpoints/best.ckpt").rename(lonely)
@@ -102,11 +106,11 @@ def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     assert run("train", *one_batch, "ge=none").returncode == 0
     other = run("train", *one_batch, "ge=se")
     assert other.returncode == 2
-    assert "ge.variant=se (there: none)" in other.stderr
+    assert "ge.variant=se (in the folder: none)" in other.stderr
     (tmp_path / "mine/result.json").unlink()
     other = run("train", *one_batch, "ge=none", "optim.lr=0.5")
     assert other.returncode == 2
-    assert "optim.lr=0.5 (there: 0.025)" in other.stderr
+    assert "optim.lr=0.5 (in the folder: 0.025)" in other.stderr
     assert run("train", *one_batch, "ge=se", "force=true").returncode == 0
     spoilt = run("train", *one_batch, "ge=se", "force=true", "optim.batch_size=20000")
     assert spoilt.returncode == 2
@@ -139,31 +143,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, tmp_path
     assert last.with_name("damaged.ckpt").stat().st_size == 2000
     assert history(folder) == rows
     assert all(torch.equal(weights(folder)[name], value) for name, value in trained.items())
-    last.write_bytes(last.read_bytes()[:2000])
-    damaged = run("evaluate", f"run={folder}", "which=last")
-    assert damaged.returncode == 1
-    assert f"checkpoint {last}" in damaged.stderr
-    assert "Traceback" not in damaged.stderr
 
 
 def test_the_users_command_with_one_batch(run, tmp_path):
     done = run("train", "model=resnet50", "ge=theta", "ge.extent=8", "debug=one_batch", "logger=none")
     assert done.returncode == 0, done.stderr
     assert only_run(tmp_path).parts[-4:-1] == ("resnet50", "theta-e8", "demo")
-
-
-@pytest.mark.slow
-def test_a_failing_job_of_a_sweep_does_not_stop_the_others(run, tmp_path):
-    two, of_two = ["ge=none,theta", "optim.batch_size=20000,64"], ["debug=one_batch", "logger=none"]
-    done = run("train", "-m", "launcher.devices=2", *two, *of_two)
-    assert done.returncode == 1
-    assert "geexp.train: 2 of 4 jobs are not done; the same command tries again" in done.stderr
-    assert "optim.batch_size=20000" in done.stderr
-    assert len(list(tmp_path.glob("outputs/**/result.json"))) == 2
-    assert "baseline" in done.stdout  # the table of what was finished is printed all the same
-    assert done.stdout.count("not finished") == 2
-    assert done.stderr.count("optim.batch_size=20000: failed: ") == 2 * 2  # when it happens, and at the end
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -187,27 +172,6 @@ def test_a_sweep_ends_with_a_table_and_a_picture(run, tmp_path):
     }
 
 
-def test_wandb_without_a_login_is_offline_and_never_asks(run, tmp_path):
-    done = run(
-        "train", "-m", "launcher=inline", "ge=none,se", "debug=one_batch", "logger=wandb", NETRC=str(tmp_path / "none")
-    )
-    assert done.returncode == 0, done.stderr
-    assert "W&B offline" in done.stderr
-    runs = sorted(tmp_path.glob("outputs/**/run-*.wandb"))
-    assert len(runs) == 2  # one run per job, each in its job's folder
-    assert len({path.parent.name.split("-", 3)[-1] for path in runs}) == 2
-
-
-@pytest.mark.slow
-def test_wandb_online_without_a_network_goes_on_offline(run, tmp_path):
-    done = run(
-        "train", "debug=one_batch", "logger=wandb", "logger.mode=online",
-        WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "logging offline" in done.stderr
-
-
 @pytest.mark.slow
 def test_profiler_leaves_its_report(run, tmp_path):
     done = run("train", "debug=profiler", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "logger=none")
@@ -222,36 +186,26 @@ def test_overfit_learns_its_batches_by_heart(run, tmp_path):
     assert history(only_run(tmp_path))[-1]["train/top1_error"] < 5
 
 
-def test_a_folder_that_cannot_be_written(run, tmp_path):
-    (tmp_path / "outputs").write_text("a file where the folder should be")
-    done = run("train", "debug=one_batch")
-    assert done.returncode == 1
-    assert "outputs" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(run):
     done = run("train", "trainer=gpu", "logger=none")
     assert done.returncode == 2
-    assert "Lightning refuses" in done.stderr
+    assert "Lightning rejects" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("feed", ["reference", "folder feed.engine=workers feed.workers=2", "folder"])
 def test_a_truncated_image_ends_in_one_line(run, tmp_path, feed):
     for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(4):
-                Image.new("RGB", (64, 64), (40 * i, 90, 20)).save(tmp_path / split / name / f"{i}.JPEG")
-    bad = tmp_path / "train/dog/2.JPEG"
+        write_classes(tmp_path / split, ("cat", "dog"), 4)
+    bad = tmp_path / "train/dog/dog_2.JPEG"
     bad.write_bytes(bad.read_bytes()[:400])
     done = run(
         "train", "data=imagenet", "data.root=.", "data.num_classes=2", "data.image_size=32", "optim.batch_size=4",
         "logger=none", *f"feed={feed}".split(),
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("geexp.train: cannot read")
-    assert "2.JPEG" in done.stderr.splitlines()[-1]
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("geexp.train: cannot read")
+    assert "dog_2.JPEG" in message
     assert "Traceback" not in done.stderr

@@ -83,14 +83,6 @@ def test_every_step_of_the_demo():
     assert lr_factor(c.schedule, 5.5) == lr_factor(c.schedule, 10) == 0  # it does not rise again
 
 
-@pytest.mark.parametrize("milestone", [1, 30, 60, 90, 120, 160])
-def test_milestones_are_exact_whatever_the_epoch_counts(milestone):
-    rate = LearningRate(ScheduleConfig(name="x", kind="steps", epochs=200, milestones=[milestone], factor=0.5))
-    for steps in range(1, 2_001):
-        assert rate.factor(milestone * steps - 1, steps) == 1
-        assert rate.factor(milestone * steps, steps) == 0.5
-
-
 @pytest.mark.parametrize(("stretch", "warmup"), [(1, 400), (0.5, 200), (0.07, 28), (0.0175, 7), (0.57, 228)])
 def test_a_stretched_warmup_is_exact(stretch, warmup):
     rate = LearningRate(schedule("preact_cifar", stretch=stretch))
@@ -104,15 +96,14 @@ def test_a_warmup_in_front_of_a_plateau_and_of_milestones():
     assert [lr_factor(steps, position) for position in (0, 1.9, 2, 4)] == pytest.approx([0.3, 0.3, 0.1, 0.01])
 
 
-def test_the_picture_of_all_schedules(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_picture_shows_all_schedules(tmp_path, monkeypatch):
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts/plot_schedules.py"))
-    shown = [panel.schedule for panel in (*script["ABOVE"], *script["BELOW"])]
-    assert sorted(shown) == sorted({case[0] for case in PIECES} | OTHERS)
+    shown = {panel.schedule for panel in (*script["ABOVE"], *script["BELOW"])}
+    assert shown == {case[0] for case in PIECES} | OTHERS
     path = tmp_path / "new" / "schedules.png"
     monkeypatch.setattr(sys, "argv", ["plot_schedules", str(path)])
     script["main"]()
-    assert capsys.readouterr().out == f"schedules: {path}\n"
-    assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 50_000
 
 
@@ -145,19 +136,6 @@ def test_plateau_lowers_three_times_and_ends_at_the_fourth(name):
     assert rate.plateau.finished
 
 
-def test_plateau_with_a_loss_that_falls_again_after_each_reduction():
-    """From a level to the next in 30, 8, 5, 3 epochs; each level is held for 20, eleven of them within the patience."""
-    falls = [(30, 3.0), (8, 2.0), (5, 1.8), (3, 1.75)]
-    losses, level = [], 6.0
-    for epochs, lower in falls:
-        losses += [level + (lower - level) * (k + 1) / epochs for k in range(epochs)] + [lower] * 11
-        level = lower
-    rates, rate = driven(config("schedule=plateau", "optim=paper"), losses + [level] * 100)
-    pieces = [(0, 41, 0.1), (41, 60, 0.01), (60, 76, 0.001), (76, 90, 0.0001)]
-    assert rates == pytest.approx(in_pieces(pieces), rel=1e-12)
-    assert rate.plateau.finished
-
-
 @pytest.mark.parametrize(("name", "epochs"), [("plateau", 300), ("shufflenet400", 400)])
 def test_plateau_without_one_ends_at_its_limit(name, epochs):
     rates, rate = driven(config(f"schedule={name}", "optim=paper"), FALLING)
@@ -176,58 +154,28 @@ def test_what_the_paper_leaves_open_is_in_the_configuration(name):
     assert own.plateau.reductions == 1
 
 
-def observed(values: list[float], **settings) -> list[tuple[int, bool]]:
-    plateau = Plateau(**{"patience": 2, "threshold": 1e-4, "reductions": 3} | settings)
-    states = []
-    for value in values:
+def test_a_plateau_after_the_last_reduction_ends_training():
+    plateau, states = Plateau(patience=0, threshold=0.0, reductions=1), []
+    for value in (1, 1, 1):
         plateau.observe(value)
         states.append((plateau.reductions, plateau.finished))
-    return states
+    assert states == [(0, False), (1, False), (1, True)]
 
 
-# values by epoch, the number of reductions after each; patience 2 and threshold 1e-4 unless given
-@pytest.mark.parametrize(
-    ("values", "counts", "settings"),
-    [
-        ([1, 2, 2, 0.5, 2, 2, 0.4], [0] * 7, {}),  # two epochs without an improvement, and one with it in time
-        ([1, 2, 2, 2, 0.5, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 2], {}),
-        ([1, 0.9, 0.9, 0.8, 1, 1, 1], [0, 0, 1, 1, 2, 3, 3], {"patience": 0}),
-        ([1, 1, 1, 1], [0, 0, 0, 1], {"threshold": 0.0}),  # equal values are no improvement
-        ([0, 0, 0, 0], [0, 0, 0, 1], {"threshold": 0.0}),  # an error of 0 % cannot improve
-        ([1, 0.9999, 0.9999, 0.9999], [0, 0, 0, 1], {}),  # the threshold itself is not below it
-        ([1, 0.9999, 0.99989, 0.9999], [0, 0, 0, 0], {}),
-        ([100, 99.995, 99.995, 99.995], [0, 0, 0, 1], {}),  # relative to the best value
-        ([1 - 0.00004 * epoch for epoch in range(60)], [0] * 60, {}),  # small improvements add up, here in time
-        ([1 - 0.00003 * epoch for epoch in range(5)], [0, 0, 0, 1, 1], {}),  # and here too late
-    ],
-)
-def test_plateaus_by_patience_and_threshold(values, counts, settings):
-    assert [count for count, _ in observed(values, **settings)] == counts
-
-
-def test_the_plateau_after_the_last_reduction_ends_training():
-    assert observed([1, 1, 1], patience=0, reductions=1) == [(0, False), (1, False), (1, True)]
-    assert observed([1, 1, 1, 1], reductions=0) == [(0, False)] * 3 + [(0, True)]
-
-
-@pytest.mark.parametrize("cut", [1, 40, 61, 73, 83])
+@pytest.mark.parametrize("cut", [1, 61, 83])
 def test_a_plateau_goes_on_from_its_state(cut):
     c = config("schedule=plateau", "optim=paper")
     losses = [loss + 0.3 * random.Random(epoch).random() for epoch, loss in enumerate(FALLING[:60])] + [2.9] * 100
-    whole, _ = driven(c, losses)
+    whole, rate = driven(c, losses)
     first = LearningRate(c.schedule)
     for loss in losses[:cut]:
         first.observe({"val/loss": loss})
-    second, rates = LearningRate(c.schedule), []
+    second = LearningRate(c.schedule)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    for epoch in range(cut, len(losses)):
-        if second.over(epoch):
-            break
-        rates.append(base_rate(c.optim) * second.factor(epoch, 1))
-        second.observe({"val/loss": losses[epoch]})
-    assert rates == whole[cut:]
-    assert len(whole) > 84
-    assert second.state_dict()["finished"]
+    for loss in losses[cut : len(whole)]:
+        second.observe({"val/loss": loss})
+    assert second.state_dict() == rate.state_dict()
+    assert rate.plateau.finished
 
 
 def series(seed: int) -> tuple[list[float], dict[str, float]]:
@@ -283,15 +231,10 @@ def test_values_that_are_not_finite_are_refused(value):
         ("fixed100", 1, {"epochs": 100, "milestones": [30, 60, 90], "patience": 10, "warmup": 0}),
         ("fixed100", 0.1, {"epochs": 10, "milestones": [3, 6, 9]}),
         ("fixed100", 2, {"epochs": 200, "milestones": [60, 120, 180], "patience": 20}),
-        ("fixed100", 0.01, {"epochs": 1, "milestones": [1, 1, 1]}),
         ("fixed100", 1e-9, {"epochs": 1, "milestones": [1, 1, 1]}),
-        ("wrn_cifar", 0.05, {"epochs": 10, "milestones": [3, 6, 8]}),
         ("wrn_cifar", 0.01, {"epochs": 2, "milestones": [1, 1, 2]}),
         ("preact_cifar", 0.01, {"iterations": 640, "epochs": None, "warmup": 4, "milestones": [320, 480]}),
-        ("plateau", 0.1, {"epochs": 30, "patience": 1, "reductions": 3, "threshold": 1e-4}),
-        ("plateau", 0.01, {"epochs": 3, "patience": 1}),
-        ("plateau", 1.5, {"epochs": 450, "patience": 15}),
-        ("demo", 2, {"epochs": 10, "warmup": 1.0}),
+        ("plateau", 0.01, {"epochs": 3, "patience": 1, "reductions": 3, "threshold": 1e-4}),
         ("demo", 0.6, {"epochs": 3, "warmup": 0.3}),
     ],
 )
@@ -308,12 +251,6 @@ def test_milestones_that_fell_together_count_each():
     assert [rate.factor(step, 10) for step in (0, 9, 10, 19)] == pytest.approx([1, 1, 0.04, 0.04])
 
 
-def test_a_stretched_curve_is_the_curve_stretched():
-    short, whole = LearningRate(schedule("fixed100", stretch=0.1)), LearningRate(schedule("fixed100"))
-    assert [short.factor(step, 50) for step in range(500)] == [whole.factor(step, 5) for step in range(500)]
-    assert planned_epochs(config("schedule=fixed100", "schedule.stretch=0.1")) == 10
-
-
 def test_a_stretched_plateau_has_a_stretched_patience():
     """Patience 10 becomes 1: the second epoch that is not better is a plateau, and 300 epochs become 30."""
     short = config("schedule=plateau", "schedule.stretch=0.1", "optim=paper")
@@ -328,7 +265,7 @@ def test_a_stretch_that_leaves_only_the_warmup_is_refused():
     for stretch in (0.1, 0.125, 0.375, 0.9, 1.1):
         rate, length = LearningRate(schedule("demo", warmup=4, stretch=stretch)), round(5 * stretch) or 1
         assert max(rate.factor(step, 1000) for step in range(length * 1000 + 1)) == 1
-    with pytest.raises(ConfigError, match=r"schedule.stretch=0.5: leaves schedule.epochs=2, which a warm-up of 2 "):
+    with pytest.raises(ConfigError, match=r"schedule.stretch=0.5: shortens the schedule to schedule.epochs=2, "):
         schedule("demo", warmup=4, stretch=0.5)
 
 
@@ -363,7 +300,6 @@ def test_a_function_of_the_users():
     ("target", "arguments", "named"),
     [
         ("nowhere.triangle", {"peak": 0.5}, "nowhere"),
-        (f"{__name__}.square", {"peak": 0.5}, "square"),
         (f"{__name__}.triangle", {}, "peak"),
         (f"{__name__}.triangle", {"peak": 0.5, "width": 1}, "width"),
         (f"{__name__}.triangle", {"peak": 1.5}, "-0.5"),  # below zero at the start

@@ -5,6 +5,7 @@ network.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from geexp.analysis.wandb_picture import log_picture, wandb_run_of
+from geexp.analysis.drawing import line_styles
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.labels import ge_label, model_label
 from geexp.config.ranks import rank
@@ -26,10 +27,12 @@ from geexp.runs.atomic_write import atomic_write
 from geexp.runs.environment import environment
 from geexp.runs.identity import flat
 from geexp.runs.job import make_job
-from geexp.runs.run_files import write_json
+from geexp.runs.run_files import LAST, checkpoint_folder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from geexp.training.checkpoints import Checkpoint
 
 FORMAT = 1
 FOLDER = "analysis"  # in a run's folder
@@ -70,14 +73,21 @@ class Analysis:
     tables: "dict[str, pd.DataFrame]"
     made: dict[str, Any]
 
-    def of(self, network: Network, table: str) -> "pd.DataFrame":
-        """The rows of one network."""
+    @property
+    def styled(self) -> list[tuple[Network, dict[str, Any]]]:
+        """Each network with its line style, see ``drawing.line_styles``."""
+        return list(zip(self.networks, line_styles([one.variant for one in self.networks]), strict=True))
+
+    def of(self, network: Network, table: str, **equal: Any) -> "pd.DataFrame":
+        """The rows of one network, or only those with these values, as in ``block="conv4_1"``."""
         rows = self.tables[table]
-        return rows[rows["network"] == network.label]
+        for column, value in {"network": network.label, **equal}.items():
+            rows = rows[rows[column] == value]
+        return rows
 
 
-def analyse(settings: AnalyzeConfig) -> Analysis | None:
-    """Measure, or read earlier data with ``redraw=true``, and draw. Returns None on ranks other than 0.
+def analyse(settings: AnalyzeConfig) -> None:
+    """Measure, or with ``redraw=true`` read earlier data; then draw, on rank 0.
 
     Raises:
         ConfigError, DataError: for runs that cannot be analysed, if possible before any computation.
@@ -90,7 +100,7 @@ def analyse(settings: AnalyzeConfig) -> Analysis | None:
         settings = replace(settings, images=getattr(kind, "DEFAULT_IMAGES", None))
     analysis = read_analysis(folder, settings.analysis) if settings.redraw else _measured(kind, settings)
     if rank() != 0:
-        return None
+        return
     files = [] if settings.redraw else write_analysis(analysis, folder)
     pictures = kind.draw(analysis, folder / settings.analysis)
     about = {
@@ -100,7 +110,6 @@ def analyse(settings: AnalyzeConfig) -> Analysis | None:
     show(settings, about, analysis.tables, kind.summary(analysis), files, pictures)
     if wandb_run is not None:
         log_picture(wandb_run, f"{FOLDER}/{settings.analysis}", pictures)
-    return analysis
 
 
 def show(
@@ -122,6 +131,49 @@ def show(
             print(f"{what}: {file}", file=sys.stderr)
 
 
+def wandb_run_of(folder: Path) -> "Checkpoint":
+    """The last checkpoint in a run's folder, which names the run at W&B.
+
+    Raises:
+        ConfigError: if the run was trained with another logger.
+        DataError: if it has no checkpoint.
+    """
+    from geexp.training.checkpoints import load_checkpoint  # only here: it imports torch
+
+    checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
+    logger = checkpoint.config.logger.name
+    if logger != "wandb":
+        raise ConfigError(
+            f"wandb=true: {folder} was trained with logger={logger}, so it has no run at W&B. Leave wandb out."
+        )
+    return checkpoint
+
+
+def log_picture(run: "Checkpoint", key: str, pictures: Sequence[Path]) -> None:
+    """Log the PNGs among ``pictures`` as ``key``; offline if no API key is configured."""
+    import wandb
+
+    from geexp.training.wandb_content import usual_mode
+
+    logger = run.config.logger
+    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
+    experiment = wandb.init(
+        project=logger.project,
+        entity=logger.entity,
+        id=run.info.run_id,
+        dir=str(run.path.parents[1]),
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(init_timeout=20, console="off", silent=True),
+    )
+    for picture in pictures:
+        if picture.suffix == ".png":
+            experiment.log({key: wandb.Image(str(picture))})
+    experiment.finish()
+    where = f"; to upload later: wandb sync {Path(experiment.dir).parent}" if mode == "offline" else ""
+    print(f"W&B ({mode}): {key} in run {run.info.run_id}{where}", file=sys.stderr)
+
+
 def _measured(kind: Any, settings: AnalyzeConfig) -> Analysis:
     import pandas as pd
 
@@ -138,7 +190,7 @@ def _measured(kind: Any, settings: AnalyzeConfig) -> Analysis:
     networks = []
     for one, leaves, seed, label in zip(loaded, identities, seeds, labels, strict=True):
         try:
-            with one.precision():
+            with one.fabric.autocast():  # if the run was trained with it, as in its own evaluation
                 found = kind.measure(one)
         except UserError:
             raise

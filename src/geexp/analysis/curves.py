@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from geexp.analysis.analyse import FOLDER, labels_of, show, write_table
+from geexp.analysis.analyse import FOLDER, labels_of, log_picture, show, wandb_run_of, write_table
 from geexp.analysis.drawing import Curve, canvas, draw_side_by_side, line_styles, save, text_table, variant_style
-from geexp.analysis.wandb_picture import log_picture, wandb_run_of
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import AnalyzeConfig
 from geexp.registry import options
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _GLOBAL = "global"
 
 
-def draw_curves(settings: AnalyzeConfig) -> "dict[str, pd.DataFrame]":
+def draw_curves(settings: AnalyzeConfig) -> None:
     """``curves`` and, if a variant was trained with several extents, ``extents``: as CSV, SVG and PNG.
 
     Raises:
@@ -48,7 +47,6 @@ def draw_curves(settings: AnalyzeConfig) -> "dict[str, pd.DataFrame]":
     show(settings, {}, tables, _summary(tables["curves"]), list(files.values()), pictures)
     if wandb_run is not None:
         log_picture(wandb_run, f"{FOLDER}/curves", pictures[:2])
-    return tables
 
 
 def _finished(folder: Path) -> list[tuple[Run, Result]]:

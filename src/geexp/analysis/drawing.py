@@ -27,7 +27,7 @@ class Curve:
 def variant_style(variant: str, own: Any = None) -> dict[str, Any]:
     """``label``, ``color``, ``linestyle`` and ``marker`` of a GE variant, as in ``conf/ge``.
 
-    ``own`` is the style that a run records for a user's variant; what is unusable in it becomes neutral.
+    ``own`` is the style that a run records for a user's variant; invalid values become the neutral style's.
     """
     from geexp.registry import options
 

@@ -3,7 +3,6 @@
 Gates are counted on the gathered grid, each cell once, however many pixels it gates.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, gate_hooks, has_gate, observe, operators_of, over_ranks, why_no_gate
 from geexp.backbones.anatomy import blocks_by_stage
 from geexp.operators import VARIANTS
@@ -27,26 +26,19 @@ CLOSED, OPEN = 0.05, 0.95
 CONSTANT = 0.01
 
 
-@dataclass(frozen=True)
-class Gates:
-    """How the gates are distributed.
-
-    Attributes:
-        histogram: a row per block, class with images, and bin: ``block``, ``stage``, ``class``, ``low``, ``high`` and
-            ``count``, the values in [low, high) over all channels. The last bin includes 1.
-        channels: a row per channel of a block: ``block``, ``stage``, ``channel``, the gate's ``mean``, ``std``, ``min``
-            and ``max`` over images and cells, ``share_below`` 0.05 (closed), ``share_above`` 0.95 (open), and
-            ``constant``: max − min < 0.01, a gate that does not depend on its input.
-    """
-
-    histogram: "pd.DataFrame"
-    channels: "pd.DataFrame"
-
-
-def gate_distribution(model: nn.Module, batches: Batches, *, num_classes: int, bins: int = 100) -> Gates:
+def gate_distribution(
+    model: nn.Module, batches: Batches, *, num_classes: int, bins: int = 100
+) -> "dict[str, pd.DataFrame]":
     """Measure all gates of the network in one pass over the images.
 
     Under DDP every rank passes its share of the images and gets the whole result.
+
+    Returns:
+        ``histogram``: a row per block, class with images, and bin: ``block``, ``stage``, ``class``, ``low``, ``high``
+        and ``count``, the values in [low, high) over all channels. The last bin includes 1.
+        ``channels``: a row per channel of a block: ``block``, ``stage``, ``channel``, the gate's ``mean``, ``std``,
+        ``min`` and ``max`` over images and cells, ``share_below`` 0.05 (closed), ``share_above`` 0.95 (open), and
+        ``constant``: max − min < 0.01, a gate that does not depend on its input.
 
     Raises:
         ValueError: for a network without Gather-Excite, labels out of range, no images, and gates outside 0 … 1 or not
@@ -78,7 +70,10 @@ def gate_distribution(model: nn.Module, batches: Batches, *, num_classes: int, b
         place = {"block": name, "stage": stage_of[name]}
         histograms.append(pd.DataFrame(place | count.histogram(classes)))
         channels.append(pd.DataFrame(place | count.channels()))
-    return Gates(pd.concat(histograms, ignore_index=True), pd.concat(channels, ignore_index=True))
+    return {
+        "histogram": pd.concat(histograms, ignore_index=True),
+        "channels": pd.concat(channels, ignore_index=True),
+    }
 
 
 class _Counts:
@@ -132,21 +127,18 @@ class _Counts:
 
 
 def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
-    """``histogram`` and ``channels``, see ``Gates``."""
-    found = gate_distribution(run.model, run.batches("gates"), num_classes=run.num_classes)
-    return {"histogram": found.histogram, "channels": found.channels}
+    """``histogram`` and ``channels``, see ``gate_distribution``."""
+    return gate_distribution(run.model, run.batches("gates"), num_classes=run.num_classes)
 
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A panel per stage: the distribution over all images as a line, those of the single classes as a band."""
-    histogram = analysis.tables["histogram"]
-    stages = sorted(histogram["stage"].unique())
+    stages = sorted(analysis.tables["histogram"]["stage"].unique())
     title = title or f"Values of the gates, {analysis.networks[0].model}"
     figure, axes = canvas(1, len(stages), title, size=(3.9, 4.0), sharex=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     for axis, stage in zip(axes, stages, strict=True):
-        for network, style in zip(analysis.networks, styles, strict=True):
-            mine = histogram[(histogram["network"] == network.label) & (histogram["stage"] == stage)]
+        for network, style in analysis.styled:
+            mine = analysis.of(network, "histogram", stage=stage)
             if not len(mine):
                 continue
             counts = mine.pivot_table(index="class", columns="low", values="count", aggfunc="sum")
@@ -162,7 +154,9 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
         axis.set_ylim(bottom=0)
         axis.set_xlabel("gate")
     axes[0].set_ylabel("gates per bin of 0.01, %")
-    lines = [axes[0].plot([], [], color=style["color"], linestyle=style["linestyle"])[0] for style in styles]
+    lines = [
+        axes[0].plot([], [], color=style["color"], linestyle=style["linestyle"])[0] for _, style in analysis.styled
+    ]
     labels = [f"{network.label}: all images; band: range over classes" for network in analysis.networks]
     figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=9)
     return save(figure, path)

@@ -1,7 +1,6 @@
 """The network of a run, rebuilt from a checkpoint, with the images of the run's evaluation."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,10 +65,6 @@ class LoadedRun:
             if images.dtype == torch.uint8:
                 images = normalised(images, data.mean, data.std)
             yield images.to(dtype).contiguous(memory_format=layout), labels
-
-    def precision(self) -> AbstractContextManager[None]:
-        """The precision of the run's own evaluation: autocast if it was trained with autocast."""
-        return self.fabric.autocast()
 
     @cached_property
     def _feed(self) -> Feed:

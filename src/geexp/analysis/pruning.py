@@ -9,13 +9,14 @@ The network runs once per batch. Every point of a curve then costs only the laye
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, gate_hooks, has_gate, operators_of, over_ranks, why_no_gate
 from geexp.backbones.anatomy import blocks_by_stage, eval_mode, forward_hooks, named_blocks
 from geexp.backbones.network_surgery import Cut, blocks_with_sum, cut_at
@@ -35,9 +36,6 @@ _ORDER_STYLES = {
     "ascending": ("-", "full", "least important first"),
     "descending": ("--", "none", "most important first"),
 }
-
-# A block, the order of its channels, and how many of them are dropped; None for the whole branch.
-_Point = tuple[str, str, int | None]
 
 
 def importance_pruning(
@@ -70,24 +68,10 @@ def importance_pruning(
     if not ratios or not all(0 <= ratio <= 1 for ratio in ratios):
         raise ValueError(f"ratios={list(ratios)}: the shares of the channels to drop, numbers from 0 to 1")
     cuts = _cuts(model, blocks)
-    channels = {name: _channels(model, name) for name in cuts}
-    table = pd.DataFrame(
-        [
-            (name, order, ratio, round(ratio * channels[name]), channels[name])
-            for name in cuts
-            for order in ORDERS
-            for ratio in ratios
-        ],
-        columns=["block", "order", "ratio", "dropped", "channels"],
-    )
-
-    def point(name: str, order: str, dropped: int) -> _Point:
-        if dropped == 0:
-            return name, ORDERS[0], 0  # here and below the order does not matter
-        return (name, ORDERS[0], None) if dropped == channels[name] else (name, order, dropped)
-
-    points = [point(*row) for row in table[["block", "order", "dropped"]].itertuples(index=False)]
-    return _with_accuracy(table, model, batches, cuts, points)
+    table = pd.DataFrame(product(cuts, ORDERS, ratios), columns=["block", "order", "ratio"])
+    channels = table["block"].map({name: _channels(model, name) for name in cuts})
+    dropped = (table["ratio"] * channels).round().astype(int)
+    return _with_accuracy(table.assign(dropped=dropped, channels=channels), model, batches, cuts)
 
 
 def branch_removal(model: nn.Module, batches: Batches, *, blocks: Sequence[str]) -> "pd.DataFrame":
@@ -99,7 +83,8 @@ def branch_removal(model: nn.Module, batches: Batches, *, blocks: Sequence[str])
         model, batches, blocks: as for ``importance_pruning``; the blocks may hold Gather-Excite or not.
 
     Returns:
-        A row per block and ratio: ``block``, ``ratio``, ``correct`` of the ``images``, ``top1_accuracy`` in percent.
+        A row per block and ratio: ``block``, ``order`` (``reference``), ``ratio``, ``correct`` of the ``images``,
+        ``top1_accuracy`` in percent.
 
     Raises:
         ValueError: for a block that does not exist or ends in no sum, and no images.
@@ -107,9 +92,8 @@ def branch_removal(model: nn.Module, batches: Batches, *, blocks: Sequence[str])
     import pandas as pd
 
     cuts = _cuts(model, blocks)
-    table = pd.DataFrame([(name, ratio) for name in cuts for ratio in (0.0, 1.0)], columns=["block", "ratio"])
-    points: list[_Point] = [(name, ORDERS[0], dropped) for name in cuts for dropped in (0, None)]
-    return _with_accuracy(table, model, batches, cuts, points)
+    table = pd.DataFrame(product(cuts, [REFERENCE], [0.0, 1.0]), columns=["block", "order", "ratio"])
+    return _with_accuracy(table, model, batches, cuts)
 
 
 def _cuts(model: nn.Module, blocks: Sequence[str]) -> dict[str, Cut]:
@@ -130,10 +114,11 @@ def _channels(model: nn.Module, name: str) -> int:
     )
 
 
-def _with_accuracy(
-    table: "pd.DataFrame", model: nn.Module, batches: Batches, cuts: dict[str, Cut], points: Sequence[_Point]
-) -> "pd.DataFrame":
+def _with_accuracy(table: "pd.DataFrame", model: nn.Module, batches: Batches, cuts: dict[str, Cut]) -> "pd.DataFrame":
     """The table with the accuracy at the point of each row, over all ranks; equal points are computed once."""
+    rows = table[["block", "order", "ratio"]].itertuples(index=False)
+    # The order matters only where some channels are dropped and others are not.
+    points = [(name, order if 0 < ratio < 1 else "", ratio) for name, order, ratio in rows]
     distinct = list(dict.fromkeys(points))
     first = next(model.parameters())
     sums = torch.zeros(len(distinct) + 1, dtype=torch.int64, device=first.device)
@@ -143,11 +128,12 @@ def _with_accuracy(
             logits, inputs, branches, gates = _run(model, images.to(first), cuts)
             shortcuts = {name: cut.shortcut(inputs[name]) for name, cut in cuts.items()}
             places = {name: _places(_importance(gates[name], *branches[name].shape[2:])) for name in gates}
-            for index, (name, order, dropped) in enumerate(distinct):
+            for index, (name, order, ratio) in enumerate(distinct):
                 answer = logits
-                if dropped != 0:
+                if ratio > 0:
                     branch = torch.zeros_like(shortcuts[name])
-                    if dropped is not None:
+                    if ratio < 1:
+                        dropped = round(ratio * branch.shape[1])
                         branch = branches[name] * (places[name][order] >= dropped)[:, :, None, None]
                     answer = cuts[name].rest(cuts[name].join(branch, shortcuts[name]))
                 sums[index] += (_top1(answer) == labels).sum()
@@ -214,24 +200,20 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
     """``curves``: a row per block, order and ratio; for a reference network without GE only the ratios 0 and 1."""
     chosen = run.settings.blocks or default_blocks(run.model)
     if run.is_reference and run.config.ge.variant == "none":
-        return {
-            "curves": branch_removal(run.model, run.batches("reference points"), blocks=chosen).assign(order=REFERENCE)
-        }
+        return {"curves": branch_removal(run.model, run.batches("reference points"), blocks=chosen)}
     batches, ratios = run.batches("feature importance"), run.settings.ratios or RATIOS
     return {"curves": importance_pruning(run.model, batches, blocks=chosen, ratios=ratios)}
 
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A panel per block: accuracy against the ratio of dropped channels."""
-    curves = analysis.tables["curves"]
-    names = list(curves["block"].unique())
+    names = list(analysis.tables["curves"]["block"].unique())
     title = title or f"Accuracy without the least or the most important feature maps, {analysis.networks[0].model}"
     figure, axes = canvas(1, len(names), title, size=(3.9, 4.2), sharey=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     lines = {}
     for axis, name in zip(axes, names, strict=True):
-        for network, own in zip(analysis.networks, styles, strict=True):
-            mine = curves[(curves["network"] == network.label) & (curves["block"] == name)]
+        for network, own in analysis.styled:
+            mine = analysis.of(network, "curves", block=name)
             style = {"color": own["color"], "marker": own["marker"], "markersize": 5}
             for order, (dashes, fill, words) in _ORDER_STYLES.items():
                 rows = mine[mine["order"] == order].sort_values("ratio")

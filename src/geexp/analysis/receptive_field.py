@@ -66,7 +66,7 @@ def effective_receptive_field(model: nn.Module, batches: Batches, *, block: str)
     return (field / mass).cpu().numpy()
 
 
-def area_holding(field: np.ndarray, share: float = 0.95) -> int:
+def area_holding(field: np.ndarray, share: float = SHARE) -> int:
     """The number of pixels in the smallest set that holds this share of the field's mass (to within 1e-9).
 
     Raises:
@@ -130,21 +130,19 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A map per network and block, with a line around the pixels that hold 95 % of the mass."""
-    areas = analysis.tables["areas"]
-    names = list(areas["block"].unique())
+    names = list(analysis.tables["areas"]["block"].unique())
     title = title or f"Effective receptive field of a block's central unit, {analysis.networks[0].model}"
     title += f"; inside the line: {SHARE:.0%} of the gradient"
     figure, axes = canvas(len(analysis.networks), len(names), title, size=(3.1, 3.4))
     for number, network in enumerate(analysis.networks):
         for axis, name in zip(axes[number * len(names) :], names, strict=False):
-            mine = analysis.of(network, "field")
-            mine = mine[mine["block"] == name]
+            mine = analysis.of(network, "field", block=name)
             field = mine.pivot(index="row", columns="column", values="mass").to_numpy()
             edge = np.sort(field, axis=None)[-area_holding(field, SHARE)]  # the smallest mass inside the area
             shades = np.log10(np.maximum(field / field.max(), 1e-4))
             image = axis.imshow(shades, cmap="magma", vmin=-4, vmax=0, interpolation="nearest")
             axis.contour(field, levels=[edge], colors="#56B4E9", linewidths=1.2)
-            of_block = areas[(areas["network"] == network.label) & (areas["block"] == name)].iloc[0]
+            of_block = analysis.of(network, "areas", block=name).iloc[0]
             share = of_block["pixels"] / of_block["of"]
             axis.set_title(
                 f"{network.label}, {name}\n{of_block['pixels']:,} pixels, {share:.0%} of the image", fontsize=9

@@ -8,7 +8,6 @@ they are equally large it is the mean over their images.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geexp.analysis.drawing import canvas, line_styles, save, text_table
+from geexp.analysis.drawing import canvas, save, text_table
 from geexp.analysis.observing import Batches, observe, over_ranks
 from geexp.backbones import anatomy
 
@@ -30,28 +29,19 @@ if TYPE_CHECKING:
 BINS = 25
 
 
-@dataclass(frozen=True)
-class Selectivity:
-    """The table of all features and its summary.
-
-    Attributes:
-        features: a row per feature that is active for some image: ``block``, ``channel``, ``selectivity``,
-            ``preferred_class``, ``mean_max`` and ``mean_rest`` (µ_max and µ_rest).
-        blocks: a row per block: ``block``, ``features`` (how many), ``dead`` (active for no image, so without an
-            index), ``mean_selectivity`` and ``median_selectivity`` (NaN if all are dead), and the number of
-            ``images`` and of ``classes`` among them.
-    """
-
-    features: "pd.DataFrame"
-    blocks: "pd.DataFrame"
-
-
 def class_selectivity(
     model: nn.Module, batches: Batches, *, num_classes: int, blocks: Iterable[str] | None = None
-) -> Selectivity:
+) -> "dict[str, pd.DataFrame]":
     """Measure the named blocks, by default all of stage 4, in one pass over the images.
 
     Classes without images are left out. Under DDP every rank passes its share of the images and gets the whole result.
+
+    Returns:
+        ``features``: a row per feature that is active for some image: ``block``, ``channel``, ``selectivity``,
+        ``preferred_class``, ``mean_max`` and ``mean_rest`` (µ_max and µ_rest).
+        ``blocks``: a row per block: ``block``, ``features`` (how many), ``dead`` (active for no image, so without an
+        index), ``mean_selectivity`` and ``median_selectivity`` (NaN if all are dead), and the number of ``images`` and
+        of ``classes`` among them.
 
     Raises:
         ValueError: for an unknown block or none, labels out of range, images of fewer than two classes, and for
@@ -100,7 +90,7 @@ def class_selectivity(
                 "classes": len(there),
             }
         )
-    return Selectivity(pd.concat(features, ignore_index=True), pd.DataFrame(summary))
+    return {"features": pd.concat(features, ignore_index=True), "blocks": pd.DataFrame(summary)}
 
 
 def _table(block: str, classes: np.ndarray, means: np.ndarray) -> "pd.DataFrame":
@@ -135,7 +125,7 @@ def _table(block: str, classes: np.ndarray, means: np.ndarray) -> "pd.DataFrame"
 
 
 def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
-    """``features`` and ``blocks``, see ``Selectivity``."""
+    """``features`` and ``blocks``, see ``class_selectivity``."""
     from geexp.config.errors import ConfigError
 
     chosen, stage = run.settings.blocks, run.settings.stage
@@ -144,23 +134,21 @@ def measure(run: "LoadedRun") -> "dict[str, pd.DataFrame]":
         if stage not in available:
             raise ConfigError(f"stage={stage}: the network has blocks {', '.join(anatomy.blocks(run.model))} only.")
         chosen = list(available[stage])
-    found = class_selectivity(run.model, run.batches("class selectivity"), num_classes=run.num_classes, blocks=chosen)
-    return {"features": found.features, "blocks": found.blocks}
+    return class_selectivity(run.model, run.batches("class selectivity"), num_classes=run.num_classes, blocks=chosen)
 
 
 def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Path, ...]:
     """A histogram per block, the networks overlaid."""
-    features, per_block = analysis.tables["features"], analysis.tables["blocks"]
+    per_block = analysis.tables["blocks"]
     names = list(per_block["block"].unique())
     columns = min(3, len(names))
     title = title or f"Class selectivity of the feature maps, {analysis.networks[0].model}"
     rows = -(-len(names) // columns)
     figure, axes = canvas(rows, columns, title, size=(4.2, 3.3), sharex=True, sharey=True)
-    styles = line_styles([network.variant for network in analysis.networks])
     edges = np.linspace(0, 1, BINS + 1)
     for axis, name in zip(axes, names, strict=False):
-        for network, style in zip(analysis.networks, styles, strict=True):
-            mine = features[(features["network"] == network.label) & (features["block"] == name)]
+        for network, style in analysis.styled:
+            mine = analysis.of(network, "features", block=name)
             shares = np.histogram(mine["selectivity"], edges)[0] / max(1, len(mine)) * 100
             axis.stairs(shares, edges, fill=True, color=style["color"], alpha=0.25)
             axis.stairs(shares, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
@@ -180,7 +168,7 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
     for axis in axes[::columns]:
         axis.set_ylabel("feature maps, %")
     keys = ("color", "linestyle", "marker")
-    lines = [axes[0].plot([], [], **{key: style[key] for key in keys})[0] for style in styles]
+    lines = [axes[0].plot([], [], **{key: style[key] for key in keys})[0] for _, style in analysis.styled]
     figure.legend(lines, [f"{n.label} (mark: mean)" for n in analysis.networks], loc="outside lower center", ncols=2)
     return save(figure, path)
 

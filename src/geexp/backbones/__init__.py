@@ -1,4 +1,4 @@
-"""Backbones with one slot per residual block for Gather-Excite; the contract for a user's own is in ``anatomy``."""
+"""Backbones with a Gather-Excite slot in each residual block; ``anatomy`` documents the interface for custom ones."""
 
 from geexp.backbones.anatomy import block_outputs, blocks, stages
 from geexp.backbones.build import add_gather_excite, build_model

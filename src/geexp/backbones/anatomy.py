@@ -1,13 +1,13 @@
-"""A residual network by the paper's names: stages 2 to 5, blocks ``conv4_6``, and the slot of each block for GE.
+"""Parts of a residual network by the paper's names: stages 2 to 5, blocks such as ``conv4_6``, each block's GE slot.
 
-The contract for a backbone, ours or a user's: stage s is the child ``layer{s-1}``, a sequence of blocks, for at least
-``layer1`` and ``layer2``. In each block the slot is the attribute ``ge`` (an ``nn.Identity`` until it is filled) or
-timm's ``se`` (None until then), called on the residual branch immediately before the sum. Some features ask for more:
+Interface of a backbone, built-in or custom: stage s is the child ``layer{s-1}``, a sequence of blocks; ``layer1`` and
+``layer2`` are required. The slot is a block's attribute ``ge`` (an empty slot holds ``nn.Identity``) or timm's ``se``
+(an empty slot holds None), called on the residual branch immediately before the sum. Some features need more:
 
-- selectivity: blocks end in their ReLU. With pre-activation the network says ``preactivated = True`` instead; the
-  blocks begin with BN and a ReLU ``relu``, and a ReLU ``relu`` of the network follows the last block.
+- selectivity: blocks end in their ReLU. A pre-activation network sets ``preactivated = True`` instead: its blocks begin
+  with BN and a ReLU named ``relu``, and the network's own ``relu`` follows the last block.
 - pruning: blocks have ``shortcut(x)`` and ``join(branch, shortcut)``; the network has ``forward_head(features)``, and
-  ``after_stages(x)`` if anything follows the last block before the head.
+  ``after_stages(x)`` if there are layers between the last block and the head.
 - ``model.zero_init_residual=true``: blocks have ``zero_init_last()``.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 
 class ClassifierHead(nn.Module):
-    """Base of our own backbones: features ``[N, num_features, h, w]`` → global average → logits ``[N, num_classes]``.
+    """Base of geexp's backbones: features ``[N, num_features, h, w]`` → global average → logits ``[N, num_classes]``.
 
-    Its methods have timm's names. With ``num_classes=0`` the output is the averaged features.
+    Methods are named as in timm. With ``num_classes=0`` the output is the averaged features.
     """
 
     num_features: int
@@ -31,7 +31,7 @@ class ClassifierHead(nn.Module):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images ``[N, in_channels, H, W]`` → the last stage's map."""
+        """Images ``[N, in_channels, H, W]`` → the last stage's features ``[N, num_features, h, w]``."""
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Features → logits; with ``pre_logits`` → the averaged features ``[N, num_features]``."""
@@ -45,7 +45,7 @@ class ClassifierHead(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for another number of classes, initialised N(0, 0.01²) with zero biases."""
+        """Replace the classifier by one with ``num_classes`` outputs, initialised N(0, 0.01²) with zero biases."""
         self.num_classes = num_classes
         if num_classes == 0:
             self.fc = nn.Identity()
@@ -56,7 +56,11 @@ class ClassifierHead(nn.Module):
 
 
 def stages(model: nn.Module) -> dict[int, nn.Sequential]:
-    """The stages by the paper's numbers, first to last. Raises ``ValueError`` for a network without stages."""
+    """The stages by the paper's numbers, in order.
+
+    Raises:
+        ValueError: for a network without ``layer1`` and ``layer2``.
+    """
     found = {s: getattr(model, f"layer{s - 1}") for s in range(2, 6) if hasattr(model, f"layer{s - 1}")}
     if len(found) < 2:
         raise ValueError(
@@ -79,10 +83,10 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def named_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
-    """The blocks of these names (all, if None), in their order.
+    """The blocks with these names, in the given order; all blocks if ``names`` is None.
 
     Raises:
-        ValueError: for a name that no block has.
+        ValueError: for an unknown name.
     """
     available = blocks(model)
     if names is None:
@@ -95,13 +99,13 @@ def named_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
 
 
 def rectified_blocks(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
-    """For each named block (all, if None) the module whose output is what the paper calls ``conv4-1-relu``.
+    """For each named block, the module whose output the paper calls ``conv4-1-relu``; all blocks if ``names`` is None.
 
-    That is the block itself if it ends in its ReLU. With pre-activation the block ends in the bare sum, and the next
-    ReLU is the first one of the next block, or the network's last.
+    This is the block itself if it ends in a ReLU. A pre-activation block ends in the sum; its ReLU is the first one of
+    the next block, or the network's last.
 
     Raises:
-        ValueError: for a name that no block has.
+        ValueError: for an unknown name.
     """
     wanted = named_blocks(model, names)
     if not getattr(model, "preactivated", False):
@@ -113,7 +117,11 @@ def rectified_blocks(model: nn.Module, names: Iterable[str] | None = None) -> di
 
 
 def slot(block: nn.Module) -> str:
-    """The name of the block's attribute for GE. Raises ``ValueError`` for a block that has none."""
+    """The name of the block's attribute for GE.
+
+    Raises:
+        ValueError: for a block without a slot.
+    """
     for name in ("ge", "se"):
         if hasattr(block, name):
             return name
@@ -122,7 +130,7 @@ def slot(block: nn.Module) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and eager code even of a compiled model, since compiled code does not see hooks added later."""
+    """Run in eval mode and without ``torch.compile``, since compiled code ignores hooks that are added later."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -148,10 +156,10 @@ def forward_hooks(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor],
 
 
 def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Run the model on images ``[N, C, H, W]`` and return the outputs of the named blocks (all, if None), in order.
+    """Run the model on images ``[N, C, H, W]`` and return the outputs of the named blocks; of all if ``names`` is None.
 
     Raises:
-        ValueError: for a name that no block has.
+        ValueError: for an unknown name.
     """
     outputs: dict[str, Tensor] = {}
     with forward_hooks(named_blocks(model, names), outputs.__setitem__), torch.compiler.set_stance("force_eager"):
@@ -160,7 +168,7 @@ def block_outputs(model: nn.Module, x: Tensor, names: Iterable[str] | None = Non
 
 
 def slot_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Size]:
-    """The shape ``[1, C, H, W]`` at each block's slot for one image (C, H, W); nothing is computed."""
+    """The shape ``[1, C, H, W]`` at each block's slot for one image (C, H, W), found on the meta device."""
     shapes: dict[str, torch.Size] = {}
     empty = [block for block in blocks(model).values() if getattr(block, slot(block)) is None]
     try:
@@ -175,13 +183,13 @@ def slot_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     return shapes
 
 
-def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """A forward pass in eval mode for one image (C, H, W), on the meta device: only hooks on the model see anything.
+def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    """A forward pass in eval mode for one image (C, H, W) on the meta device: shapes, without computation.
 
-    The model's parameters and buffers are left as they are.
+    The model's parameters and buffers do not change.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
     with eval_mode(model), torch.no_grad():
-        torch.func.functional_call(model, meta, torch.empty(1, *image_shape, dtype=dtype, device="meta"))
+        return torch.func.functional_call(model, meta, torch.empty(1, *image_shape, dtype=dtype, device="meta"))

@@ -1,4 +1,4 @@
-"""Networks with Gather-Excite: ``build_model`` builds one by name, ``add_gather_excite`` puts GE into a given one."""
+"""Networks with Gather-Excite: ``build_model`` builds one by name, ``add_gather_excite`` extends an existing one."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,21 +36,21 @@ def build_model(
     """Build a network: images ``[N, in_channels, H, W]`` → logits ``[N, num_classes]``.
 
     Args:
-        name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``wrn16_8``, or with pre-activation
-            ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
+        name: ``resnet50``, ``resnet101``, ``resnet152``, ``shufflenet_g3``, ``wrn16_8``, or one of the pre-activation
+            networks ``resnet110``, ``resnet164`` and the small ``resnet8``, ``resnet20``, ``resnet56``.
         ge: ``none``, ``theta_minus``, ``theta``, ``theta_plus`` or ``se``.
-        extent, pool, border, reduction, implementation: of the operators, see :class:`~geexp.operators.GatherExcite`.
-        stages: the stages that get GE, by the paper's numbers; None for all.
-        num_classes, image_size: by default those of the network's home data set, ImageNet or CIFAR-10. Only a
+        extent, pool, border, reduction, implementation: arguments of :class:`~geexp.operators.GatherExcite`.
+        stages: the stages with GE, by the paper's numbers; None for all.
+        num_classes, image_size: default to those of the network's usual data set, ImageNet or CIFAR-10. Only a
             parametrised global gather depends on ``image_size``.
-        stride_in: ``1x1`` (default) or ``3x3``, ResNet-50/101/152 only.
-        shortcut: ``A`` (padded with zeros) or ``B`` (a 1x1 convolution) where a CIFAR network changes its width; by
-            default that of its own paper, B for ResNet-164 and WRN, A for the others.
+        stride_in: the convolution with the stride, ``1x1`` (default) or ``3x3``; ResNet-50/101/152 only.
+        shortcut: where a CIFAR network changes its width, ``A`` (padded with zeros) or ``B`` (a 1x1 convolution);
+            defaults to the baseline's own, B for ResNet-164 and WRN, A for the others.
         init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' defaults) or
-            ``own`` (the constructor's). Operators always initialise themselves as in the paper.
-        bn_momentum: of every BN; 0.05 is the paper's moving average factor of 0.95.
-        zero_init_residual: start every block with a sum as its identity. Off in the paper. GE's gates start near
-            0.5 and halve the residual branches; with both, the branches start at zero and grow half as fast.
+            ``own`` (the constructor's). GE operators are always initialised as in the paper.
+        bn_momentum: momentum of every BN; 0.05 is the paper's moving average factor of 0.95.
+        zero_init_residual: initialise residual branches to zero (not in the paper). GE's gates start near 0.5 and
+            halve the residual branches; with both, the branches start at zero and grow half as fast.
 
     Raises:
         ValueError: for an unknown name or value; the message lists the allowed ones.
@@ -65,7 +65,7 @@ def build_model(
     for key, value in choices.items():
         if key not in entry:
             having = [other for other, options_ in networks.items() if key in options_]
-            raise ValueError(f"{key}={value!r}: {name} has no such option, only {', '.join(having)}")
+            raise ValueError(f"{key}={value!r}: not an option of {name}, only of {', '.join(having)}")
     operator = None
     if ge != "none":
         operator = partial(
@@ -102,15 +102,15 @@ def assemble(
     bn_momentum: float,
     zero_init_residual: bool,
 ) -> nn.Module:
-    """A network from its constructor, with GE in the blocks of ``stages``; see ``build_model``.
+    """Build a network from its constructor, with GE in the blocks of ``stages``; see ``build_model``.
 
     Args:
-        constructor: called with ``num_classes`` and ``in_channels``; see ``anatomy`` for the network's contract.
-        operator: as for ``add_gather_excite``; None for the plain backbone.
+        constructor: called with ``num_classes`` and ``in_channels``; ``anatomy`` documents the network's interface.
+        operator: as in ``add_gather_excite``; None for the plain backbone.
 
     Raises:
-        ValueError: for an unknown ``init``, a network without stages or slots, and whatever constructor or operator
-            raise as such.
+        ValueError: for an unknown ``init`` and a network without stages or slots; also raised by the constructors of
+            network and operator for invalid arguments.
     """
     if init not in ("paper", "torch", "own"):
         raise ValueError(f"init={init!r}: allowed are 'paper', 'torch' and 'own'")
@@ -156,27 +156,27 @@ def add_gather_excite(
     reduction: int = 16,
     implementation: str = "auto",
 ) -> nn.Module:
-    """Put a :class:`~geexp.operators.GatherExcite` into every block of the given stages, and return the model.
+    """Add a :class:`~geexp.operators.GatherExcite` to every block of the given stages, and return the model.
 
-    It goes into the residual branch immediately before the sum with the identity branch.
-    The model is one of ours or a timm network with free slots ``se`` (``resnet50``, ``resnext50_32x4d``,
-    ``wide_resnet50_2``, ``resnet50d``, ``res2net50_26w_4s``, …). Call it again for other stages with another operator.
+    The operator goes into the residual branch, immediately before the sum with the identity branch. Supported are
+    geexp's backbones and timm networks with empty ``se`` slots (``resnet50``, ``resnext50_32x4d``, ``wide_resnet50_2``,
+    ``resnet50d``, ``res2net50_26w_4s``, …). Further calls can add other operators to other stages.
 
     Args:
         model: the network; changed in place.
-        variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``; or
-        operator: returns the module for one block; called with its channels C and with ``size``, (H, W) of its feature
-            map. The module maps ``[N, C, H, W]`` to the same shape.
-        extent, pool, border, reduction, implementation: as for ``GatherExcite``. Except with ``reference``, timm's
+        variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``. Give either this or ``operator``.
+        operator: a function that returns the module for one block, called with the block's channels C and ``size``, the
+            (H, W) of its feature map. The module maps ``[N, C, H, W]`` to the same shape.
+        extent, pool, border, reduction, implementation: arguments of ``GatherExcite``. Except with ``reference``, timm's
             ResNet blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training;
-            ``auto`` does so where a compilation of some 20 s pays off.
+            ``auto`` does so if the compilation, about 20 s, pays off.
         stages: the paper's numbers, 2 to 5; None for all.
-        image_size: of the input, (H, W) or one number; by default the size that a timm network is configured for,
-            else 224. It decides the kernel size of a parametrised global gather; the other forms take any size.
+        image_size: of the input, (H, W) or one number; defaults to the size in a timm network's configuration, else
+            224. It sets the kernel size of a parametrised global gather; all other variants accept any size.
 
     Raises:
-        ValueError: for a stage that the network does not have, an occupied slot, an operator that changes the shape,
-            and invalid arguments of ``GatherExcite``.
+        ValueError: for an unknown stage, an occupied slot, an operator that changes the shape, or invalid arguments of
+            ``GatherExcite``.
     """
     if (variant is None) == (operator is None):
         raise ValueError(f"variant={variant!r}, operator={operator!r}: give one of the two")
@@ -192,14 +192,14 @@ def add_gather_excite(
     available = blocks_by_stage(model)
     wanted = list(available if stages is None else stages)
     if not wanted:
-        raise ValueError("stages=[]: no stage would get an operator; None means all of them")
+        raise ValueError("stages=[]: no stage would have an operator; None means all stages")
     if not available.keys() >= set(wanted):
         raise ValueError(f"stages={wanted}: this network has stages {', '.join(map(str, available))}")
     chosen = {name: block for stage in available if stage in wanted for name, block in available[stage].items()}
     for name, block in chosen.items():
         occupant = getattr(block, slot(block))
         if occupant is not None and not isinstance(occupant, nn.Identity):
-            raise ValueError(f"block {name} already holds a {type(occupant).__name__} where Gather-Excite goes")
+            raise ValueError(f"block {name} already has a {type(occupant).__name__} in the slot for Gather-Excite")
 
     channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)
     if image_size is None:
@@ -211,7 +211,7 @@ def add_gather_excite(
         _, C, H, W = shapes[name]
         made = make(C, size=(H, W))
         if not isinstance(made, nn.Module):
-            raise ValueError(f"ge._target_: it made a {type(made).__name__} for block {name}, not a torch.nn.Module")
+            raise ValueError(f"ge._target_: returned a {type(made).__name__} for block {name}, not a torch.nn.Module")
         made = made.to(reference.device, reference.dtype)
         if not isinstance(made, GatherExcite):
             _check_shape(made.eval(), torch.zeros(2, C, H, W, device=reference.device, dtype=reference.dtype), name)

@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates, counted as the paper counts them (checked against every row of its tables).
 
-A multiply-accumulate is one per multiplication of a convolution or fully-connected layer, and ONE per element for the
-excite product; pooling, BN, activations, resizing and the residual sum count nothing. The paper's #Params includes BN's
-running mean and variance, since Caffe counts all blobs of a layer.
+Convolutions and fully-connected layers count one MAC per multiplication, the excite product ONE per element; pooling,
+BN, activations, resizing and the residual sum count zero. The paper's #Params includes BN's running mean and variance,
+since Caffe counts all blobs of a layer.
 """
 
 import math
@@ -48,14 +48,14 @@ class Complexity:
 def count_complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexity:
     """Count ``model`` for one image of shape (C, H, W).
 
-    Nothing is computed: the forward pass runs on the meta device, whatever device the model is on.
+    The forward pass runs on the meta device, whatever device the model is on.
     """
     macs = _count_macs(model, image_shape)
     stage_of = {id(module): f"stage{s}" for s, stage in stages(model).items() for module in stage.modules()}
     names = ["stem", *(f"stage{s}" for s in stages(model)), "head"]
     parts = dict.fromkeys(names, Part())
     current = "stem"
-    for name, module in model.named_modules():  # in the order of definition: after the last stage comes the head
+    for name, module in model.named_modules():  # in order of definition: the head follows the last stage
         place = stage_of.get(id(module))
         if place is not None:
             current = place

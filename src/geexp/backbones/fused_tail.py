@@ -1,7 +1,7 @@
 """Blocks of timm's ResNet that compute their tail - BN, GE-θ⁻ of global extent, residual sum, ReLU - as one operator.
 
-The block keeps its class, its modules and the names of their parameters. It only gets a ``forward`` of its own, which
-inspects the modules at each call and uses timm's where the operator does not apply. See ``geexp.operators.tail``.
+The block keeps its class, modules and parameter names; only its ``forward`` is replaced. The new one inspects the
+modules at each call and falls back to timm's if the operator does not apply. See ``geexp.operators.tail``.
 """
 
 import logging
@@ -16,22 +16,22 @@ from geexp.operators.torch_private import can_compile_for_gpu, has_hooks, is_tra
 
 log = logging.getLogger(__name__)
 
-# Compiling takes 24 s on one thread of an EPYC 9004, 11 s from Inductor's cache. Compared with Gather-Excite's own
-# operator a block then saves 10 ms per step at N=8, 56², and at most 1 ms at 14² (channels_last; 22 and 5 ms
-# otherwise). ResNet-50 has earned that back within an epoch; networks with fewer values in a branch never would.
+# Compiling takes 24 s on one thread of an EPYC 9004, 11 s from Inductor's cache. Compared with the unfused operator a
+# block then saves 10 ms per step at N=8, 56², and at most 1 ms at 14² (channels_last; 22 and 5 ms in contiguous
+# format). For ResNet-50 this pays off within an epoch, for networks with fewer values in a branch never.
 _LEAST_VALUES_ON_CPU = 2**19
 
 _logged: set[str] = set()
 
 
 def fuse_tail(block: nn.Module) -> None:
-    """Let this block compute its tail as one operator where possible. Does nothing for blocks other than timm's."""
+    """Make this block compute its tail as one operator where possible. Only timm's blocks are changed."""
     if type(block) in timm_private.BRANCHES:
         block.forward = FusedForward(block)
 
 
 class FusedForward:
-    """The forward pass of a block. An object instead of a closure, so that the block can be copied and pickled."""
+    """The forward pass of a block; a class rather than a closure, so that the block can be copied and pickled."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -43,7 +43,7 @@ class FusedForward:
             return type(block).forward(block, x)
         branch, shortcut = timm_private.branch(block, x), timm_private.shortcut(block, x)
         if _fuses(block.se, norm, branch, shortcut):
-            _log_once("compiling BN, Gather-Excite, sum and ReLU as one operator: half a minute, once", logging.INFO)
+            _log_once("compiling BN, Gather-Excite, sum and ReLU into one operator (once, about 30 s)", logging.INFO)
             return average_excite_tail(norm, branch, shortcut)
         out = block.se(norm(branch))
         out += shortcut
@@ -51,11 +51,11 @@ class FusedForward:
 
 
 def _may_fuse(block: Any, norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
-    """The conditions that need no branch: the block learns, and no hook observes a part of the tail."""
+    """The conditions that can be checked before the branch is computed, such as no hook on a part of the tail."""
     operator = block.se
     if type(operator) is not GatherExcite or not operator.is_global_average or operator.implementation == "reference":
         return False
-    # Without gradients use the plain operations, so that a network cut open at a block gives equal logits.
+    # Without gradients use the plain operations, so that a network cut at a block gives bit-identical logits.
     if not torch.is_grad_enabled() or is_traced(x) or block.drop_path is not None:
         return False
     if isinstance(norm, nn.SyncBatchNorm):
@@ -82,7 +82,7 @@ def _fuses(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Te
 
 
 def _log_once(message: str, level: int = logging.WARNING) -> None:
-    """Once per process: a network has many blocks, and a training many steps."""
+    """Log a message once per process, not for every block and step."""
     if message not in _logged:
         _logged.add(message)
         log.log(level, message)

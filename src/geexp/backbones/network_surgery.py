@@ -1,6 +1,6 @@
-"""A network cut open at a block's sum, for analyses that change a residual branch and continue from there.
+"""Cut a network at a block's residual sum, for analyses that change the branch and continue from there.
 
-Nothing before the sum has to be computed again.
+Layers before the sum need not be computed again.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from geexp.backbones.anatomy import blocks, named_blocks
 
 
 class Cut(NamedTuple):
-    """For a block's input x and the output of its slot, ``branch``: the block's output is ``join(branch, shortcut(x))``
-    and the network's logits are ``rest`` of that.
+    """A network cut at a block: logits = ``rest(join(branch, shortcut(x)))``.
 
-    Branch, shortcut and output are ``[N, C, H, W]``, logits ``[N, num_classes]``. In eval mode these are the network's
-    own operations, equal to the last bit. ``join`` may overwrite the branch.
+    x is the block's input and ``branch`` the output of its slot. Branch, shortcut and block output are
+    ``[N, C, H, W]``, logits ``[N, num_classes]``. In eval mode these are the network's own operations, so results are
+    bit-identical. ``join`` may overwrite the branch.
     """
 
     shortcut: Callable[[Tensor], Tensor]
@@ -26,24 +26,24 @@ class Cut(NamedTuple):
 
 
 def cut_at(model: nn.Module, name: str) -> Cut:
-    """Cut the network open at the sum of the block of that name; the network stays as it is.
+    """Cut the network at the sum of the named block; the network itself does not change.
 
     Raises:
-        ValueError: for a name that no block has, a block that concatenates (ShuffleNet's units of stride 2), and
-            networks and blocks that are neither ours nor timm's and lack the methods described in ``anatomy``.
+        ValueError: for an unknown name, a block that concatenates (ShuffleNet's units of stride 2), and custom networks
+            or blocks without the methods described in ``anatomy``.
     """
     block = named_blocks(model, [name])[name]
     if not hasattr(model, "forward_head"):
         raise ValueError(
-            f"{type(model).__name__} has no forward_head: only our backbones, timm's ResNets and networks with that "
-            "method can be run from a block on"
+            f"{type(model).__name__} has no forward_head: only geexp's backbones, timm's ResNets and networks with "
+            "that method can be run from a block onwards"
         )
     halves = _halves(block)
     if halves is None:
         why = (
-            "concatenates its shortcut and its branch, there is no sum whose identity path could be left alone"
+            "concatenates its shortcut and its branch, so it has no residual sum to cut at"
             if getattr(block, "concatenates", False)
-            else f"is a {type(block).__name__}, which is neither ours nor timm's and has no shortcut() and join()"
+            else f"is a {type(block).__name__}, a custom block without shortcut() and join()"
         )
         raise ValueError(f"block {name} {why}. Choose from {', '.join(blocks_with_sum(model)) or 'another network'}")
     return Cut(*halves, rest=_rest(model, name))

@@ -1,8 +1,8 @@
 """The CIFAR networks: pre-activation ResNets (He et al. 2016, "Identity Mappings") and wide ResNets (Zagoruyko &
-Komodakis 2016), the same network at another width.
+Komodakis 2016), which differ in width only.
 
-Stages 2, 3 and 4 have full, half and quarter resolution. As in both papers' own code, the shortcut starts after the
-first activation where a block changes the width, and in the very first block.
+Stages 2, 3 and 4 have full, half and quarter resolution. As in the code of both papers, the shortcut starts after the
+first activation in the very first block and in blocks that change the width.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def wrn16_8(*, shortcut: str = "B", **options: Any) -> nn.Module:
 class PreActBlock(nn.Module):
     """y = shortcut + GE(branch(a)), a = ReLU(BN(x)); the shortcut is x, or ``projection(a)`` if there is one.
 
-    The branch is the convolutions ``convs``, all but the first preceded by BN and ReLU.
+    The branch consists of the convolutions ``convs``; all but the first are preceded by BN and ReLU.
     """
 
     def __init__(self, in_channels: int, convs: list[nn.Conv2d], projection: nn.Module | None) -> None:
@@ -68,7 +68,7 @@ class PreActBlock(nn.Module):
         return branch + shortcut
 
     def zero_init_last(self) -> None:
-        """Start the block as its shortcut, by zeroing the convolution at the end of the branch."""
+        """Zero the last convolution of the branch, so that the block starts as its shortcut."""
         nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
-"""The ResNets made of timm's blocks: ResNet-50/101/152 as in the paper, a small one, and all others by timm's names.
+"""ResNets made of timm's blocks: ResNet-50/101/152 as in the paper, a small one, and any other by its timm name.
 
-The paper builds on the first version of the bottleneck, with the stride on the first 1x1 convolution; timm and
-torchvision have it on the 3x3 ("v1.5"), which costs 4.09 instead of 3.86 GFLOPs for ResNet-50. Parameter names are
-timm's and torchvision's, so their weights load into either form.
+The paper uses the first version of the bottleneck, with the stride on the first 1x1 convolution; timm and torchvision
+have it on the 3x3 ("v1.5"), which costs 4.09 instead of 3.86 GFLOPs for ResNet-50. Parameter names are those of timm
+and torchvision, so their weights load into either version.
 """
 
 from difflib import get_close_matches
@@ -50,7 +50,7 @@ def _resnet(
 def resnet10_slim(*, num_classes: int, in_channels: int) -> nn.Module:
     """One basic block per stage, 16, 32, 64 and 128 wide, with a stem of three 3x3 convolutions; strides 4 to 32.
 
-    0.3 million parameters: a detector with it learns from scratch on a CPU in minutes.
+    It has 0.3 million parameters; a detector on it trains from scratch on a CPU in minutes.
     """
     return timm.models.resnet.ResNet(
         _BasicBlock,
@@ -65,10 +65,10 @@ def resnet10_slim(*, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def timm_resnet(*, arch: str, num_classes: int, in_channels: int) -> nn.Module:
-    """A network of timm's ResNet family by timm's name, such as ``resnext50_32x4d``, untrained.
+    """An untrained network of timm's ResNet family by its timm name, such as ``resnext50_32x4d``.
 
     Raises:
-        ValueError: for a name that timm does not have, or a network whose blocks have no slot for GE.
+        ValueError: for a name unknown to timm, or a network whose blocks have no slot for GE.
     """
     if not timm.is_model(arch):
         near = get_close_matches(arch, timm.list_models(), n=3)

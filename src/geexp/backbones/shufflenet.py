@@ -1,7 +1,7 @@
 """ShuffleNet v1, 1x, 3 groups (Zhang et al. 2018): the paper's mobile network, Table 4.
 
-Stages 2, 3 and 4 have 4, 8 and 4 units of 240, 480 and 960 channels; the bottleneck is a quarter of a unit's output
-width, and the very first 1x1 convolution has no groups. 137.5 MMACs.
+Stages 2, 3 and 4 have 4, 8 and 4 units of 240, 480 and 960 channels. A unit's bottleneck is a quarter of its output
+width; only the first 1x1 convolution of the network is not grouped. 137.5 MMACs.
 """
 
 from typing import Any
@@ -22,9 +22,9 @@ def shufflenet_g3(**options: Any) -> nn.Module:
 class ShuffleUnit(nn.Module):
     """1x1 group convolution, channel shuffle, 3x3 depth-wise, 1x1 group convolution, joined with the shortcut.
 
-    With stride 1 the branch is summed with x. With stride 2 it is concatenated with x averaged over 3x3, so it has
-    ``channels - in_channels`` outputs. GE sees the unit's full output width: in the second case it comes after the
-    concatenation, the only reading that gives the paper's MFLOPs for SE, GE-θ and GE-θ⁺.
+    With stride 1 the branch is added to x. With stride 2 it has ``channels - in_channels`` outputs and is concatenated
+    with x averaged over 3x3; there GE follows the concatenation and acts on the full output width, the only reading
+    that gives the paper's MFLOPs for SE, GE-θ and GE-θ⁺.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, first_groups: int = GROUPS) -> None:
@@ -52,14 +52,14 @@ class ShuffleUnit(nn.Module):
         return self.relu(self.ge(torch.cat([shortcut, branch], dim=1)))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The identity path; this and ``join`` are for units that do not concatenate."""
+        """The identity path; used, like ``join``, by units that do not concatenate."""
         return x
 
     def join(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         return self.relu(branch + shortcut)
 
     def zero_init_last(self) -> None:
-        """Start the unit as its shortcut; only if they are summed, since concatenated zeros would never learn."""
+        """Zero the branch's last BN weight, unless the unit concatenates: concatenated zeros would never learn."""
         if not self.concatenates:
             nn.init.zeros_(self.bn3.weight)
 

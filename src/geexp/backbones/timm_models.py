@@ -1,4 +1,4 @@
-"""Our networks as models of timm: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
+"""geexp's networks as timm models: ``timm.create_model("ge_resnet50", ge="theta_plus", extent=4)``."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import nn
 from geexp.backbones.build import build_model
 from geexp.registry import options
 
-# Options that timm's scripts pass to every model, with the only values that ours support.
+# Options that timm's scripts pass to every model, with the only values that geexp's networks support.
 _NEUTRAL = {"drop_rate": 0.0, "drop_path_rate": 0.0, "global_pool": "avg"}
 _OPTIONS = set(inspect.signature(build_model).parameters)
 
@@ -18,8 +18,8 @@ _OPTIONS = set(inspect.signature(build_model).parameters)
 def register_timm_models() -> list[str]:
     """Register every backbone with timm as ``ge_<name>`` and return those names.
 
-    The entry points take timm's ``num_classes``, ``in_chans`` and ``img_size``, and ``build_model``'s options; the
-    variant is GE-θ unless ``ge`` says otherwise. Calling this again changes nothing.
+    The entry points accept timm's ``num_classes``, ``in_chans`` and ``img_size``, and ``build_model``'s options; ``ge``
+    defaults to ``theta``. Further calls have no effect.
     """
     names = [f"ge_{name}" for name, entry in options("model").items() if entry["name"] == name]
     for name in names:
@@ -75,7 +75,7 @@ def _entry_point(timm_name: str) -> Callable[..., nn.Module]:
 
 
 def _statistics(imagenet: bool, channels: int) -> dict[str, Any]:
-    """Crop and normalisation of a backbone's home data set, ImageNet or CIFAR-10."""
+    """Crop and normalisation of a backbone's usual data set, ImageNet or CIFAR-10."""
     if imagenet:
         crop, mean, std = 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     else:

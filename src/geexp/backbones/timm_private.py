@@ -1,6 +1,6 @@
-"""The forward passes of timm's residual blocks, re-stated: what comes before their last BN, and how they end.
+"""The forward passes of timm's residual blocks in two parts, split before the last BN.
 
-timm's blocks are single functions. Whatever has to stop inside one, or to go on from there, finds the parts here.
+timm's forward is a single function; code that must stop inside a block, or continue from there, uses these parts.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ENDS: dict[type[nn.Module], tuple[str, str]] = {
     timm.models.resnet.Bottleneck: ("bn3", "act3"),
     timm.models.res2net.Bottle2neck: ("bn3", "relu"),
 }
-# The blocks for which ``branch`` is re-stated as well.
+# The blocks that ``branch`` supports.
 BRANCHES: tuple[type[nn.Module], ...] = (timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck)
 
 
@@ -37,7 +37,7 @@ def shortcut(block: Any, x: Tensor) -> Tensor:
 def shortcut_and_join(
     block: nn.Module,
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] | None:
-    """The two halves of a block around the output of its slot, ``join(branch, shortcut(x))``; None if not timm's."""
+    """The functions ``shortcut(x)`` and ``join(branch, shortcut)`` of a block of timm's; None for any other block."""
     if type(block) not in ENDS:
         return None
     activation = getattr(block, ENDS[type(block)][1])

@@ -1,1 +1,1 @@
-"""Configuration: what there is, schemas, validation, messages, the command-line entry. Nothing here imports torch."""
+"""Configuration: schemas, validation, error messages and the command-line entry. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What follows from a folder ``train/<class>/…`` for a configuration: a name and the number of classes. No torch."""
+"""The name and the number of classes of a data set in class folders, ``train/<class>/…``. No torch."""
 
 import os
 import re
@@ -11,12 +11,12 @@ from geexp.config.errors import ConfigError
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the classes, in order; hidden folders are none."""
+    """The names of the classes, sorted; hidden folders are ignored."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def count_classes(root: str | None) -> int:
-    """The number of class folders in ``<root>/train``, or of the classes of a pack in ``root``.
+    """The number of class folders in ``<root>/train``, or of classes in a pack in ``root``.
 
     Raises:
         ConfigError: if there is neither.
@@ -33,14 +33,14 @@ def count_classes(root: str | None) -> int:
         if shape:
             return int(shape[1])
     raise ConfigError(
-        f"data.root={root}: there is no folder {folder / 'train'} whose classes could be counted. Give the folder that "
-        "has train/<class>/* and val/<class>/*, with data.root=<folder>; or, for a pack elsewhere, say how many "
-        "classes there are, with data.num_classes=<n> and data.total_classes=<n>."
+        f"data.root={root}: cannot count the classes, {folder / 'train'} does not exist. Set data.root=<folder> to a "
+        "folder with train/<class>/* and val/<class>/*; for a pack elsewhere, set the number of classes with "
+        "data.num_classes=<n> and data.total_classes=<n>."
     )
 
 
 def folder_name(root: str | None) -> str:
-    """The name of a folder, by which a data set is called."""
+    """The name of a folder, which is the default name of its data set."""
     return _folder(root).name or "images"
 
 
@@ -52,5 +52,5 @@ def register_resolvers() -> None:
 
 def _folder(root: str | None) -> Path:
     if root is None:
-        raise ConfigError("data.root=null: the images are read from a folder; give it with data.root=<folder>.")
+        raise ConfigError("data.root=null: set the folder of the images with data.root=<folder>.")
     return Path(os.path.abspath(os.path.expanduser(str(root))))

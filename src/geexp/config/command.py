@@ -1,7 +1,7 @@
-"""An entry point: Hydra in, a checked configuration to a function, an exit code out.
+"""The entry points: compose with Hydra, validate, call a function with the configuration, end with an exit code.
 
-Exit codes: 0 done, 1 failed (a bug of ours shows its traceback), 2 wrong usage or configuration, 75 preempted (the same
-command, started again, goes on), 130 interrupted.
+Exit codes: 0 done, 1 failed (with a traceback if it is a bug in geexp), 2 wrong usage or configuration, 75 preempted
+(the same command resumes), 130 interrupted.
 """
 
 import argparse
@@ -45,12 +45,12 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[1]
-# The defaults of conf/train.yaml; on the command line Hydra refuses them.
+# These are the defaults of conf/train.yaml, which Hydra does not accept on the command line.
 _NOTHING_CHOSEN = ("experiment=null", "scale=null", "debug=null")
-# Rank 0 prints, logs and writes; the others print an error only if rank 0 has not ended these seconds later.
+# Only rank 0 prints, logs and writes. Another rank prints its error if rank 0 is still alive after these seconds.
 _RANK_0_FIRST = 10.0
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
-# Groups that no defaults list names, since they are chosen on the command line alone (+sweep=…).
+# Groups that are in no defaults list, since they are chosen on the command line only (+sweep=…).
 _ADDED = ("sweep",)
 _FOOTER = "Set a key with key=value. All keys and their defaults: --cfg job. Hydra's own flags: --hydra-help"
 
@@ -65,10 +65,10 @@ def command(
 ) -> Callable[[Callable[[T], object]], Callable[[], None]]:
     """Turn ``task(config)`` into a ``main()`` that composes ``conf/<name>.yaml`` with the command line.
 
-    Mistakes of the user end in one message on standard error and exit code 2, found by Hydra, OmegaConf or us.
+    A user error, raised by Hydra, OmegaConf or geexp, ends in one message on standard error and exit code 2.
 
     Args:
-        sweeps: whether there is ``-m``; then ``--cfg`` also lists the jobs, on standard error.
+        sweeps: whether the command accepts ``-m``; its ``--cfg`` then also lists the jobs, on standard error.
         schema_name: the name by which the configuration's files include the schema, by default ``<name>_schema``.
         prepare: called before Hydra composes, to register resolvers.
     """
@@ -80,7 +80,7 @@ def command(
             try:
                 return task(validated(schema, composed))
             except Exception as error:
-                if in_sweep:  # the other jobs go on
+                if in_sweep:  # the other jobs continue
                     log.error("job failed: %s", error, exc_info=not isinstance(error, UserError))
                 elif isinstance(error, UserError):
                     _refuse(name, error)
@@ -90,7 +90,7 @@ def command(
             prepare()
             store_schema(schema_name or f"{name}_schema", schema)
             if not sweeps and {"-m", "--multirun"} & set(sys.argv):
-                _refuse(name, ConfigError("does one thing at a time: leave -m out."))
+                _refuse(name, ConfigError("does not support sweeps: leave -m out."))
             if sweeps and _is_true(sys.argv, "dry_run"):
                 sys.argv[1:] = _as_a_sweep(sys.argv[1:])
             _run(name, schema, job)
@@ -107,18 +107,18 @@ def command(
 def sweep_command(
     name: str, schema: type, *, schema_name: str, prepare: Callable[[], None]
 ) -> Callable[[Callable[[list[Any], DictConfig], object]], Callable[[], None]]:
-    """Turn ``task(jobs, composed)`` into a ``main()`` that takes the command line of a sweep or of a single run.
+    """Turn ``task(jobs, composed)`` into a ``main()`` that accepts the command line of a sweep or a single run.
 
-    ``jobs`` are what ``geexp.train`` would train, composed and checked; ``composed`` is the configuration that they
-    share. For the arguments see ``command``.
+    ``jobs`` are the jobs that ``geexp.train`` would train, composed and checked; ``composed`` is the configuration that
+    they share. For the arguments see ``command``.
     """
 
     def decorate(task: Callable[[list[Any], DictConfig], object]) -> Callable[[], None]:
         @functools.wraps(task)
         def job(composed: DictConfig) -> object:
-            raise AssertionError("the sweeper hands the jobs to on_jobs, and runs none")
+            raise AssertionError("the sweeper passes the jobs to on_jobs and runs none")
 
-        vars(job)["on_jobs"] = task  # for our sweeper
+        vars(job)["on_jobs"] = task  # read by GeexpSweeper
 
         def main() -> None:
             prepare()
@@ -132,13 +132,13 @@ def sweep_command(
 
 
 def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
-    """Let Hydra compose and run; every error of the user ends here."""
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, shows in the next thing that fails
+    """Let Hydra compose and run; all user errors are handled here."""
+    logging.raiseExceptions = False  # on a full disk the next write after the log's fails with a better message
     sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
     if rank() != 0:
         sys.argv[1:] = _with(sys.argv[1:], *_SILENT)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises exceptions instead of printing them
     try:
         if {"-h", "--help"} & set(sys.argv):
             print(_help_text(name, [word for word in sys.argv[1:] if word not in ("-h", "--help")]))
@@ -157,18 +157,18 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
 
 
 def explain(error: BaseException, schema: type) -> UserError | None:
-    """The user error behind an exception; None for anything else, such as a bug of ours."""
+    """The user error behind an exception; None for anything else, such as a bug in geexp."""
     chain = causes(error)
     for link in chain:
         if isinstance(link, UserError):
             return link
-    if any(_is_a_bug(link) for link in chain[1:]):  # what OmegaConf wraps into an error of an interpolation
+    if any(_is_a_bug(link) for link in chain[1:]):  # OmegaConf wraps it into an interpolation error
         return None
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if not group:
             return ConfigError(f"there is no configuration {choice!r}.")
-        hint = "Any other power of two goes as ge.extent=16." if group == "extent" else ""
+        hint = "Set any other power of two with ge.extent=, as in ge.extent=16." if group == "extent" else ""
         return bad_value(group, choice, error.options or [], hint=hint)
     of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
     of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
@@ -180,21 +180,21 @@ def explain(error: BaseException, schema: type) -> UserError | None:
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
         return ConfigError(" ".join(str(error).split()))
     if isinstance(error, ValueError) and str(error).startswith(M_WITH_CFG):
-        return ConfigError("-m and --cfg do not go together: say dry_run=true to see what the jobs of a sweep are.")
+        return ConfigError("-m and --cfg exclude each other: use dry_run=true to list the jobs of a sweep.")
     if isinstance(error, ValueError) and str(error).startswith(GROUP_NEEDS_A_NAME):
-        return ConfigError("a group takes the name of an option, not null or a number; --help shows the options.")
-    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging's, of a file it cannot open
+        return ConfigError("the value of a group must be the name of an option, not null or a number; see --help.")
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging cannot open its file
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        where = error.filename or "a file of the output folder"  # an error of writing has no name
-        return DataError(f"{where}: {error.strerror}. Make room and let it be written to, or choose another folder.")
+        where = error.filename or "a file of the output folder"  # a write error has no file name
+        return DataError(f"{where}: {error.strerror}. Free space and make it writable, or choose another folder.")
     if isinstance(error, OSError) and error.filename:
         return DataError(f"{error.filename}: {error.strerror}.")
     return None
 
 
 def _is_a_bug(error: BaseException) -> bool:
-    """Whether code of ours raised it, and it is not the type of a user error."""
+    """Whether geexp's code raised this exception, and it is not a user error."""
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)):
         return False
     frames = traceback.walk_tb(error.__traceback__)
@@ -202,7 +202,7 @@ def _is_a_bug(error: BaseException) -> bool:
 
 
 def _without_cfg(arguments: list[str]) -> list[str] | None:
-    """A sweep's command line without ``--cfg job``, which shows what its jobs have in common; None for any other."""
+    """A sweep's command line without ``--cfg job``, which prints the jobs' common part; None for any other command."""
     shown = [i for i, a in enumerate(arguments) if a.startswith(("--cfg", "-c")) and not a.startswith("-cd")]
     if not _is_a_sweep(arguments) or not shown:
         return None
@@ -212,13 +212,13 @@ def _without_cfg(arguments: list[str]) -> list[str] | None:
 
 def _is_a_sweep(arguments: list[str]) -> bool:
     sweeps = any(a in ("-m", "--multirun") or a.startswith(("+sweep=", "hydra.mode=MULTIRUN")) for a in arguments)
-    return sweeps and "hydra.mode=RUN" not in arguments  # as in the command of one of its jobs
+    return sweeps and "hydra.mode=RUN" not in arguments  # the command of a single job of a sweep sets hydra.mode=RUN
 
 
 def _as_a_sweep(arguments: list[str]) -> list[str]:
-    """The command line that hands the jobs of a sweep, or a single run as its only job, to our sweeper.
+    """The command line that passes the jobs of a sweep, or a single run as its only job, to ``GeexpSweeper``.
 
-    As a run of its own it would have a folder before the task could ask for none.
+    Without a sweep Hydra would create the run's folder before the task starts.
     """
     if {"--help", "-h", "--hydra-help"} & set(arguments):
         return arguments
@@ -232,8 +232,7 @@ def _is_true(arguments: list[str], key: str) -> bool:
 
 
 def _with(arguments: list[str], *overrides: str) -> list[str]:
-    """With more overrides, behind those that there are: Hydra's parser takes overrides only if none of its flags stands
-    between them."""
+    """Append overrides to the existing ones: Hydra's parser does not accept a flag between overrides."""
     places = [i + 1 for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
     place = places[-1] if places else len(arguments)
     return [*arguments[:place], *overrides, *arguments[place:]]
@@ -243,22 +242,22 @@ def _refuse(name: str, error: UserError) -> NoReturn:
     if rank() == 0:
         print(f"geexp.{name}: {error}", file=sys.stderr)
     else:
-        # Usually rank 0 fails for the same reason, prints it and ends, and torchrun then ends us.
+        # Usually rank 0 fails for the same reason, prints it and ends, and torchrun then kills this process.
         time.sleep(_RANK_0_FIRST)
         print(f"geexp.{name} (rank {rank()}): {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
 def _quoted_choice(argument: str) -> str:
-    """``extent=8`` as typed: Hydra takes a bare number for an integer and refuses integers as names of options."""
+    """Quote the number in ``extent=8``: Hydra parses it as an integer, which cannot be the name of an option."""
     match = re.fullmatch(r"(extent=)(\d+|global)((?:,(?:\d+|global))*)", argument)
     return argument if match is None else re.sub(r"\d+", lambda m: f"'{m[0]}'", argument)
 
 
 def _help_text(name: str, arguments: Sequence[str]) -> str:
-    """The help of ``python -m geexp.<name>``, for the choices that the other ``arguments`` make.
+    """The help of ``python -m geexp.<name>``, with the groups as chosen by the other ``arguments``.
 
-    Hydra's own reads every group anew for each of its options, which takes a second.
+    Hydra's own help takes a second, since it reads every group again for each of its options.
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--config-dir", "-cd", type=Path)

@@ -1,7 +1,7 @@
-"""From what Hydra composed to a plain, typed, checked configuration.
+"""Convert a configuration composed by Hydra to a typed and checked dataclass.
 
-Hydra checks the keys of the command line, but neither ``+key=`` nor the content of YAML files, and no types. So the
-composed configuration is merged into its schema: every unknown key, wrong type and refused value ends here.
+Hydra checks the keys of the command line, but neither ``+key=`` nor the content of YAML files, and no types. Therefore
+the composed configuration is merged into its schema, which detects unknown keys, wrong types and invalid values.
 """
 
 from dataclasses import fields, is_dataclass
@@ -28,9 +28,9 @@ from geexp.registry import config_directory, options
 
 T = TypeVar("T")
 
-# The groups whose options may be a user's own, and the key that names the option.
+# The groups that support custom options, and the key that holds an option's name.
 OPEN_GROUPS = {"model": "name", "ge": "variant", "data": "name", "schedule": "name", "optim": None}
-# What describes an option without changing it, and comes from our own file where a configuration does not say it.
+# Facts about an option, which do not change it; their defaults come from our YAML file of the option.
 FACTS = {
     "model": ("label", "stages", "home_size", "home_classes", "gmacs", "last_gmacs", "detection"),
     "ge": ("label", "settings", "fixed_size", "order", "style"),
@@ -38,7 +38,7 @@ FACTS = {
     "schedule": (),
     "optim": (),
 }
-# Settings of our own options, which mean nothing to a user's own: to that they go as arguments.
+# Settings of built-in options; for a custom option these keys are ordinary arguments.
 _OURS_ONLY = {
     "model": ("stride_in", "shortcut"),
     "ge": ("pool", "border", "reduction", "implementation"),
@@ -49,8 +49,10 @@ _OURS_ONLY = {
 
 
 def store_schema(name: str, schema: type) -> None:
-    """Let the configuration's files name a schema, for its defaults. Types are checked in ``validated``, since options
-    from outside bring keys of their own."""
+    """Register a schema with Hydra, for the defaults in ``conf/<name>.yaml``.
+
+    Types are checked later, in ``validated``, since custom options add keys.
+    """
     register_resolvers()
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)
@@ -63,10 +65,10 @@ def store_schema(name: str, schema: type) -> None:
 
 @cache
 def composed_training(*overrides: str) -> TrainConfig:
-    """What ``python -m geexp.train <overrides>`` would train. It takes a tenth of a second; treat it as read-only.
+    """The configuration of ``python -m geexp.train <overrides>``, read-only. Composing takes a tenth of a second.
 
     Raises:
-        ConfigError: as the command would.
+        ConfigError: for overrides that the command would reject.
     """
     store_schema("train_schema", TrainConfig)
     with outside_of_a_command(), initialize_config_dir(str(config_directory()), version_base="1.3"):
@@ -77,7 +79,7 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     """The configuration as an instance of the dataclass ``schema``.
 
     Raises:
-        ConfigError: for an unknown key, a value of a wrong type, a missing value, or what a check refuses.
+        ConfigError: for an unknown key, a value of a wrong type, a missing value, or a failed check.
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)
@@ -94,7 +96,7 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
         raise next(iter(of_a_resolver), wrong_type(schema, error)) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise ConfigError(f"{missing[0]}: no value is given. Choose an option of the group or set the key.")
+        raise ConfigError(f"{missing[0]}: the value is missing. Choose an option of the group or set the key.")
     config = cast(T, OmegaConf.to_object(merged))
     check_values(config)
     check(config)
@@ -102,12 +104,12 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
 
 
 def is_ours(target: object) -> bool:
-    """Whether a ``_target_`` is an option that comes with geexp."""
+    """Whether a ``_target_`` belongs to an option that comes with geexp."""
     return target is None or str(target).startswith("geexp.")
 
 
 def _described(group: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The group with its facts, and with its arguments apart."""
+    """The group's values, completed by the option's facts, with unknown keys moved to ``arguments``."""
     name_key, target = OPEN_GROUPS[group], values.get("_target_")
     arguments = dict(values.pop("arguments", None) or {})
     known = {item.name for item in fields(cast(Any, schema))}
@@ -129,25 +131,25 @@ def _described(group: str, schema: type, values: dict[str, Any]) -> dict[str, An
 
 
 def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dict[str, Any]:
-    """What our file says of the option that is named.
+    """The content of our YAML file for the chosen option.
 
     Raises:
-        ConfigError: for a network or a variant by another name than its own.
+        ConfigError: if the name of a network or variant was changed without changing its other settings.
     """
     if name_key is None:
         return {}
     name, target, ours = values.get(name_key), values.get("_target_"), options(group)
     by_name = [entry for entry in ours.values() if entry.get(name_key) == name]
-    # A name made of an argument, such as timm's, is recognised by its target.
+    # A name that depends on an argument, as in timm.yaml, is recognised by its _target_.
     by_target = [entry for entry in ours.values() if "${" in str(entry.get(name_key)) and entry["_target_"] == target]
     same = [entry for entry in by_name if entry.get("_target_") == target]  # a folder may be called imagenet
     found = next(iter(same or by_target or by_name), {})
     if group in ("model", "ge") and name not in (None, MISSING):
         if not found:
             raise bad_value(f"{group}.{name_key}", name, ours)
-        # The name alone was changed: what belongs to it, by which the two are told apart, is another option's.
+        # Only the name was changed; the other settings still belong to another option.
         if any(values.get(key) not in (None, found.get(key)) for key in ("_target_", "label")):
-            raise ConfigError(f"{group}.{name_key}={name}: choose {group}={name}, with all that belongs to it.")
+            raise ConfigError(f"{group}.{name_key}={name}: use {group}={name}, which also sets its other keys.")
     return found
 
 
@@ -163,7 +165,7 @@ def known_keys(schema: type, prefix: str = "") -> list[str]:
 
 
 def wrong_type(schema: type, error: OmegaConfBaseException) -> ConfigError:
-    """The error for a value that OmegaConf could not take for the key it names."""
+    """The error for a value that OmegaConf could not convert to the type of its key."""
     reason = str(error).splitlines()[0].rstrip(".")
     if not error.full_key:
         return ConfigError(f"{reason}.")

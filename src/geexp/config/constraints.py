@@ -1,4 +1,4 @@
-"""Which values a key may have, as annotations of the schema's fields."""
+"""Constraints on the values of single keys, as annotations of the schema's fields."""
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
@@ -20,7 +20,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A finite number that is not less than ``least``."""
+    """A finite number, at least ``least``."""
 
     least: float
 
@@ -42,7 +42,7 @@ class Above:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from ``low`` to ``high``; with ``above`` or ``below`` the end itself is not allowed."""
+    """A number from ``low`` to ``high``; ``above`` and ``below`` exclude the lower and the upper end."""
 
     low: float
     high: float
@@ -61,7 +61,7 @@ class Range:
 
 @dataclass(frozen=True)
 class NotEmpty:
-    """A word; ``meaning`` says which, and gives an example."""
+    """A non-empty word; ``meaning`` describes it, with an example."""
 
     meaning: str
 
@@ -71,18 +71,20 @@ class NotEmpty:
 
 
 class Extent:
-    """An extent ratio: a power of two from 2 on, or ``global``."""
+    """An extent ratio: a power of two, at least 2, or ``global``."""
 
     def check(self, key: str, value: Any) -> None:
         if value != "global" and not (isinstance(value, int) and value >= 2 and value.bit_count() == 1):
-            raise bad_value(key, value, (2, 4, 8, "global"), hint="Any power of two from 2 on will do.")
+            raise bad_value(key, value, (2, 4, 8, "global"), hint="Any power of two, at least 2, is allowed.")
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Hold every value of a configuration (a dataclass, others nested in it) against its field's annotation.
+    """Check every value of a configuration (a nested dataclass) against the constraint of its field.
+
+    None is allowed if the field's type allows it.
 
     Raises:
-        ConfigError: for the first value that is not allowed; None is allowed wherever the type allows it.
+        ConfigError: for the first value that is not allowed.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for item in fields(config):

@@ -1,28 +1,28 @@
-"""Messages for users: what was wrong (key and value), what is allowed, what to do."""
+"""Errors for users; their messages name the key and value, what is allowed, and what to do."""
 
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 # Exit codes beside 0 (done), 1 (failed) and 2 (wrong usage or configuration).
-PREEMPTED = 75  # "temporary failure, try again" of sysexits.h: start the same command again, and it goes on
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h, "temporary failure": the same command resumes
 INTERRUPTED = 130
 
-# What the system says of a disk that is full, broken, or not to be written to.
+# System errors of a disk that is full, broken or not writable.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(ValueError):
-    """Something that the user can mend. The message is for that user: one paragraph, no traceback.
+    """An error that the user can fix, shown as one paragraph without a traceback.
 
-    ``state`` is what a run that ended so says of itself.
+    ``state`` is the ``status.json`` state of a run that ends with this error.
     """
 
     exit_code = 1
     state = "failed"
 
     def __str__(self) -> str:
-        # A DataLoader's worker puts its whole traceback in front; the message is what stands behind the last name.
+        # A DataLoader worker prepends its whole traceback; the message follows the last class name.
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
@@ -33,21 +33,21 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set, an image, a checkpoint or a folder that is not what it should be."""
+    """A data set, image, checkpoint or folder that is missing, damaged or unsuitable."""
 
 
 class TrainingError(UserError):
-    """A training that cannot go on."""
+    """A training that cannot continue."""
 
 
 class DivergedError(TrainingError):
-    """A training whose loss is no number any more."""
+    """A training whose loss or weights became NaN or infinite."""
 
     state = "diverged"
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """The exception, what it was raised from, and so on."""
+    """The exception and the chain of its causes, outermost first."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -57,7 +57,7 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """'Did you mean …?' with the valid words nearest to ``word``, or an empty string when none is near."""
+    """' Did you mean …?' with the valid words most similar to ``word``, or an empty string."""
     matches = get_close_matches(word, list(valid), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
@@ -76,7 +76,7 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     siblings = [k for k in known if k.rpartition(".")[0] == parent] if parent else []
     if siblings:
         guess = nearest(name, (k.rpartition(".")[2] for k in siblings))
-        return ConfigError(f"{key}: there is no such key.{guess} {parent} has: {', '.join(siblings)}.")
+        return ConfigError(f"{key}: there is no such key.{guess} Keys of {parent}: {', '.join(siblings)}.")
     top = [k for k in known if "." not in k]
     guess = nearest(key, known) or nearest(name, (k.rpartition(".")[2] for k in known))
-    return ConfigError(f"{key}: there is no such key.{guess} At the top there are: {', '.join(top)}.")
+    return ConfigError(f"{key}: there is no such key.{guess} Top-level keys: {', '.join(top)}.")

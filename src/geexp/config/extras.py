@@ -1,10 +1,10 @@
-"""The optional dependencies: which commands need them, and what to say if they are not installed."""
+"""The optional dependencies, and the error if one is not installed."""
 
 from importlib.util import find_spec
 
 from geexp.config.errors import ConfigError
 
-# By the extra's name in pyproject.toml the modules that it brings.
+# The modules that each extra in pyproject.toml installs.
 EXTRAS = {
     "report": ("matplotlib", "pandas", "tabulate", "jinja2", "plotly", "scipy"),
     "detection": ("pycocotools", "matplotlib"),
@@ -24,6 +24,6 @@ def require_extras(purpose: str, *extras: str) -> None:
     lacking = missing(*extras)
     if lacking:
         raise ConfigError(
-            f"{purpose} needs {', '.join(lacking)}, not installed here. "
+            f"{purpose} needs {', '.join(lacking)}, which is not installed. "
             f"Install with: pip install 'geexp[{','.join(extras)}]'"
         )

@@ -1,4 +1,4 @@
-"""Networks in the paper's writing: ``ResNet-50``, ``GE-θ⁻ (E4, max)``."""
+"""Names of networks as in the paper: ``ResNet-50``, ``GE-θ⁻ (E4, max)``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from geexp.registry import options
 
 
 def variant_label(variant: str) -> str:
-    """``GE-θ⁻`` for ``theta_minus``; a user's own variant by its name."""
+    """``GE-θ⁻`` for ``theta_minus``; the plain name for a custom variant."""
     return str(options("ge").get(variant, {}).get("label", variant))
 
 
 def ge_label(ge: Mapping[str, Any], label: str | None = None) -> str:
-    """``GE-θ (E4, stage 4)``: the variant (or ``label``), with what is not global, average or everywhere.
+    """``GE-θ (E4, stage 4)``: the variant (or ``label``), with its extent, pooling and stages unless default.
 
-    ``ge`` is the part of a run's identity.
+    ``ge`` is the ``ge`` entry of a run's identity.
     """
     words = []
     if ge.get("extent", "global") != "global":
@@ -32,5 +32,5 @@ def ge_label(ge: Mapping[str, Any], label: str | None = None) -> str:
 
 
 def model_label(name: str) -> str:
-    """``ResNet-50`` for ``resnet50``; a user's own network by its name."""
+    """``ResNet-50`` for ``resnet50``; the plain name for a custom network."""
     return str(options("model").get(name, {}).get("label", name))

@@ -1,8 +1,8 @@
-"""The configuration of every entry point as dataclasses: keys, types, allowed values and defaults; ``conf/`` chooses.
+"""The configuration of every entry point as dataclasses: keys, types, allowed values and defaults.
 
-An option of ``model``, ``ge``, ``data``, ``schedule`` or ``optim`` may be a user's own: its YAML file names what it
-stands for as ``_target_``, and every key that the group does not know itself goes there as one of its ``arguments``.
-Beside the settings there are facts, which only describe the option and are known before torch is imported.
+``model``, ``ge``, ``data``, ``schedule`` and ``optim`` support custom options: a YAML file with the import path of a
+function or class as ``_target_``. Keys that the group does not define are passed to it as ``arguments``. Besides
+settings, a group has facts, which only describe the option and are available before torch is imported.
 """
 
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("l
 class ModelConfig:
     """``_target_`` is called with ``num_classes``, ``in_channels`` and the arguments.
 
-    Facts: ``label`` as the paper writes it; ``stages`` by the paper's numbers; the setting in which ``gmacs`` were
-    counted, ``last_gmacs`` of them in the last stage; ``detection``: whether a detector can use its stages.
+    Facts: ``label`` as in the paper; ``stages`` by the paper's numbers; ``gmacs`` of the home setting (``home_size``,
+    ``home_classes``), ``last_gmacs`` of them in the last stage; ``detection``: whether a detector can use its stages.
     """
 
     name: str = MISSING
@@ -52,8 +52,8 @@ class ModelConfig:
 class GatherExciteConfig:
     """``_target_`` is called with the channels, ``extent``, ``size`` of the feature map and the arguments.
 
-    Facts: ``label``, ``order`` and ``style`` (of lines in pictures); ``settings``: those that have an effect beside
-    extent and stages; ``fixed_size``: a global extent binds the network to one image size.
+    Facts: ``label``, ``order`` and line ``style`` in tables and plots; ``settings`` that have an effect, besides extent
+    and stages; ``fixed_size``: with a global extent the network accepts one image size only.
     """
 
     variant: str = MISSING
@@ -96,11 +96,11 @@ class RecipeConfig:
 
 @dataclass
 class DataConfig:
-    """``_target_`` is called with ``train``, ``root`` if there is one, and the arguments, and returns the images.
+    """``_target_`` is called with ``train``, ``root`` if it is set, and the arguments, and returns a map-style dataset.
 
-    Facts: ``kind`` (arrays of small images, image files, or images with boxes); ``requires``: what must lie below
-    ``root``, each in one of the listed forms; ``training_images`` and ``total_classes`` of the whole set; ``splits``:
-    the names of a detection set's; ``archives``: the official ones, which a pack can be made of.
+    Facts: ``kind`` (arrays of small images, image files, or images with boxes); ``requires``: files below ``root``,
+    each as a list of alternatives; ``training_images`` and ``total_classes`` of the whole set; ``splits``: names of the
+    splits of a detection set; ``archives``: official archives that ``geexp.pack`` can read.
     """
 
     name: str = MISSING
@@ -130,7 +130,7 @@ class DataConfig:
 @dataclass
 class FeedConfig:
     name: Annotated[str, OneOf("reference", "folder", "pack", "resident", "coco")] = MISSING
-    engine: Annotated[str | None, OneOf("threads", "workers")] = None  # None: threads where the feed can
+    engine: Annotated[str | None, OneOf("threads", "workers")] = None  # None: threads if the feed supports them
     workers: Workers = None
     decode: Annotated[str, OneOf("auto", "torchvision", "torchcodec", "pil")] = "auto"
     on_error: OnError = "stop"
@@ -149,7 +149,7 @@ class DetectorConfig:
     proposals: Count = 2000
     candidates_at_test: Count = 1000
     proposals_at_test: Count = 1000
-    anchors: Annotated[int, AtLeast(2)] = 256  # some must be objects and some not
+    anchors: Annotated[int, AtLeast(2)] = 256  # both positive and negative anchors are needed
     regions: Annotated[int, AtLeast(2)] = 512
     box_beta: Annotated[float, Above(0)] = 1 / 9
     nms_at_test: Annotated[float, Range(0, 1, above=True)] = 0.5
@@ -157,7 +157,7 @@ class DetectorConfig:
 
 @dataclass
 class ScheduleConfig:
-    """``kind`` is one of ours. A user's own ``_target_`` is called with the position and the arguments."""
+    """Either a built-in ``kind``, or a custom ``_target_``, called with the position and the arguments."""
 
     name: str = MISSING
     kind: Annotated[str | None, OneOf("steps", "cosine", "plateau")] = None
@@ -178,14 +178,14 @@ class ScheduleConfig:
 
 @dataclass
 class OptimConfig:
-    """``_target_`` is called with the parameter groups, ``lr`` and the arguments; ours is SGD."""
+    """``_target_`` is called with the parameter groups, ``lr`` and the arguments; the built-in one is SGD."""
 
     lr: Annotated[float, Above(0)] = 0.1
     lr_for_batch: Annotated[int | None, AtLeast(1)] = None
     momentum: Annotated[float | None, Range(0, 1, below=True)] = None
     nesterov: bool | None = None
     weight_decay: Annotated[float, AtLeast(0)] = 1e-4
-    batch_size: Annotated[int, AtLeast(2)] = 256  # batch normalisation needs two
+    batch_size: Annotated[int, AtLeast(2)] = 256  # batch normalisation needs two images
     decay_bn: bool = False
     decay_biases: bool = False
     bias_lr_factor: Annotated[float, Above(0)] = 2.0
@@ -207,7 +207,7 @@ class TrainerConfig:
     deterministic: bool = False
     channels_last: bool = True
     compile: bool = False
-    # torch.compile's; reduce-overhead replays CUDA graphs
+    # modes of torch.compile; reduce-overhead uses CUDA graphs
     compile_mode: Annotated[str, OneOf("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")] = (
         "default"
     )
@@ -233,7 +233,7 @@ class LauncherConfig:
     name: Annotated[str, OneOf("processes", "inline")] = "processes"
     devices_per_job: Count = 1
     devices: Any = "auto"
-    hang_after: Annotated[float | None, AtLeast(1)] = 30.0  # a run reports four times a minute
+    hang_after: Annotated[float | None, AtLeast(1)] = 30.0  # minutes; heartbeats come four times a minute
     grace: Annotated[float, AtLeast(0)] = 120.0
 
 
@@ -262,7 +262,7 @@ class TrainConfig:
 
     @property
     def detects(self) -> bool:
-        """Whether it trains a detector; a classifier otherwise."""
+        """Whether a detector is trained, not a classifier."""
         return self.detector.layout != "none"
 
 

@@ -1,8 +1,7 @@
-"""Reading a whole split once, to know what can be read before a training depends on it, and the report of that."""
+"""Read every image of a split once and report the ones that cannot be read."""
 
 import io
 import json
-import os
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,9 @@ from torch import Tensor
 from geexp.config.schema import CheckDataConfig
 from geexp.data.decode import DAMAGED, Decoder
 from geexp.data.images import Images
-from geexp.data.pack import Pack, require_sound
+from geexp.data.pack import Pack
 from geexp.data.parallel import in_threads, meter
-from geexp.data.reading import Unreadable
+from geexp.data.reading import Unreadable, printable
 
 _STEP = 64  # images of one task of a thread
 
@@ -51,7 +50,7 @@ def check_images(images: Images, backend: str, *, workers: int, what: str = "rea
         DataError: for a pack that does not match its hashes, which are verified anew.
     """
     if isinstance(images, Pack):
-        require_sound(images.path, images.index)
+        images.require_sound()
     counts = np.bincount(images.labels, minlength=len(images.classes))
     few, many = (ClassSize(images.classes[i], int(counts[i])) for i in (counts.argmin(), counts.argmax()))
     report = SplitReport(len(images), len(images.classes), smallest_class=few, largest_class=many)
@@ -113,7 +112,7 @@ def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
     columns[0] += ["smallest image", "largest image", "read by Pillow", "cannot be read"]
     for split, report in splits.items():
         counts = [f"{count:,}" for count in (report.images, report.classes)]
-        classes = [f"{_printable(one.name)}: {one.images:,}" for one in (report.smallest_class, report.largest_class)]
+        classes = [f"{printable(one.name)}: {one.images:,}" for one in (report.smallest_class, report.largest_class)]
         sizes = ["-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest)]
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.by_pillow.items()) or "0"
         columns.append([split, *counts, *classes, *sizes, kinds, f"{len(report.unreadable):,}"])
@@ -122,10 +121,5 @@ def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
         column[:] = [cell.ljust(width) if column is columns[0] else cell.rjust(width) for cell in column]
     lines = ["  ".join(row) for row in zip(*columns, strict=True)]
     for split, report in splits.items():
-        lines += [f"{split} {one.index}: {_printable(one.name)}: {one.reason}" for one in report.unreadable]
+        lines += [f"{split} {one.index}: {one.name}: {one.reason}" for one in report.unreadable]
     return "\n".join(lines)
-
-
-def _printable(name: str) -> str:
-    """File names are bytes, and not all of them are text."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -110,16 +110,12 @@ def fashion_mnist(*, root: Path, train: bool, download: bool = False) -> ArrayIm
 
 def cifar10(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
     """The official archive, packed or unpacked."""
-    if download:
-        tv.CIFAR10(str(root), train=train, download=True)
-    return read_cifar(root, tv.CIFAR10, train=train)
+    return read_cifar(root, tv.CIFAR10, train=train, download=download)
 
 
 def cifar100(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
     """The official archive, packed or unpacked."""
-    if download:
-        tv.CIFAR100(str(root), train=train, download=True)
-    return read_cifar(root, tv.CIFAR100, train=train)
+    return read_cifar(root, tv.CIFAR100, train=train, download=download)
 
 
 def class_folders(*, root: Path, train: bool) -> FolderImages:
@@ -147,7 +143,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def read_cifar(root: Path, official: type[tv.CIFAR10], *, train: bool) -> ArrayImages:
+def read_cifar(root: Path, official: type[tv.CIFAR10], *, train: bool, download: bool = False) -> ArrayImages:
     """A split of CIFAR-10 or -100 as ``uint8 [N, 32, 32, 3]``, from the unpacked folder in ``root`` or the archive.
 
     Args:
@@ -157,6 +153,8 @@ def read_cifar(root: Path, official: type[tv.CIFAR10], *, train: bool) -> ArrayI
         ValueError: for a file that differs from the published one. It is not unpickled.
         OSError: for a missing one.
     """
+    if download:
+        official(str(root), train=train, download=True)
     wanted = {official.meta["filename"]: official.meta["md5"]}
     wanted |= dict(official.train_list if train else official.test_list)
     contents = _contents(root, official, list(wanted))

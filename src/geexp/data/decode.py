@@ -1,8 +1,8 @@
-"""Encoded bytes to pixels by the fastest decoder available; Pillow decides about everything odd.
+"""Encoded bytes to pixels by the fastest decoder available; anything unusual is left to Pillow.
 
-All of these decoders rest on libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them
-refuses, or is known to decode differently, go to Pillow: so PNGs named .JPEG, CMYK files and EXIF orientation (ignored,
-as torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
+All decoders use libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them refuses, or is
+known to decode differently, fall back to Pillow. So PNGs named .JPEG, CMYK files and EXIF orientation (ignored, as
+torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
 """
 
 import importlib
@@ -24,15 +24,15 @@ from geexp.config.errors import ConfigError
 
 # Errors of a file that cannot be read, and of content that is no image or only part of one.
 DAMAGED = (OSError, ValueError)
-# How decoders refuse a file: torchvision and torchcodec with the former, our look at the header with the latter.
+# How decoders refuse a file: torchvision and torchcodec with the former, read_jpeg_header with the latter.
 _REFUSED = (RuntimeError, ValueError)
 
 _APP1, _SOS = 0xE1, 0xDA
 # Start of frame: all of 0xC0 … 0xCF but the three that mean other things.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-# Pillow warns of damaged EXIF data and of the transparency that RGB drops; neither concerns us. Set once, here: to
-# silence and restore around each image is not safe among threads.
+# Pillow warns of damaged EXIF data and of the transparency that RGB drops, which does not matter here. Set once,
+# because catch_warnings around each image is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -51,16 +51,14 @@ class Decoder:
         if self.backend == "torchvision" and not _torchvision_decodes():
             raise ConfigError(f"feed.decode={backend}: this torchvision has no decoders any more. Use auto.")
         if self.backend == "torchcodec":
-            if find_spec("torchcodec") is None:
-                raise ConfigError(
-                    f"feed.decode={backend}: the package torchcodec is not installed. Either pip install torchcodec, "
-                    "or leave feed.decode=auto."
-                )
             try:
                 importlib.import_module("torchcodec.decoders")
-            except (ImportError, OSError, RuntimeError) as error:  # a shared library that does not load
+            except (ImportError, OSError, RuntimeError) as error:  # not installed, or a shared library does not load
                 about = str(error).strip().splitlines()[0]
-                raise ConfigError(f"feed.decode={backend}: torchcodec cannot be loaded ({about}).") from error
+                raise ConfigError(
+                    f"feed.decode={backend}: torchcodec cannot be loaded ({about}). Either pip install torchcodec, or "
+                    "choose another feed.decode."
+                ) from error
         self._lock = threading.Lock()
         self._fallbacks = 0
 
@@ -71,7 +69,7 @@ class Decoder:
         try:
             header = read_jpeg_header(content)
             if header.height * header.width > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError("so large that Pillow shall decide whether to decode it")
+                raise ValueError("larger than Pillow's limit, so Pillow decides")
             return _BACKENDS[self.backend](content, header)
         except _REFUSED:
             return self.fall_back(content)
@@ -159,7 +157,7 @@ def read_jpeg_header(content: np.ndarray) -> JpegHeader:
 
 def _torchvision(content: np.ndarray, header: JpegHeader) -> Tensor:
     if header.sampling[:1] == ((1, 2),):  # 4:4:0: its libjpeg-turbo is of 2018 and rounds these colours differently
-        raise ValueError("torchvision has slightly other colours for it")
+        raise ValueError("torchvision decodes it to slightly different colours")
     image = torchvision.io.decode_jpeg(torch.from_numpy(content), mode=torchvision.io.ImageReadMode.RGB)
     return image.permute(1, 2, 0)  # its memory is [H, W, C] already
 

@@ -58,18 +58,18 @@ class ResumableFeed(ABC, Generic[T]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """
         Raises:
-            DataError: if the split has another number of images than then.
+            DataError: if the number of images has changed.
         """
         if state["images"] != self.sampler.n:
             raise DataError(
                 f"the training split has {self.sampler.n} images, and had {state['images']} when the checkpoint was "
-                "written: the run cannot go on as it was begun. Bring the images back, or start over with force=true."
+                "written, so the run cannot be resumed. Restore the images, or start over with force=true."
             )
         self._resume = state
 
 
 class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
-    """Batches of (images, labels), and what could not be read on the way.
+    """Batches of (images, labels), and a record of the images that could not be read.
 
     Raises:
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
@@ -104,7 +104,7 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
                 self.skipped[one.index] = one
         if not len(batch.labels):
             raise DataError(
-                f"not one of the {len(batch.unreadable)} images of a batch can be read, the last because of: "
+                f"none of the {len(batch.unreadable)} images of a batch can be read; the last one: "
                 f"{batch.unreadable[-1].reason}. See python -m geexp.check_data"
             )
 
@@ -132,23 +132,17 @@ def make_feed(
         resident = ResidentImages(images, augmentation, channels=data.channels, seed=seed, device=device)
         return Feed(lambda: map(resident.__getitems__, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
+    pin = device.type == "cuda"
     reader: PixelReader | ReferenceReader
     if feed.name == "reference":
         reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
     else:
         reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
-    return Feed(_batches(reader, order, feed, workers, pin=device.type == "cuda"), order, feed.on_error)
-
-
-def _batches(
-    reader: PixelReader | ReferenceReader, order: Order, feed: FeedConfig, workers: int, *, pin: bool
-) -> Callable[[], Iterator[Batch]]:
     if not workers:
-        return lambda: map(reader.__getitems__, order)
+        return Feed(lambda: map(reader.__getitems__, order), order, feed.on_error)
     if isinstance(reader, PixelReader) and feed.engine != "workers":
-        return lambda: read_with_threads(reader, order, workers, pin=pin)
-    processes = Workers(reader, order, workers, pin=pin)
-    return lambda: iter(processes)
+        return Feed(lambda: read_with_threads(reader, order, workers, pin=pin), order, feed.on_error)
+    return Feed(Workers(reader, order, workers, pin=pin).__iter__, order, feed.on_error)
 
 
 def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -5,9 +5,8 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _FORMAT = 1
-# A folder changed this shortly before it was read may change again without a newer time stamp.
+# A folder that changed this shortly before it was read may change again without a newer time stamp.
 _UNSETTLED_NS = 2_000_000_000
 
 
@@ -29,8 +28,10 @@ _UNSETTLED_NS = 2_000_000_000
 class FolderIndex:
     """The files of a split, as arrays that worker processes share: 1.28 million names take 30 MB, not 200 each.
 
-    ``names`` holds the paths within the class folders end to end, ``ends`` where each one ends. ``folders`` are the
-    paths of all folders that were read, joined by a zero byte, ``times`` when each was changed last.
+    Args:
+        names, ends: the paths within the class folders, as ``join_names`` makes them.
+        folders: the paths of all folders that were read, joined by zero bytes.
+        times: when each of these was last changed.
     """
 
     classes: np.ndarray
@@ -39,22 +40,18 @@ class FolderIndex:
     ends: np.ndarray
     folders: np.ndarray
     times: np.ndarray
-    read_at: np.ndarray
 
 
 class FolderImages(EncodedImages):
     """``<folder>/<class>/**/<file>``; classes and files in the order of their names, as torchvision's ``ImageFolder``.
 
-    Args:
-        index: what there is in the folder; None: look.
-
     Raises:
         ValueError: for a class folder without a single image.
     """
 
-    def __init__(self, folder: Path, index: FolderIndex | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.index = read_folder(self.folder) if index is None else index
+        self.index = read_folder(self.folder)
         self.classes: list[str] = self.index.classes.tolist()
         self.labels = self.index.labels
 
@@ -62,19 +59,13 @@ class FolderImages(EncodedImages):
         return f"{self.classes[self.labels[index]]}/{name_at(self.index.names, self.index.ends, index)}"
 
     def name(self, index: int) -> str:
-        return str(self.folder / self.relative_name(index))
+        return f"{self.folder}/{self.relative_name(index)}"
 
     def size(self, index: int) -> int:
-        return os.stat(f"{self.folder}/{self.relative_name(index)}").st_size
+        return os.stat(self.name(index)).st_size
 
     def content(self, index: int) -> np.ndarray:
-        return np.fromfile(f"{self.folder}/{self.relative_name(index)}", dtype=np.uint8)
-
-    def first_classes(self, n: int) -> Self:
-        kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
-        index = self.index
-        fewer = replace(index, classes=index.classes[:n], labels=index.labels[kept], ends=index.ends[kept])
-        return type(self)(self.folder, fewer)
+        return np.fromfile(self.name(index), dtype=np.uint8)
 
 
 def read_folder(folder: Path) -> FolderIndex:
@@ -83,10 +74,12 @@ def read_folder(folder: Path) -> FolderIndex:
     cached = _cached(cache)
     if cached is not None and _unchanged(cached):
         return cached
-    start = time.monotonic()
+    start = time.time_ns()
     index = _scan(folder)
-    images, classes, seconds = len(index.labels), len(index.classes), time.monotonic() - start
+    images, classes, seconds = len(index.labels), len(index.classes), (time.time_ns() - start) / 1e9
     log.info("%s: %d images in %d class folders (read in %.1f s)", folder, images, classes, seconds)
+    if index.times.max() > start - _UNSETTLED_NS:
+        return index
     try:
         with atomic_write(cache) as file:
             np.savez(file, format=np.array(_FORMAT), **asdict(index))
@@ -96,7 +89,6 @@ def read_folder(folder: Path) -> FolderIndex:
 
 
 def _scan(folder: Path) -> FolderIndex:
-    read_at = time.time_ns()
     folders, times = [os.fsencode(folder)], [folder.stat().st_mtime_ns]
     classes = class_folders(folder)
     names: list[str] = []
@@ -122,14 +114,11 @@ def _scan(folder: Path) -> FolderIndex:
         ends=ends,
         folders=np.frombuffer(b"\0".join(folders), dtype=np.uint8),
         times=np.array(times, dtype=np.int64),
-        read_at=np.array(read_at, dtype=np.int64),
     )
 
 
 def _unchanged(index: FolderIndex) -> bool:
     """Adding, removing or renaming a file changes its folder's time stamp."""
-    if index.times.max() > index.read_at - _UNSETTLED_NS:
-        return False
     try:
         now = [os.stat(folder).st_mtime_ns for folder in index.folders.tobytes().split(b"\0")]
     except OSError:
@@ -145,7 +134,7 @@ def _cached(cache: Path) -> FolderIndex | None:
             return FolderIndex(**{name: arrays[name] for name in FolderIndex.__dataclass_fields__})
     except FileNotFoundError:
         return None
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
+    except Exception as error:  # numpy, zipfile and zlib each raise their own for a damaged file
         log.info("%s cannot be used (%s) and is written again", cache, error)
         return None
 

@@ -1,4 +1,4 @@
-"""The official archives of ILSVRC2012, read where they are: tars are not compressed, so their files can be addressed.
+"""The official archives of ILSVRC2012, read in place: tars are not compressed, so their files have an offset.
 
 Order, labels and names are those of class folders ``<WordNet id>/<file>``.
 """
@@ -93,10 +93,10 @@ def _members(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, int, i
             for member in tar:
                 if member.isfile():
                     yield Path(member.name).name, member.offset_data, member.size
-            stopped = tar.offset  # tarfile takes a header that it cannot read for the end
+            stopped = tar.offset  # tarfile treats an unreadable header as the end
         file.seek(stopped)
         if stopped + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):
-            raise tarfile.ReadError(f"it breaks off at byte {stopped:,}")
+            raise tarfile.ReadError(f"it ends early, at byte {stopped:,}")
     except tarfile.TarError as error:
         raise DataError(
             f"{file.name} is truncated or damaged: {error}. Compare its MD5 with the site's, and download it again."
@@ -116,11 +116,9 @@ def _validation_wnids(devkit: Path) -> list[str]:
             assert meta is not None
             ids = [int(line) for line in truth.read().split()]
             synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        # Those with children are the higher nodes of WordNet, which no image has.
+        # Those with children are inner nodes of WordNet, and label no image.
         leaves = synsets[synsets["num_children"] == 0]
         wnid_of = dict(zip(leaves["ILSVRC2012_ID"].tolist(), leaves["WNID"].tolist(), strict=True))
         return [str(wnid_of[identifier]) for identifier in ids]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # gzip, tarfile and scipy have many ways of saying that a file is damaged
+    except Exception as error:  # gzip, tarfile and scipy each raise their own for a damaged file
         raise DataError(f"{devkit} is not the development kit of ILSVRC2012, or is damaged: {error!r}") from error

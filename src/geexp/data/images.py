@@ -24,7 +24,7 @@ class Images(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Which file or place it is, for a person."""
+        """The file or the place, for messages."""
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
@@ -35,8 +35,10 @@ class Images(ABC):
         """``uint8 [H, W, 3]``, for the fast feeds."""
 
     def first_classes(self, n: int) -> Self:
-        """The same kind of images, of the first ``n`` classes only; each keeps its name."""
-        raise NotImplementedError
+        """The same kind of images, of the first ``n`` classes only, for sets in the order of their classes."""
+        first = copy(self)
+        first.classes, first.labels = self.classes[:n], self.labels[: int(np.searchsorted(self.labels, n))]
+        return first
 
 
 class EncodedImages(Images):
@@ -52,7 +54,7 @@ class EncodedImages(Images):
 
     @abstractmethod
     def content(self, index: int) -> np.ndarray:
-        """``uint8 [bytes]``, writable (nobody does; torch warns of arrays that are not)."""
+        """``uint8 [bytes]``, writable, because torch warns of arrays that are not."""
 
     def picture(self, index: int) -> Image.Image:
         return open_with_pil(self.content(index))
@@ -62,25 +64,14 @@ class EncodedImages(Images):
 
 
 class ArrayImages(Images):
-    """Images of one size held in memory as one array, ``uint8 [N, H, W]`` or ``[N, H, W, 3]``.
+    """Images of one size held in memory as one array, ``uint8 [N, H, W]`` or ``[N, H, W, 3]``."""
 
-    Args:
-        numbers: ``int64 [N]``, the places by which they are named; None: from 0 on.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: list[str] | None = None,
-        numbers: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: list[str] | None = None) -> None:
         self.images, self.labels = images, labels.astype(np.int64)
         self.classes = [str(label) for label in np.unique(labels)] if classes is None else classes
-        self.numbers = np.arange(len(labels)) if numbers is None else numbers
 
     def name(self, index: int) -> str:
-        return f"image {self.numbers[index]}"
+        return f"image {index}"
 
     def picture(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
@@ -91,7 +82,7 @@ class ArrayImages(Images):
 
     def first_classes(self, n: int) -> Self:
         kept = self.labels < n
-        return type(self)(self.images[kept], self.labels[kept], self.classes[:n], self.numbers[kept])
+        return type(self)(self.images[kept], self.labels[kept], self.classes[:n])
 
 
 class MapStyleImages(Images):
@@ -133,7 +124,7 @@ class MapStyleImages(Images):
     def picture(self, index: int) -> Image.Image:
         try:
             image = self.dataset[int(self.numbers[index])][0]
-        except ValueError as error:  # among the feeds it would count as a damaged file, which is left out
+        except ValueError as error:  # feeds would take it for a damaged file
             raise RuntimeError(f"data._target_={self.target}: {self.name(index)} raised {error!r}") from error
         if isinstance(image, Image.Image):
             return image

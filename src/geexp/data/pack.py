@@ -9,11 +9,10 @@ import json
 import logging
 import os
 import time
-import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig
 from geexp.data.decode import Decoder
 from geexp.data.folder import cache_folder, name_at
-from geexp.data.images import EncodedImages, Images
+from geexp.data.images import EncodedImages
 from geexp.data.parallel import in_threads, meter, processors
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.identity import recipe_slug
@@ -78,72 +77,63 @@ def open_pack(folder: Path, split: str, recipe: RecipeConfig) -> "Pack":
     if theirs != asdict(recipe):
         raise ConfigError(
             f"{path} was packed with recipe {recipe_slug(RecipeConfig(**theirs))}, and the configuration says "
-            f"{recipe_slug(recipe)}: these are different data sets. Say recipe={theirs['name']} and data.recipe.* as "
+            f"{recipe_slug(recipe)}: these are different data sets. Set recipe={theirs['name']} and data.recipe.* as "
             "they were, or give the folder of another pack with feed.pack=<folder>."
         )
-    _verify(path, index, index_digest)
-    return RawPack(path, index) if recipe.name == "raw" else EncodedPack(path, index)
+    pack = RawPack(path, index) if recipe.name == "raw" else Pack(path, index)
+    _verify(pack, index_digest)
+    return pack
 
 
-class Pack(Images):
+class Pack(EncodedImages):
+    """Recipes original and jpeg."""
+
     def __init__(self, path: Path, index: PackIndex) -> None:
         self.path, self.index = path, index
         self.classes: list[str] = index.classes.tolist()
         self.labels = index.labels
-        self.left_out: list[str] = index.left_out.tolist()
+        # Read, not mapped: a disk error is then an exception, not a SIGBUS.
+        self._file = path.open("rb", buffering=0)
 
-    def __reduce__(self) -> tuple:  # for DataLoader workers that are spawned
-        return type(self), (self.path, self.index)
+    def __getstate__(self) -> dict[str, Any]:  # for DataLoader workers that are spawned
+        return self.__dict__ | {"_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_file": state["path"].open("rb", buffering=0)}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The images of its classes that could not be read when it was made, ``<class>/<file>``."""
+        return [name for name in self.index.left_out.tolist() if name.partition("/")[0] in self.classes]
 
     def relative_name(self, index: int) -> str:
-        """``<class>/<file>``."""
         return name_at(self.index.names, self.index.name_ends, index)
 
     def name(self, index: int) -> str:
         return f"{self.path}: {self.relative_name(index)}"
 
-    def first_classes(self, n: int) -> Self:
-        kept = slice(int(np.searchsorted(self.labels, n)))  # the images stand in the order of their classes
-        of_images = ("labels", "ends", "digests", "name_ends", "heights", "widths")
-        left_out = [name for name in self.left_out if name.partition("/")[0] in self.classes[:n]]
-        fewer = replace(
-            self.index,
-            classes=self.index.classes[:n],
-            left_out=np.array(left_out, dtype=np.str_),
-            **{name: getattr(self.index, name)[kept] for name in of_images},
-        )
-        return type(self)(self.path, fewer)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        return int(self.index.ends[index - 1]) if index else 0, int(self.index.ends[index])
-
-
-class EncodedPack(Pack, EncodedImages):
-    """Recipes original and jpeg."""
-
-    def __init__(self, path: Path, index: PackIndex) -> None:
-        super().__init__(path, index)
-        # Read, not mapped: an error of the disk is then an exception, not a SIGBUS.
-        self._file = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
     def content(self, index: int) -> np.ndarray:
-        return read_between(self._file, *self._place(index))
+        start = int(self.index.ends[index - 1]) if index else 0
+        content = np.empty(int(self.index.ends[index]) - start, dtype=np.uint8)
+        return content[: os.preadv(self._file.fileno(), [content.data], start)]
+
+    def require_sound(self) -> None:
+        """Compare every image with its digest; raises ``DataError`` for the first that differs."""
+        sizes = np.diff(self.index.ends, prepend=0)
+
+        def first_damaged(indices: range) -> int | None:
+            return next((i for i in indices if digest(self.content(i).data) != self.index.digests[i]), None)
+
+        with meter(f"verifying {self.path.name}", len(self)) as advance:
+            for indices, bad in in_threads(first_damaged, range(len(self)), step=_STEP, threads=processors()):
+                if bad is not None:
+                    name = self.relative_name(bad)
+                    raise DataError(f"{self.path} is damaged: {name} (image {bad}) is not what was packed. {_AGAIN}")
+                advance(len(indices), int(sizes[indices].sum()))
 
 
 class RawPack(Pack):
-    """Recipe raw: pixels are views of the mapped file."""
-
-    def __init__(self, path: Path, index: PackIndex) -> None:
-        super().__init__(path, index)
-        # mode="c" would spare the warning, but Linux refuses writable maps that are larger than the memory.
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        with warnings.catch_warnings():  # torch warns, once in a process, that the array is read-only
-            warnings.simplefilter("ignore")
-            torch.from_numpy(self._bytes)
+    """Recipe raw: the content of an image is its pixels."""
 
     def picture(self, index: int) -> Image.Image:
         return Image.fromarray(self._pixels(index))
@@ -152,8 +142,7 @@ class RawPack(Pack):
         return torch.from_numpy(self._pixels(index))
 
     def _pixels(self, index: int) -> np.ndarray:
-        start, end = self._place(index)
-        return self._bytes[start:end].reshape(self.index.heights[index], self.index.widths[index], 3)
+        return self.content(index).reshape(self.index.heights[index], self.index.widths[index], 3)
 
 
 def index_path(path: Path) -> Path:
@@ -190,51 +179,19 @@ def digest(content: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def read_between(file: int, start: int, end: int) -> np.ndarray:
-    """``uint8 [end - start]`` of an open file; less where it ends before."""
-    content = np.empty(end - start, dtype=np.uint8)
-    return content[: os.preadv(file, [content.data], start)]
-
-
-def first_damaged(path: Path, ends: np.ndarray, digests: np.ndarray) -> int:
-    """The first record of a file that does not match its digest; ``len(ends)`` if all are sound."""
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
-
-    def sound(record: int) -> bool:
-        return digest(read_between(file.fileno(), starts[record], ends[record]).data) == digests[record]
-
-    def verify(records: range) -> int | None:
-        return next((record for record in records if not sound(record)), None)
-
-    with path.open("rb", buffering=0) as file, meter(f"verifying {path.name}", len(ends)) as advance:
-        for records, bad in in_threads(verify, range(len(ends)), step=_STEP, threads=processors()):
-            if bad is not None:
-                return bad
-            advance(len(records), int(ends[records[-1]] - starts[records[0]]))
-    return len(ends)
-
-
-def require_sound(path: Path, index: PackIndex) -> None:
-    """Compare every record of the index with its digest; raises ``DataError`` for the first that differs."""
-    bad = first_damaged(path, index.ends, index.digests)
-    if bad < len(index.ends):
-        name = name_at(index.names, index.name_ends, bad)
-        raise DataError(f"{path} is damaged: {name} (image {bad}) is not what was packed. {_AGAIN}")
-
-
-def _verify(path: Path, index: PackIndex, index_digest: str) -> None:
+def _verify(pack: Pack, index_digest: str) -> None:
     """``require_sound``, unless this machine has verified these very files before."""
-    status = path.stat()
+    path, status = pack.path, pack.path.stat()
     facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
     verified = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     with suppress(OSError):
         if verified.read_bytes() == facts:
             return
     start = time.monotonic()
-    require_sound(path, index)
-    log.info("%s: all %d images verified by hash in %.1f s", path, len(index.ends), time.monotonic() - start)
+    pack.require_sound()
+    log.info("%s: all %d images verified by hash in %.1f s", path, len(pack), time.monotonic() - start)
     try:
         with atomic_write(verified) as file:
             file.write(facts)
     except OSError as error:
-        log.info("that %s is verified is not remembered: %s", path, error)
+        log.info("cannot remember that %s is verified: %s", path, error)

@@ -1,9 +1,8 @@
 """Making packs: images through a recipe into a file, by many threads, in the order of the source.
 
 Packing can be killed at any moment and goes on, and a pack never looks whole before it is. ``<split>.bin.partial``
-grows record by record; ``<split>.journal.partial`` has a header, which states what is packed how, and a row for every
-record, written after the record itself. The disk may keep them in another order, so every row is compared with its
-data before going on.
+grows record by record; ``<split>.rows.partial`` is its checkpoint, written every few seconds and when packing stops: a
+header that states what is packed how, and a row for every record that is on the disk.
 """
 
 import errno
@@ -15,10 +14,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from io import FileIO
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -34,7 +31,7 @@ from geexp.data.decode import DAMAGED, open_with_pil
 from geexp.data.folder import join_names
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.images import EncodedImages
-from geexp.data.pack import FORMAT, PackIndex, digest, first_damaged, index_path, read_index
+from geexp.data.pack import FORMAT, PackIndex, digest, index_path, read_index
 from geexp.data.parallel import in_threads, meter, processors
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.identity import recipe_slug
@@ -42,6 +39,7 @@ from geexp.runs.identity import recipe_slug
 log = logging.getLogger(__name__)
 
 _STEP = 8  # images of one task of a thread
+_SAVE_EVERY = 10.0  # seconds
 _GO_ON = "The same command, without force=true, goes on from there."
 _ROW = np.dtype([("end", "<i8"), ("digest", "<u8"), ("height", "<i4"), ("width", "<i4")])
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or the limit of a file's size
@@ -105,7 +103,7 @@ def pack_split(
     on_error: str = "stop",
     force: bool = False,
 ) -> Packed:
-    """Make ``<folder>/<split>.bin`` and its index, or go on with making them, or leave them if they are there.
+    """Make ``<folder>/<split>.bin`` and its index, resume making them, or keep a finished pack.
 
     Recipe original copies the files as they are and refuses only empty ones; ``python -m geexp.check_data`` decodes
     them all. The others decode with Pillow, shrink what is larger than the recipe states (bilinear, antialiased), and
@@ -123,9 +121,9 @@ def pack_split(
     names = [source.relative_name(index) for index in range(n)]
     about = {"recipe": json.dumps(asdict(recipe), sort_keys=True), "source": _digest_of(source, names)}
     partial = PartialPack(path, about, left_out=on_error == "skip")
-    if not partial.begun() and not force and index_path(path).exists():
+    if index_path(path).exists() and not force and partial.checkpoint() is None:
         index = _require_same(path, recipe, about)
-        partial.journal.unlink(missing_ok=True)  # the last step of making it may be missing
+        partial.saved.unlink(missing_ok=True)  # the last step of making it may be missing
         log.info("%s is there already (force=true makes it again)", path)
     else:
         try:
@@ -133,11 +131,14 @@ def pack_split(
                 _fill(partial, source, recipe, workers, on_error)
                 index = _index(source, names, partial.rows(), recipe, about)
                 partial.finish(index)
+        except KeyboardInterrupt:
+            log.warning("interrupted: %d of %d images of %s are packed. %s", partial.count, n, path.name, _GO_ON)
+            raise
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            more = decimal(partial.size // max(partial.count, 1) * (n - partial.count))
-            need = f"the others need about {more} more" if partial.size else "it is not known how much the others need"
+            more = decimal(partial.end // max(partial.count, 1) * (n - partial.count))
+            need = f"the others need about {more} more" if partial.count else "the others need an unknown amount"
             raise DataError(
                 f"{path}: {error.strerror}. {partial.count:,} of {n:,} images are packed, and {need}. "
                 f"Free up space. {_GO_ON}"
@@ -151,9 +152,9 @@ def pack_split(
 
 
 def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int]:
-    """Width and height that the recipe stores; rounded as torchvision's ``Resize`` rounds, and never enlarged.
+    """Width and height that the recipe stores, never enlarged.
 
-    So pixels with a short side of 256 are those that evaluation on 256 would make itself.
+    Rounds as torchvision's ``Resize``, so that evaluation on a short side of 256 finds the pixels it would make itself.
     """
     side = min(width, height) if recipe.short_side is not None else max(width, height)
     target = recipe.short_side if recipe.short_side is not None else recipe.max_side
@@ -166,36 +167,28 @@ def shrunk_size(width: int, height: int, recipe: RecipeConfig) -> tuple[int, int
 
 def _fill(partial: "PartialPack", source: EncodedImages, recipe: RecipeConfig, workers: int, on_error: str) -> None:
     """Append the records that are not there yet."""
-    path, n = partial.path, len(source)
-    if partial.count:
-        log.info("%s: %d of %d images are packed already", path, partial.count, n)
+    path, first, n = partial.path, partial.count, len(source)
+    if first:
+        log.info("%s: %d of %d images are packed already", path, first, n)
     if recipe.name == "original":
-        _require_space(path, source, partial.count)
+        _require_space(path, source, first)
 
     def pack(indices: range) -> list[Record | Exception]:
         return [_record(source, recipe, index) for index in indices]
 
-    try:
-        with meter(f"packing {path.name}", n, partial.count) as advance:
-            for indices, results in in_threads(pack, range(partial.count, n), step=_STEP, threads=workers):
-                records = []
-                for index, result in zip(indices, results, strict=True):
-                    if isinstance(result, Record):
-                        records.append(result)
-                        continue
-                    about = f"cannot read {source.name(index)} (image {index}): {result}"
-                    if on_error == "stop":
-                        partial.append(records)
-                        raise DataError(
-                            f"{about}. Replace the file, or leave it out: on_error=skip. {_GO_ON}"
-                        ) from result
-                    log.warning("left out: %s", about)
-                    records.append(_LEFT_OUT)
-                partial.append(records)
-                advance(len(records), sum(len(record.content) for record in records))
-    except KeyboardInterrupt:
-        log.warning("interrupted: %d of %d images of %s are packed. %s", partial.count, n, path.name, _GO_ON)
-        raise
+    with meter(f"packing {path.name}", n, first) as advance:
+        for indices, results in in_threads(pack, range(first, n), step=_STEP, threads=workers):
+            before = partial.end
+            for index, result in zip(indices, results, strict=True):
+                if isinstance(result, Record):
+                    partial.append(result)
+                    continue
+                about = f"cannot read {source.name(index)} (image {index}): {result}"
+                if on_error == "stop":
+                    raise DataError(f"{about}. Replace the file, or leave it out: on_error=skip. {_GO_ON}") from result
+                log.warning("left out: %s", about)
+                partial.append(_LEFT_OUT)
+            advance(len(indices), partial.end - before)
 
 
 def _record(source: EncodedImages, recipe: RecipeConfig, index: int) -> Record | Exception:
@@ -226,7 +219,7 @@ def _index(
 ) -> PackIndex:
     there = np.diff(rows["end"], prepend=0) > 0
     if not there.any():
-        raise DataError(f"not one of the {len(rows)} images can be read; see python -m geexp.check_data")
+        raise DataError(f"none of the {len(rows)} images can be read; see python -m geexp.check_data")
     joined, name_ends = join_names(compress(names, there))
     sizes = rows[there][: None if recipe.name == "raw" else 0]
     return PackIndex(
@@ -270,7 +263,7 @@ def _digest_of(source: EncodedImages, names: list[str]) -> str:
 
 
 def _require_space(path: Path, source: EncodedImages, first: int) -> None:
-    """Whether the images from ``first`` on, as they are, fit on the disk."""
+    """Raise ``DataError`` unless the files from ``first`` on fit on the disk."""
 
     def sizes(indices: range) -> int:
         total = 0
@@ -290,7 +283,7 @@ def _require_space(path: Path, source: EncodedImages, first: int) -> None:
 
 
 class PartialPack:
-    """A pack ``<split>.bin`` that is being made; used in a ``with``.
+    """A pack ``<split>.bin`` that is being made; used in a ``with``, which ends with a checkpoint.
 
     Args:
         about: what is packed how; a partial pack of anything else is discarded.
@@ -298,90 +291,77 @@ class PartialPack:
 
     Raises:
         DataError: on entering, if another process is making this pack.
+        OSError: if something cannot be written, for instance one of ``_FULL``.
     """
 
     def __init__(self, path: Path, about: dict[str, str], *, left_out: bool = False) -> None:
-        self.path, self.index = path, index_path(path)
-        self.data, self.journal = path.with_name(f"{path.name}.partial"), path.with_suffix(".journal.partial")
-        self.count = self.size = 0  # records and bytes that are there
+        self.path = path
+        self.data, self.saved = path.with_suffix(".bin.partial"), path.with_suffix(".rows.partial")
+        self.end = 0  # bytes of all records
+        self.count = 0  # records in the last checkpoint
         self._header = json.dumps({"format": FORMAT} | about, sort_keys=True).encode() + b"\n"
-        self._smallest = 0 if left_out else 1
+        self._left_out = left_out
 
-    def begun(self) -> bool:
-        """Whether a part of this very pack is there to go on with."""
-        return self.data.exists() and self._journalled() is not None
+    def checkpoint(self) -> np.ndarray | None:
+        """The rows of the checkpoint; None if there is nothing of this very pack to go on with."""
+        if not (self.data.exists() and self.saved.exists()):
+            return None
+        content = self.saved.read_bytes()
+        if not content.startswith(self._header):
+            return None
+        rows = np.frombuffer(content[len(self._header) :], dtype=_ROW)
+        return rows if rows["end"].max(initial=0) <= self.data.stat().st_size else None
 
     def __enter__(self) -> "PartialPack":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal_file = self.journal.open("ab", buffering=0)  # unbuffered: what is written survives this process
+        self._file = self.data.open("ab", buffering=0)
         try:
-            fcntl.flock(self._journal_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._journal_file.close()
+            self._file.close()
             raise DataError(f"{self.path}: another process is packing it already.") from error
-        if self.path.exists() and not self.index.exists() and not self.data.exists():
-            os.replace(self.path, self.data)  # killed in the middle of finishing
-        rows = self._sound_rows()
-        self.count, self.size = len(rows), int(rows["end"][-1]) if len(rows) else 0
-        self._data_file = self.data.open("ab", buffering=0)
-        self._data_file.truncate(self.size)
-        if not len(rows):
-            self._journal_file.truncate(0)
-            _write(self._journal_file, self._header)
-        self._journal_file.truncate(len(self._header) + rows.nbytes)
+        rows = self.checkpoint()
+        if rows is None:
+            if self.data.stat().st_size:
+                log.info("%s is of another recipe or other images and is started over", self.data)
+            rows = np.empty(0, dtype=_ROW)
+        left_out = np.diff(rows["end"], prepend=0) == 0
+        if left_out.any() and not self._left_out:
+            rows = rows[: left_out.argmax()]
+        self.end = int(rows["end"].max(initial=0))
+        self._rows = bytearray(rows.tobytes())
+        self._save()  # before new data can follow rows of another pack
+        self._file.truncate(self.end)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._data_file.close()
-        self._journal_file.close()
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Raises ``OSError``, as ``finish`` does, for instance one of ``_FULL``; records that are whole stay."""
-        rows = np.empty(len(records), dtype=_ROW)
-        end = self.size
-        for row, record in enumerate(records):
-            _write(self._data_file, record.content)
-            end += len(record.content)
-            rows[row] = end, *record[1:]
-        _write(self._journal_file, rows.tobytes())
-        self.count, self.size = self.count + len(rows), end
+        with self._file:
+            if self.data.exists():
+                self._save()
 
     def rows(self) -> np.ndarray:
-        rows = self._journalled()
-        assert rows is not None
-        return rows
+        return np.frombuffer(bytes(self._rows), dtype=_ROW)
+
+    def append(self, record: Record) -> None:
+        rest = memoryview(record.content)
+        while len(rest):  # a disk that fills up takes a part of the last write without an error
+            rest = rest[self._file.write(rest) :]
+        self.end += len(record.content)
+        self._rows += np.array((self.end, *record[1:]), dtype=_ROW).tobytes()
+        if time.monotonic() - self._saved_at > _SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        os.fsync(self._file.fileno())
+        with atomic_write(self.saved) as file:
+            file.write(self._header + self._rows)
+        self.count = len(self._rows) // _ROW.itemsize
+        self._saved_at = time.monotonic()
 
     def finish(self, index: PackIndex) -> None:
-        """Make it the pack. In this order an old index never stands beside new data."""
-        os.fsync(self._data_file.fileno())
-        self.index.unlink(missing_ok=True)
-        os.replace(self.data, self.path)
-        with atomic_write(self.index) as file:
+        """Make it the pack. The data take their name last, so that a new pack is not whole before."""
+        self._save()
+        with atomic_write(index_path(self.path)) as file:
             np.savez(file, **vars(index))
-        self.journal.unlink(missing_ok=True)
-
-    def _journalled(self) -> np.ndarray | None:
-        """The whole rows of the journal; None if it is of another pack or there is none."""
-        content = self.journal.read_bytes() if self.journal.exists() else b""
-        if not content.startswith(self._header):
-            return None
-        rows = content[len(self._header) :]
-        return np.frombuffer(rows, dtype=_ROW, count=len(rows) // _ROW.itemsize)
-
-    def _sound_rows(self) -> np.ndarray:
-        """The rows up to the first whose data are not there or not what it states."""
-        rows, size = self._journalled(), self.data.stat().st_size if self.data.exists() else 0
-        if rows is None and size:
-            log.info("%s is of another recipe or other images and is started over", self.data)
-        if rows is None or not len(rows):
-            return np.empty(0, dtype=_ROW)
-        whole = (np.diff(rows["end"], prepend=0) >= self._smallest) & (rows["end"] <= size)
-        rows = rows[: len(rows) if whole.all() else whole.argmin()]
-        return rows[: first_damaged(self.data, rows["end"], rows["digest"])] if len(rows) else rows
-
-
-def _write(file: FileIO, content: bytes | memoryview) -> None:
-    """All of it: a disk that fills up takes a part of the last write without an error."""
-    rest = memoryview(content)
-    while len(rest):
-        rest = rest[file.write(rest) :]
+        os.replace(self.data, self.path)
+        self.saved.unlink()

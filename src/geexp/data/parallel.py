@@ -1,4 +1,4 @@
-"""Work on many images: by threads, results in order, with a progress bar."""
+"""Work on many images by threads, results in order, with a progress bar."""
 
 import logging
 import os

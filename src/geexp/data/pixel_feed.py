@@ -126,7 +126,7 @@ def augmented(pixels: Tensor, size: int, augmentation: AugmentationConfig, gener
 
 
 def resized_crop_box(height: int, width: int, least_area: float, generator: Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop, by the law of ``RandomResizedCrop`` and draw for draw like it.
+    """Top, left, height and width of a random crop; draws what ``RandomResizedCrop`` draws.
 
     torchvision draws from the one default generator, which threads cannot share.
     """

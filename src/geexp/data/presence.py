@@ -14,12 +14,10 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
     """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on."""
     if not data.requires:
         return
-    if data.root is None and feed.pack is None:
-        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
     if feed.name == "pack":
         _require_pack(data, feed)
         return
-    root = Path(str(data.root)).expanduser()
+    root = _root_of(data)
     if data.download and data.downloadable:
         return
     missing = [forms[0] for forms in data.requires if not any((root / form).exists() for form in forms)]
@@ -31,8 +29,8 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         second = "or arrange the images as train/<class>/*.JPEG and val/<class>/*.JPEG there"
         if data.archives:
             second += (
-                " (it cannot be downloaded without an account at its owners'), or make a pack of the official archives "
-                "with python -m geexp.pack and say feed=pack"
+                " (downloading it needs an account with its owners), or make a pack of the official archives "
+                "with python -m geexp.pack and set feed=pack"
             )
     elif data.downloadable:
         second = "or let it be downloaded there with data.download=true"
@@ -40,13 +38,20 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
         second = "or put them there"
     raise ConfigError(
         f"data={data.name}: {' and '.join(missing)} not found in {root.absolute()} (data.root). "
-        f"Either say where the data are, with data.root=<folder> or GEEXP_DATA in the environment, {second}."
+        f"Either set data.root=<folder>, or GEEXP_DATA in the environment, {second}."
     )
 
 
 def pack_folder(data: DataConfig, feed: FeedConfig) -> Path:
-    """Where the pack of a data set lies: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
-    return Path(feed.pack or f"{data.root}/pack-{recipe_slug(data.recipe)}").expanduser().absolute()
+    """The folder of a pack: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
+    folder = Path(feed.pack).expanduser() if feed.pack else _root_of(data) / f"pack-{recipe_slug(data.recipe)}"
+    return folder.absolute()
+
+
+def _root_of(data: DataConfig) -> Path:
+    if data.root is None:
+        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; set it with data.root=<folder>.")
+    return Path(data.root).expanduser()
 
 
 def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
@@ -55,8 +60,8 @@ def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
     missing = [name for name in missing if not (folder / name).exists()]
     if missing:
         raise ConfigError(
-            f"feed=pack: {' and '.join(missing)} not found in {folder}. Either say where the pack is, with "
-            f"feed.pack=<folder>, or make it: {_packing_command(data, feed)}"
+            f"feed=pack: {' and '.join(missing)} not found in {folder}. Either set feed.pack=<folder>, or make the "
+            f"pack: {_packing_command(data, feed)}"
         )
 
 
@@ -68,7 +73,7 @@ def _packing_command(data: DataConfig, feed: FeedConfig) -> str:
 
 
 def _quoted(key: str, value: str | None) -> str:
-    """As Hydra reads it, which takes spaces and the like in quotes only."""
+    """As an override of Hydra, which needs quotes around spaces and the like."""
     plain = re.fullmatch(r"[\w./~+-]+", str(value), re.ASCII)
     return f"{key}={value}" if plain else f"{key}='{value}'"
 
@@ -79,12 +84,10 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     Raises:
         ConfigError: if something is missing.
     """
-    if data.root is None:
-        raise ConfigError(f"data.root=null: data={data.name} is read from a folder; say which with data.root=<folder>.")
-    root = Path(data.root).expanduser()
-    needed = {"folders": [forms[0] for forms in data.requires], "archives": data.archives}
-    if not data.archives:
-        del needed["archives"]
+    root = _root_of(data)
+    needed = {"folders": [forms[0] for forms in data.requires]}
+    if data.archives:
+        needed["archives"] = data.archives
     kinds = list(needed) if wanted == "auto" else [wanted]
     missing = {kind: [name for name in needed[kind] if not (root / name).exists()] for kind in kinds}
     for kind in kinds:
@@ -93,6 +96,6 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     looked_for = ", and no ".join(" or ".join(names) for names in missing.values())
     raise ConfigError(
         f"source={wanted}: no {looked_for} found in {root.absolute()} (data.root). A pack is made of class folders "
-        "(train/<class>/*.JPEG and val/<class>/*.JPEG) or of the three official archives as they were downloaded. Say "
-        "where they are with data.root=<folder> or GEEXP_DATA in the environment."
+        "(train/<class>/*.JPEG and val/<class>/*.JPEG) or of the three official archives as downloaded. Set their "
+        "folder with data.root=<folder> or GEEXP_DATA in the environment."
     )

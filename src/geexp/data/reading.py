@@ -29,8 +29,12 @@ class Unreadable:
     @classmethod
     def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
         reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
-        name = os.fsencode(images.name(index)).decode(errors="backslashreplace")  # not every name is text
-        return cls(index, name, reason)
+        return cls(index, printable(images.name(index)), reason)
+
+
+def printable(name: str) -> str:
+    """File names are bytes, and not all of them are text."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @dataclass
@@ -83,8 +87,8 @@ def explained_workers() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not died:
             raise
         raise DataError(
-            f"a worker process of the feed has died or is stuck: {about} Often the memory was used up, or the shared "
-            "memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
+            f"a worker process of the feed has died or is stuck: {about} The usual cause is a lack of memory, or of "
+            "shared memory (/dev/shm): try fewer feed.workers, or feed.engine=threads."
         ) from error
 
 

@@ -14,7 +14,7 @@ class ResidentImages:
     """Batches ``uint8 [N, C, S, S]`` in channels_last memory, on ``device``.
 
     Every image is cropped to one of the ``(2 * pad + 1) ** 2`` windows of its zero-padded self and mirrored or not, all
-    equally likely: the law of ``RandomCrop(S, padding=pad)`` and ``RandomHorizontalFlip``, though not their draws.
+    equally likely: the distribution of ``RandomCrop(S, padding=pad)`` and ``RandomHorizontalFlip``, not their draws.
     Takes ``2 (S + 2 pad)² C`` bytes an image, half of that without mirroring.
 
     Args:

@@ -170,7 +170,7 @@ def require_same_classes(train: CocoImages, evaluation: CocoImages) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file. COCO's layout below data.root is annotations/instances_<split>.json and the images "
@@ -180,6 +180,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError for binary content
         raise DataError(f"{path}: not a complete JSON file ({error}). If it was cut short, fetch it again.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not in the format of COCO's instance annotations (no object at the top).")
-    return content

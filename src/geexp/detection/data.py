@@ -1,13 +1,11 @@
 """Images with boxes in batches, and the DataModule of detection."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from geexp.config.errors import ConfigError, DataError
@@ -22,31 +20,16 @@ from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.registry import locate
 
 
-@dataclass
-class DetectionBatch:
+class DetectionBatch(NamedTuple):
     """``images`` uint8 ``[3, H, W]`` of any sizes, their ``targets`` as torchvision's detectors take them, COCO ids."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
     image_ids: list[int]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def inputs(self) -> list[Tensor]:
         """The images as torchvision's detectors take them, float32 in 0 … 1."""
         return [image.float() / 255 for image in self.images]
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "DetectionBatch":
-        images = [image.to(device, non_blocking=non_blocking) for image in self.images]
-        targets = [
-            {key: value.to(device, non_blocking=non_blocking) for key, value in target.items()}
-            for target in self.targets
-        ]
-        return DetectionBatch(images, targets, self.image_ids)
-
-    def pin_memory(self) -> "DetectionBatch":
-        return DetectionBatch([image.pin_memory() for image in self.images], self.targets, self.image_ids)
 
 
 class DetectionReader:
@@ -77,7 +60,8 @@ class DetectionReader:
             found, annotated = (f"{width}x{height}" for height, width in (image.shape[1:], self.images.size(index)))
             raise DataError(f"{self.images.name(index)}: {found} pixels, but annotated as {annotated}. Fetch it again.")
         if self.flip and mix(self.seed, "flip", epoch, index) % 2:
-            image, target["boxes"] = image.flip(2), mirrored(target["boxes"], width=image.shape[2])
+            image = image.flip(2)
+            target["boxes"][:, [0, 2]] = image.shape[2] - target["boxes"][:, [2, 0]]
         return image.contiguous(), target
 
 
@@ -156,9 +140,3 @@ def read_image(decode: Decoder, path: str) -> Tensor:
         return decode(np.fromfile(path, dtype=np.uint8)).permute(2, 0, 1).contiguous()
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read as an image ({error}). Fetch it again.") from error
-
-
-def mirrored(boxes: Tensor, *, width: int) -> Tensor:
-    """Boxes x1 y1 x2 y2 ``[n, 4]`` on the mirrored image."""
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=1)

@@ -33,14 +33,12 @@ class DetectionScores:
         numbers: the twelve that COCO defines, 0 … 1: AP over IoU 0.50 … 0.95, at 0.50 and 0.75, and for objects below
             32² pixels, up to 96² and above; AR with 1, 10 and 100 detections per image and by size. -1, as in COCO,
             where there is no object.
-        ap_by_class: AP of each class, None for a class without objects.
         recall: 0.00 … 1.00, ``[101]``.
         precision: by IoU 0.50 … 0.95, by recall and by class, ``[10, 101, K]``; -1 for a class without objects.
     """
 
     numbers: dict[str, float]
     classes: list[str]
-    ap_by_class: dict[str, float | None]
     recall: np.ndarray
     precision: np.ndarray
 
@@ -110,15 +108,9 @@ class CocoEvaluator:
             evaluation.accumulate()
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all sizes, 100 detections per image
-        has_objects = (precision > -1).any(axis=(0, 1))
-        means = precision.mean(axis=(0, 1)).tolist()
-        classes = self.images.classes
         return DetectionScores(
             numbers=dict(zip(NUMBERS, map(float, evaluation.stats), strict=True)),
-            classes=classes,
-            ap_by_class={
-                name: mean if known else None for name, mean, known in zip(classes, means, has_objects, strict=True)
-            },
+            classes=self.images.classes,
             recall=evaluation.params.recThrs,
             precision=precision,
         )

@@ -243,13 +243,7 @@ def feature_children(backbone: nn.Module) -> OrderedDict[str, nn.Module]:
 
 def output_shape(module: nn.Module, channels: int, height: int, width: int) -> tuple[int, int, int]:
     """(C, H, W) of the output of ``module`` for one map of this shape; a dry run, without computation."""
-    shapes: list[torch.Size] = []
-    handle = module.register_forward_hook(lambda _m, _i, output: shapes.append(output.shape[1:]))
-    try:
-        dry_run(module, (channels, height, width))
-    finally:
-        handle.remove()
-    C, H, W = shapes[-1]
+    _, C, H, W = dry_run(module, (channels, height, width)).shape
     return C, H, W
 
 

@@ -24,25 +24,19 @@ def draw_detections(
     """Draw boxes with names and scores on an image ``uint8 [3, H, W]``, a small one enlarged by a whole factor.
 
     Args:
-        detection: ``boxes``, ``labels`` from 1 on and ``scores``; without scores every box is drawn.
+        detection: ``boxes``, ``labels`` from 1 on and ``scores``, best first.
     """
     times = max(1, round(_SIDE / max(image.shape[1:])))
     canvas = F.interpolate(image[None].cpu(), scale_factor=times, mode="nearest")[0]
-    boxes, labels = detection["boxes"].cpu(), detection["labels"].cpu()
-    scores = detection["scores"].cpu() if "scores" in detection else None
-    if scores is not None:
-        shown = (scores >= least_score).nonzero()[:, 0].flip(0)  # the best last, on top
-        boxes, labels, scores = boxes[shown], labels[shown], scores[shown]
-    names = [classes[label - 1] for label in labels.tolist()]
-    texts = names if scores is None else [f"{n} {s:.2f}" for n, s in zip(names, scores.tolist(), strict=True)]
-    if not len(boxes):
+    shown = (detection["scores"] >= least_score).nonzero()[:, 0].flip(0)  # the best last, on top
+    if not len(shown):
         return canvas
-    colours = [_COLOURS[(label - 1) % len(_COLOURS)] for label in labels.tolist()]
+    boxes, labels, scores = (detection[key][shown].tolist() for key in ("boxes", "labels", "scores"))
     return draw_bounding_boxes(
         canvas,
-        boxes * times,
-        texts,
-        colours,
+        times * torch.tensor(boxes),
+        [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
+        [_COLOURS[(label - 1) % len(_COLOURS)] for label in labels],
         width=2,
         font=findfont("DejaVu Sans"),  # shipped with matplotlib
         font_size=13,
@@ -86,12 +80,13 @@ def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     )
     axes: list[Any] = list(grid.flat)
     for k, (axis, name) in enumerate(zip(axes, scores.classes, strict=False)):
-        ap = scores.ap_by_class[name]
-        axis.set_title(name if ap is None else f"{name}, AP {100 * ap:.1f}", fontsize=9)
+        precision = scores.precision[:, :, k]
+        known = (precision > -1).any()
+        axis.set_title(f"{name}, AP {100 * precision.mean():.1f}" if known else name, fontsize=9)
         axis.grid(alpha=0.3)
-        if ap is not None:
+        if known:
             for iou, label, dash in ((0, "IoU 0.50", "-"), (5, "IoU 0.75", "--")):
-                axis.plot(scores.recall, scores.precision[iou, :, k], dash, color="#0072B2", label=label)
+                axis.plot(scores.recall, precision[iou], dash, color="#0072B2", label=label)
     for axis in axes[len(scores.classes) :]:
         axis.set_axis_off()
     axes[0].set(xlim=(0, 1), ylim=(0, 1.02))

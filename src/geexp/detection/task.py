@@ -61,9 +61,7 @@ class Detector(TrainingModule):
         super().__init__(model, optim, schedule, seed=seed)
         self.evaluator, self.loaded = evaluator, loaded
         self.scores: DetectionScores | None = None
-        self._sums: Tensor | None = None  # of the four losses, since the epoch or the process began
-        self._images = 0
-        self._before = [0.0] * (1 + len(LOSSES))  # images and losses of the epoch before the run was resumed
+        self._sums = torch.zeros(1 + len(LOSSES), dtype=torch.float64)  # this rank's images in the epoch, their losses
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         with fixed_draws(mix(self.seed, "draws", self.current_epoch, batch_idx, self.global_rank), self.device):
@@ -71,16 +69,15 @@ class Detector(TrainingModule):
         parts = torch.stack([losses[name] for name in LOSSES])
         loss = parts.sum()
         self.nan_watch.add(loss.detach(), self.global_step + 1)
-        sums = parts.detach().double() * len(batch)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._images += len(batch)
+        self._sums = self._sums.to(self.device)
+        self._sums += torch.cat([parts.new_ones(1), parts.detach()]).double() * len(batch.images)
         return loss
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         self.evaluator.add(batch.image_ids, self.model(batch.inputs()))
 
     def on_train_epoch_start(self) -> None:  # not called when an epoch is resumed in the middle
-        self._sums, self._images, self._before = None, 0, [0.0] * (1 + len(LOSSES))
+        self._sums.zero_()
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()
@@ -106,14 +103,11 @@ class Detector(TrainingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.global_rank == 0 and _SUMS in checkpoint:  # the sums are over all ranks
-            self._before = list(checkpoint[_SUMS])
+            self._sums = torch.tensor(checkpoint[_SUMS], dtype=torch.float64)
 
     def _totals(self) -> list[float]:
         """The epoch's images and summed losses over all ranks. Every rank must call it."""
-        totals = torch.tensor(self._before, dtype=torch.float64, device=self.device)
-        totals[0] += self._images
-        if self._sums is not None:
-            totals[1:] += self._sums
+        totals = self._sums.to(self.device, copy=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
         return totals.tolist()

@@ -36,7 +36,7 @@ def load_backbone(backbone: nn.Module, path: Path | None) -> Loaded:
         DataError: for a file that cannot be read as one of these, or that belongs to another network.
     """
     if path is None:
-        return Loaded("the backbone starts from nothing")
+        return Loaded("the backbone starts from random weights")
     weights, run = _weights_of_run(backbone, path) if path.suffix == ".ckpt" else (_weights_of_file(path), None)
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
     new = {

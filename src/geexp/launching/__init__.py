@@ -1,1 +1,1 @@
-"""From a sweep to trained runs: the jobs, the plan, processes and their devices, clusters. Loads no torch."""
+"""Launching sweeps: jobs, plan, local processes and devices, SLURM. Does not import torch."""

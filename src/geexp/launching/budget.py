@@ -1,4 +1,4 @@
-"""What trainings cost: work, device-hours, the date of the end and disk, from configurations and finished runs."""
+"""The cost of a sweep: device-hours, finishing date and disk space, from configurations and finished runs."""
 
 import heapq
 import os
@@ -19,15 +19,15 @@ from geexp.config.schema import HardwareConfig, TrainConfig
 from geexp.launching.plan import DONE, Row, in_words, summary
 from geexp.runs.run import Run
 
-FLOPS_PER_MAC = 6  # a forward pass, and a backward pass twice as long
+FLOPS_PER_MAC = 6  # 2 for the forward pass, 4 for the backward pass
 # Weights and momentum in 32 bits; best.ckpt, last.ckpt and previous.ckpt.
 _BYTES_PER_PARAMETER = 2 * 4 * 3
-# The pyramid's box head: 7x7x256 → 1024 → 1024.
+# The box head of an FPN detector: 7x7x256 → 1024 → 1024.
 _TWO_LAYERS = (7 * 7 * 256 + 1024) * 1024 / 1e9
 
 
 def cost(config: TrainConfig) -> float | None:
-    """GMACs of all forward passes on each of the job's devices; None if the number of images is not known."""
+    """GMACs of all forward passes on each device of the job; None if the number of images is unknown."""
     images = images_to_see(config)
     if images is None:
         return None
@@ -35,7 +35,7 @@ def cost(config: TrainConfig) -> float | None:
 
 
 def images_to_see(config: TrainConfig) -> int | None:
-    """Training images of all epochs together, at most: a plateau may end a schedule earlier."""
+    """The maximal number of training images over all epochs; a plateau schedule may end earlier."""
     schedule = stretched(config.schedule)
     if schedule.iterations is not None:
         return schedule.iterations * config.optim.batch_size
@@ -44,8 +44,10 @@ def images_to_see(config: TrainConfig) -> int | None:
 
 
 def images_per_epoch(config: TrainConfig) -> int | None:
-    """Training images of the data set, or of the classes that are kept of it. Class folders are counted; None if the
-    data set states no number and has no folders."""
+    """The number of training images, with ``data.keep_classes`` applied.
+
+    Files in class folders are counted; None if the data set has neither a stated number nor folders.
+    """
     data = config.data
     images = data.training_images
     if images is None and data.kind == "files" and data.root is not None:
@@ -61,8 +63,10 @@ def _files_below(folder: Path) -> int:
 
 
 def gmacs_per_image(config: TrainConfig) -> float:
-    """GMACs of the network's forward pass. GE itself, which adds less than one per cent, is left out where the
-    backbone's own count is known."""
+    """GMACs of the network's forward pass per image.
+
+    If the backbone's count is known, GE is left out; it adds less than one per cent.
+    """
     model = config.model
     if model.gmacs is None:
         return complexity(config).macs / 1e9
@@ -72,22 +76,22 @@ def gmacs_per_image(config: TrainConfig) -> float:
 
 
 def _gmacs_of_a_detector(config: TrainConfig, gmacs: float) -> float:
-    """The backbone on an image of 4:3, as most of COCO's are, and the box head on the regions of training.
+    """GMACs of the backbone on a 4:3 image, typical of COCO, and of the box head on the training regions.
 
-    The region proposals and a pyramid's own convolutions are left out.
+    The region proposal network and the convolutions of a pyramid are left out.
     """
     model, detector = config.model, config.detector
     pixels = detector.min_size * min(detector.max_size, detector.min_size * 4 / 3)
     scale = pixels / model.home_size**2
     if detector.layout == "fpn":
         return gmacs * scale + detector.regions * _TWO_LAYERS
-    head = model.last_gmacs or 0.0  # at home on maps of a sixteenth of the image
+    head = model.last_gmacs or 0.0  # counted on maps at stride 16
     per_region = head * (16 * detector.roi_size / model.home_size) ** 2
     return (gmacs - head) * scale + detector.regions * per_region
 
 
 def complexity(config: TrainConfig) -> Any:
-    """Parameters and MACs of the network, counted."""
+    """Count the parameters and MACs of the network."""
     from geexp.training.network import count_run
 
     return count_run(config).total
@@ -95,7 +99,7 @@ def complexity(config: TrainConfig) -> Any:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One job to be trained: hours on its devices (None: not known), and bytes of checkpoints."""
+    """The cost of one job: hours on its devices (None: unknown), and bytes of checkpoints."""
 
     row: Row
     hours: float | None
@@ -109,7 +113,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Budget:
-    """All jobs to be trained; ``hours`` until the last of them ends. Jobs of unknown cost count for nothing."""
+    """The cost of all jobs; ``hours`` until the last one ends. Jobs with unknown cost count as zero."""
 
     estimates: list[Estimate]
     hours: float
@@ -120,10 +124,10 @@ class Budget:
 
 
 def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
-    """Estimate every job that is to be trained, and distribute the devices as the launcher does.
+    """Estimate all jobs to be trained, with devices assigned as by the launcher.
 
     Raises:
-        ConfigError: for hardware with fewer devices than a job needs.
+        ConfigError: if a job needs more devices than the hardware has.
     """
     speeds = _measured_speeds(rows)
     estimates = [_estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
@@ -137,7 +141,7 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
 
 
 def _estimate(row: Row, hardware: HardwareConfig, measured: float | None) -> Estimate:
-    """``measured``: images per second and device of a finished run of this network."""
+    """Estimate one job; ``measured`` is the images/s per device of a finished run of the same network."""
     config, hours = row.job.config, None
     left = images_to_see(config)
     if left is not None:
@@ -150,7 +154,7 @@ def _estimate(row: Row, hardware: HardwareConfig, measured: float | None) -> Est
 
 
 def _measured_speeds(rows: Sequence[Row]) -> dict[Any, float]:
-    """Images per second of one device, validation included, by network and image size, of finished runs."""
+    """Images/s per device of finished runs, including validation, by network and image size."""
     speeds = {}
     for row in rows:
         result = Run(row.job.folder).result if row.progress.state == DONE else None
@@ -166,7 +170,7 @@ def _speed_key(config: TrainConfig) -> Any:
 
 
 def _makespan(estimates: Sequence[Estimate], devices: int) -> float:
-    """Hours until the last job ends: longest first, a freed device takes the next job that fits."""
+    """Hours until the last job ends, with the longest jobs first and free devices taking the next job that fits."""
     free, now = devices, 0.0
     waiting = sorted(estimates, key=lambda one: -(one.hours or 0.0))
     running: list[tuple[float, int]] = []
@@ -182,7 +186,7 @@ def _makespan(estimates: Sequence[Estimate], devices: int) -> float:
 
 
 def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, console: Console) -> None:
-    """Print the cost of each row, and the sum."""
+    """Print the cost of each row and the total."""
     by_row = {id(one.row): one for one in total.estimates}
     table = Table("row", "state")
     for name in ("devices", "hours", "disk"):
@@ -207,13 +211,13 @@ def show_budget(rows: Sequence[Row], total: Budget, hardware: HardwareConfig, co
         )
     if unknown:
         notes.append(
-            f"? number of training images not known: {unknown} of {len(total.estimates)} trainings are not in "
-            "the sum of hours (data.training_images=<number> states it)."
+            f"? unknown number of training images: the total excludes the hours of {unknown} of "
+            f"{len(total.estimates)} trainings (set the number with data.training_images=<number>)."
         )
     if any(one.hours is not None and not one.measured for one in total.estimates):
         notes.append(
             f"~ from stated speeds, not measured: {hardware.tflops:g} TFLOP/s, at most {hardware.images_per_second:g} "
-            "images/s a device (hardware.tflops, hardware.images_per_second); a plateau may come earlier."
+            "images/s per device (hardware.tflops, hardware.images_per_second); plateau schedules may end earlier."
         )
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what each one trains, where, and by which command."""
+"""The jobs of a sweep: configuration, folder and command of each."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.runs.job import Job, make_job, of_the_task, require_backbone
 
-# Hydra's own settings that hold for a sweep only, and not for one of its jobs alone.
+# Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
 
 
@@ -29,10 +29,10 @@ class SweepJob(Job):
     """A job of a sweep, and the command that trains it alone.
 
     Attributes:
-        number: its place in the sweep, from 0.
-        overrides: those of its command line, without Hydra's own settings of the sweep.
-        options: flags of Hydra that precede them, such as ``--config-dir``.
-        composed: its whole configuration as Hydra composed it.
+        number: position in the sweep, from 0.
+        overrides: the job's command-line overrides, without Hydra's settings of the sweep.
+        options: Hydra's flags before the overrides, such as ``--config-dir``.
+        composed: the full configuration as composed by Hydra.
     """
 
     number: int
@@ -45,7 +45,7 @@ class SweepJob(Job):
         return [*self.options, *self.overrides]
 
     def command(self) -> list[str]:
-        """The command that trains this job alone; with several nodes, the one to start on each of them."""
+        """The command that trains this job alone; for several nodes, the command to start on each of them."""
         trainer = self.config.trainer
         start = ["python"]
         if trainer.nodes > 1:
@@ -71,7 +71,7 @@ def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[SweepJob]:
     """The jobs of a composed sweep: all combinations of the values on its command line and in ``hydra.sweeper.params``.
 
     Raises:
-        UserError: naming the job whose configuration is wrong.
+        UserError: naming the job whose configuration is invalid.
     """
     parameters = OmegaConf.to_container(sweep.hydra.sweeper.get("params") or OmegaConf.create({}))
     assert isinstance(parameters, dict)
@@ -85,17 +85,17 @@ def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[SweepJob]:
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise ConfigError(
-                f"{override.input_line}: an interval has no values to list. Name them, as in {key}=1,2,3, or choose a "
-                "sweeper that searches with hydra/sweeper."
+                f"{override.input_line}: an interval cannot be expanded into jobs. List the values, as in {key}=1,2,3, "
+                "or choose a search algorithm with hydra/sweeper."
             )
     return [job_of(loader, sweep, job, number) for number, job in enumerate(itertools.product(*values.values()))]
 
 
 def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> SweepJob:
-    """Compose one job of a sweep, which takes a tenth of a second.
+    """Compose one job of a sweep. This takes a tenth of a second.
 
     Raises:
-        UserError: naming the job, if its configuration is wrong.
+        UserError: naming the job, if its configuration is invalid.
     """
     composed = loader.load_sweep_config(sweep, list(overrides))
     try:
@@ -104,7 +104,7 @@ def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], nu
         raise type(error)(f"job {number} ({' '.join(overrides)}): {error}") from error
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
-    HydraConfig.instance().set_config(composed)  # for a folder that is named by ${hydra:…}
+    HydraConfig.instance().set_config(composed)  # for folders that contain ${hydra:…}
     job = make_job(config, Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir))
     return with_command(job, sweep.hydra, overrides, number, composed)
 
@@ -112,10 +112,10 @@ def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], nu
 def with_command(
     job: Job, hydra: Any, overrides: Sequence[str], number: int = 0, composed: DictConfig | None = None
 ) -> SweepJob:
-    """The job with the command that trains it alone; ``hydra`` is Hydra's part of a configuration."""
+    """The job with the command that trains it alone; ``hydra`` is Hydra's own configuration."""
     kept = [word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(_OF_THE_SWEEP)]
     words = [word for word in (*overrides, *kept) if not word.lstrip("+").startswith("dry_run=")]
-    if job.config.dry_run and len(words) == len(overrides) + len(kept):  # it stands in a file
+    if job.config.dry_run and len(words) == len(overrides) + len(kept):  # dry_run is set in a file
         words.append("dry_run=false")
     words += ["hydra.mode=RUN", *folder_argument(job)]
     sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -124,7 +124,7 @@ def with_command(
 
 
 def folder_argument(job: Job) -> list[str]:
-    """The argument that puts a run into its folder, if that is not the default one."""
+    """The argument that sets a run's folder, unless it is the default one."""
     if job.folder == (Path(job.config.outputs) / job.slug).absolute():
         return []
     quoted = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")

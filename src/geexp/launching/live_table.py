@@ -19,7 +19,7 @@ _COLOURS = {DONE: "green", RUNNING: "bold", FAILED: "red"}
 
 
 class LiveTable:
-    """Shows the rows of a sweep on ``console`` while it is entered."""
+    """Context manager that shows the rows of a sweep on ``console``."""
 
     def __init__(self, rows: Sequence[Row], console: Console) -> None:
         self.rows, self.console = rows, console
@@ -37,13 +37,13 @@ class LiveTable:
             self._live.stop()
 
     def note(self, row: Row, text: str) -> None:
-        """Print one line about a row, which stays."""
+        """Print a permanent line about a row."""
         self.console.print(f"{row.label}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def stopping(self, signum: int, jobs: int, grace: float) -> None:
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         what = f"{jobs} running {'job writes its checkpoint' if jobs == 1 else 'jobs write their checkpoints'}"
-        hint = f"for {grace:g} s at most; Ctrl-C once more kills them"
+        hint = f"for {grace:g} s at most; press Ctrl-C again to kill them"
         self.console.print(f"{name}: {what}, {hint}", highlight=False, soft_wrap=True)
 
     def update(self) -> None:
@@ -64,7 +64,7 @@ class LiveTable:
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Rows with their states, epochs, errors and the time left."""
+    """A table of the rows with their states, epochs, errors and time left."""
     table = Table()
     for heading in ("row", "state"):
         table.add_column(heading, overflow="fold")
@@ -79,7 +79,7 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def _numbers(progress: Progress) -> tuple[str, str, str, str]:
-    """Epoch, last and best error, and the time left; empty where there is none."""
+    """Epoch, last and best error, and time left, as text; empty if unknown."""
     of = f"/{progress.epochs}" if progress.epochs else ""
     error, best = (f"{error:.2f} %" if error is not None else "" for error in (progress.error, progress.best))
     left = str(timedelta(seconds=round(progress.eta))) if progress.eta is not None else ""
@@ -87,7 +87,7 @@ def _numbers(progress: Progress) -> tuple[str, str, str, str]:
 
 
 def status(jobs: Sequence[SweepJob], console: Console) -> None:
-    """``geexp.status``: print how far the runs of these jobs have come, as read from their folders."""
+    """Print the progress of these jobs for ``geexp.status``, read from their folders."""
     rows = plan(jobs)
     console.print(table_of(rows))
     own = [row for row in rows if row.same_as is None]

@@ -1,4 +1,4 @@
-"""How far the runs of a sweep have come, and what the sweep will do: rows, states, duplicates, devices, commands."""
+"""The progress of a sweep's runs and the plan of the sweep: rows, states, duplicates, devices, commands."""
 
 import re
 from collections import Counter
@@ -23,11 +23,11 @@ NEW, RUNNING, UNFINISHED, FAILED, DONE = "new", "running", "unfinished", "failed
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a run, one of the five above, with the reason, and what it has reached.
+    """The state of a run (one of the five above) with its reason, and the progress of training.
 
     ``epoch`` counts finished epochs; ``epochs`` is None if the schedule counts iterations. ``error`` and ``best`` are
     top-1 errors on the validation images in percent (mAP for a detector), ``eta`` the seconds left at the speed of the
-    last epochs, ``where`` the process or devices of a running job. ``seen`` changes as long as training advances.
+    last epochs, ``where`` the process or devices of a running job. ``seen`` changes while training advances.
     """
 
     state: str
@@ -41,7 +41,7 @@ class Progress:
     seen: tuple[Any, ...] = ()
 
     def briefly(self) -> str:
-        """The state, in a word or two."""
+        """The state in one or two words."""
         return {NEW: "not started", UNFINISHED: "stopped"}.get(self.state, self.state)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def progress_of(job: SweepJob) -> Progress:
     """The progress of a job's run, read from its folder.
 
     Raises:
-        ConfigError: if the folder holds a result of another configuration and ``force`` is not set.
+        ConfigError: if the folder holds a result with another configuration and ``force`` is not set.
     """
     run = Run(job.folder)
     status, history = run.status, run.history()
@@ -82,7 +82,7 @@ def progress_of(job: SweepJob) -> Progress:
 
 
 def progress_now(job: SweepJob) -> Progress:
-    """``progress_of`` while a sweep runs: a result of another configuration fails only the job it concerns."""
+    """``progress_of`` while a sweep runs: a result with another configuration fails only its own job."""
     try:
         return progress_of(job)
     except UserError as error:
@@ -103,7 +103,7 @@ def _eta(config: TrainConfig, history: list[dict[str, Any]], status: Status | No
 
 @dataclass
 class Row:
-    """A job of the sweep. ``same_as`` is the earlier row with the same run, if there is one."""
+    """A job of the sweep. ``same_as`` is an earlier row with the same run, if there is one."""
 
     job: SweepJob
     label: str
@@ -119,7 +119,7 @@ def plan(jobs: Sequence[SweepJob]) -> list[Row]:
     """A row for every job, in the order of the sweep.
 
     Raises:
-        ConfigError: if a folder holds a run of another configuration.
+        ConfigError: if a folder holds a run with another configuration.
     """
     first: dict[object, Row] = {}
     rows = []
@@ -131,7 +131,7 @@ def plan(jobs: Sequence[SweepJob]) -> list[Row]:
 
 
 def labels(jobs: Sequence[SweepJob]) -> list[str]:
-    """What distinguishes each job from the others: the name of its experiment, other settings as typed."""
+    """Labels that distinguish the jobs: the experiment's name, and other overrides as typed."""
     typed = [[word for word in job.overrides if not word.startswith(("hydra.", "hydra/"))] for job in jobs]
     counts = Counter(word for words in typed for word in words)
     shared = {word for word, count in counts.items() if count == len(jobs)}
@@ -143,7 +143,7 @@ def labels(jobs: Sequence[SweepJob]) -> list[str]:
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if images, or the weights of a detector's backbone, are missing for a job to be trained."""
+    """Raise ``ConfigError`` if a job to be trained lacks its images, or the weights of a detector's backbone."""
     for row in rows:
         if row.to_train:
             try:
@@ -189,7 +189,7 @@ def show_plan(rows: Sequence[Row], console: Console, *, commands: bool = False) 
 
 
 def in_words(row: Row) -> str:
-    """What the sweep will do with the row, and why."""
+    """A description of what the sweep will do with the row, and why."""
     if row.same_as is not None:
         return f"the same as {row.same_as.label}"
     progress = row.progress
@@ -201,7 +201,7 @@ def in_words(row: Row) -> str:
     return {
         NEW: "new",
         DONE: f"done, as {trained_as}" if trained_as else "done",
-        RUNNING: f"being trained by {progress.where}; waits for it",
+        RUNNING: f"being trained by {progress.where}; the sweep waits for it",
         UNFINISHED: f"resumes{at}{why}",
         FAILED: f"again{at}{why}",
     }[progress.state]

@@ -1,4 +1,4 @@
-"""``launcher=processes``: each job a process tree of its own, as many side by side as there are devices for."""
+"""``launcher=processes``: each job in its own process tree, in parallel on the available devices."""
 
 import contextlib
 import os
@@ -26,15 +26,15 @@ Stamp = tuple[int, int] | None
 
 
 class Devices:
-    """The devices of this machine, by CUDA's names, and which of them are free; without GPUs, places for processes.
+    """The free and busy devices of this machine, by CUDA name; without GPUs, slots for processes.
 
     Args:
         jobs: all jobs that will run.
-        wanted: ``launcher.devices``: a number, a list of names, or ``auto`` for all GPUs there are. Without GPUs
-            ``auto`` is what the largest job needs, so that one runs after another.
+        wanted: ``launcher.devices``: a number, a list of names, or ``auto`` for all GPUs. Without GPUs ``auto`` is
+            the number of slots of the largest job, so that jobs run one after another.
 
     Raises:
-        ConfigError: if a job needs more than there are, or several nodes.
+        ConfigError: if a job needs more devices than there are, or several nodes.
     """
 
     def __init__(self, jobs: Sequence[SweepJob], wanted: Any) -> None:
@@ -55,17 +55,18 @@ class Devices:
         for job in jobs:
             if job.config.trainer.nodes > 1:
                 raise ConfigError(
-                    f"trainer.nodes={job.config.trainer.nodes}: this launcher starts jobs on one node. On a cluster "
-                    "say hydra/launcher=geexp_slurm; elsewhere start torchrun on every node (README, Sweeps)."
+                    f"trainer.nodes={job.config.trainer.nodes}: this launcher runs jobs on a single node. With SLURM "
+                    "use hydra/launcher=geexp_slurm; otherwise start the command from dry_run=true on every node."
                 )
             if job.config.trainer.devices > self.total:
                 raise ConfigError(
-                    f"trainer.devices={job.config.trainer.devices}: a job needs that many, and there are {self.total} "
-                    f"{'GPUs' if self._gpus else 'places'} to share out (launcher.devices={wanted})."
+                    f"trainer.devices={job.config.trainer.devices}: a job needs that many, but only {self.total} "
+                    f"{'GPUs' if self._gpus else 'slots'} are available (launcher.devices={wanted}). Use fewer "
+                    "trainer.devices, or more launcher.devices."
                 )
 
     def take(self, number: int) -> list[str] | None:
-        """So many devices, or None if fewer are free."""
+        """Reserve ``number`` devices; None if fewer are free."""
         if number > len(self._free):
             return None
         taken, self._free = self._free[:number], self._free[number:]
@@ -75,13 +76,13 @@ class Devices:
         self._free = sorted([*self._free, *taken], key=lambda name: (len(name), name))
 
     def environment(self, taken: Sequence[str]) -> dict[str, str]:
-        """The variables that restrict a job's processes to these devices and to their share of the processors."""
+        """Environment variables that restrict a job's processes to these devices and to their share of the CPUs."""
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if self._gpus else {}
         return gpus | thread_limit(self.total)
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, or all that the driver lists."""
+    """The names of the GPUs available to this process: those in CUDA_VISIBLE_DEVICES, or all of the driver's."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -105,14 +106,14 @@ class _Running:
 
 
 def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
-    """Train all rows that are to be trained, the longest first, and leave in every row how it ended.
+    """Train all unfinished rows, the longest first, and store the outcome in each row's ``progress``.
 
-    A job that fails, or hangs, leaves the others running. After SIGINT, SIGTERM or SIGUSR1 nothing more is started;
-    running jobs are stopped with a checkpoint, and killed after ``launcher.grace`` seconds or a second Ctrl-C.
+    If a job fails or hangs, the others continue. After SIGINT, SIGTERM or SIGUSR1 no more jobs are started; running
+    jobs are stopped with a checkpoint, and killed after ``launcher.grace`` seconds or a second Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, when nothing runs any more.
-        SystemExit: with the code of a preempted run, after the other signals.
+        KeyboardInterrupt: after Ctrl-C, once all jobs have ended.
+        SystemExit: with the exit code of a preempted run, after the other signals.
     """
     settings = rows[0].job.config.launcher
     waiting = sorted((row for row in rows if row.to_train), key=lambda row: -(cost(row.job.config) or 0))
@@ -127,7 +128,7 @@ def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
                     waiting.remove(row)
                     running.append(job)
                     table.note(row, f"starts on {', '.join(job.devices)}: {row.job.folder / CONSOLE}")
-                elif row.progress.state == DONE and not row.to_train:  # trained by another process meanwhile
+                elif row.progress.state == DONE and not row.to_train:  # another process has trained it meanwhile
                     waiting.remove(row)
                     table.note(row, str(row.progress))
             if supervisor.signal is not None and not announced:
@@ -148,7 +149,7 @@ def train_in_processes(rows: Sequence[Row], table: LiveTable) -> None:
 
 
 def _start(row: Row, devices: Devices, supervisor: Supervisor) -> _Running | None:
-    """None if too few devices are free, or if another process trains the run or has trained it meanwhile."""
+    """Start a job; None if too few devices are free, or if another process is training or has trained the run."""
     taken = devices.take(row.job.config.trainer.devices)
     if taken is None:
         return None
@@ -167,7 +168,7 @@ def _start(row: Row, devices: Devices, supervisor: Supervisor) -> _Running | Non
 
 
 def _has_ended(job: _Running, supervisor: Supervisor, settings: LauncherConfig) -> bool:
-    """Whether the job has ended; then its row's progress is how."""
+    """Whether the job has ended; if so, the row's ``progress`` is set to the outcome."""
     code = supervisor.poll(job.tree)
     if code is not None:
         job.row.progress = (
@@ -189,34 +190,37 @@ def _has_ended(job: _Running, supervisor: Supervisor, settings: LauncherConfig) 
 
 
 def _how_it_ended(job: _Running, code: int, settings: LauncherConfig) -> Progress:
-    """Done means a new result with exit code 0: exit codes alone are no proof. Still running means that another process
-    began the run first and trains it; none of ours is left."""
+    """The outcome of a job that has ended.
+
+    DONE means a new result and exit code 0; an exit code alone is not sufficient. RUNNING means that another process
+    started the run first and is training it, while this job's processes have all ended.
+    """
     folder, now = job.row.job.folder, progress_now(job.row.job)
     if code != 0 and not job.hung and now.state == RUNNING:
         return now
     fresh = {name: _stamp(folder / name) != stamp for name, stamp in job.before.items()}
     status = read_status(folder) if fresh[STATUS] else None
     state, recorded = (status.state, status.reason or "") if status is not None else ("", "")
-    # Ours fails if another process began the run first; that one may have completed it meanwhile.
+    # This job fails if another process started the run first; that process may have completed it meanwhile.
     if fresh[RESULT] and now.state == DONE and (code == 0 or state == "complete"):
         return now
     if job.hung:
-        reason = f"no step and no batch for {settings.hang_after:g} minutes (launcher.hang_after); it was killed"
+        reason = f"killed, after {settings.hang_after:g} minutes without a step or batch (launcher.hang_after)"
     elif code > 0 and state in ("preempted", "interrupted"):
         return replace(now, state=UNFINISHED, reason=recorded)
     elif code == 0:
         another = now.reason if fresh[RESULT] and now.state == FAILED else ""
-        reason = another or "it ended with exit code 0, but without a result"
+        reason = another or "ended with exit code 0, but without a result"
     elif code < 0:
-        reason = f"its first process was killed by signal {-code}"
+        reason = f"the main process was killed by signal {-code}"
     else:
-        own = code < 128 and state in ("failed", "diverged")  # the other ranks know little of a killed one
+        own = code < 128 and state in ("failed", "diverged")  # other ranks' messages do not explain a killed rank
         reason = f"{recorded if own else _last_line(folder / CONSOLE) or 'no output'} (exit code {code})"
     return replace(now, state=FAILED, reason=reason)
 
 
 def _last_line(path: Path) -> str:
-    """The last line that our entry points wrote; without any, the last line of all."""
+    """The last line written by geexp's entry points, or else the last line of the file."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 100_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

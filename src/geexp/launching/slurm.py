@@ -1,7 +1,7 @@
-"""The jobs of a sweep as SLURM job arrays: one task per device, requeued as often as they are preempted.
+"""Run the jobs of a sweep as SLURM job arrays, with one task per device; preempted jobs are requeued.
 
-submitit writes the batch script and submits the array. Its signal handling and its queries of an accounting database
-are not used: the ranks save, and the batch script, which outlives them, requeues the job once.
+submitit writes the batch script and submits the array. Its signal handling and accounting queries are not used: the
+ranks save a checkpoint, and the batch script, which outlives them, requeues the job once.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ PENDING, RUNNING, COMPLETE, FAILED = "pending", "running", "complete", "failed"
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in SLURM, and where its first rank's output goes."""
+    """A submitted job, with the log file of its rank 0."""
 
     job: SweepJob
     slurm_id: str
@@ -45,7 +45,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Change:
-    """A job is now ``pending``, ``running``, ``complete`` or ``failed``; ``detail``: why, or where."""
+    """A new state of a job: ``pending``, ``running``, ``complete`` or ``failed``; ``detail`` is the reason or place."""
 
     submitted: Submitted
     state: str
@@ -54,14 +54,14 @@ class Change:
 
 @dataclass(frozen=True)
 class InQueue:
-    """SLURM's state of a job, the reason for it, and the job's nodes."""
+    """SLURM's state of a job with its reason, and the job's nodes."""
 
     state: str
     reason: str = ""
     nodes: str = ""
 
 
-# PREEMPTED is not among them: such a job may be requeued yet, or it disappears.
+# Without PREEMPTED: such a job is either requeued or disappears.
 _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "GONE"}
 _GONE = InQueue("GONE")
 
@@ -74,8 +74,8 @@ class SlurmSettings:
         name: of the array.
         partition, account, qos, constraint, mem, cpus_per_task: sbatch's options; null is the cluster's default.
         minutes: time limit, after which the job is requeued and resumes. null: the partition's limit.
-        warning: seconds before the limit at which the job is signalled; far more than a step and a checkpoint take.
-        gpu: kind of GPU, where the cluster has several. GPUs are requested unless ``trainer.accelerator=cpu``.
+        warning: seconds before the limit at which the job is signalled; allow ample time for a step and a checkpoint.
+        gpu: type of GPU, if the cluster has several. GPUs are requested unless ``trainer.accelerator=cpu``.
         parallel: how many jobs of an array may run at once.
         setup: lines of shell before the training, such as ``module load``.
         sbatch: any other option by its long name: ``{reservation: friday}``.
@@ -97,15 +97,15 @@ class SlurmSettings:
 
 
 def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> list[Submitted]:
-    """Submit the jobs as arrays, one for those that share nodes and devices, the longest array first.
+    """Submit the jobs as arrays, one per number of nodes and devices, the longest array first.
 
-    Jobs that an earlier call with the same ``folder`` has submitted and that are still queued are not submitted again.
+    Jobs that an earlier call with the same ``folder`` has submitted, and that are still queued, are not resubmitted.
 
     Args:
         folder: for batch scripts, logs and the list of submitted jobs, on a disk that all nodes share.
 
     Raises:
-        ConfigError: without SLURM, for a warning that leaves no time to train, or for an option that sbatch refuses.
+        ConfigError: without SLURM, if ``warning`` leaves no time to train, or for an option that sbatch rejects.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -116,7 +116,8 @@ def submit(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) -> l
     if settings.minutes is not None and 60 * settings.minutes < 2 * settings.warning:
         raise ConfigError(
             f"hydra.launcher.warning={settings.warning}: with hydra.launcher.minutes={settings.minutes} a job would be "
-            f"signalled before it has trained. Give it at least {-(-settings.warning // 30)} minutes, or warn later."
+            f"signalled before it has trained. Set hydra.launcher.minutes to at least {-(-settings.warning // 30)}, or "
+            "a smaller warning."
         )
     record = folder / "submitted.json"
     ids = _still_queued(record)
@@ -141,9 +142,9 @@ def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) 
     trainer = jobs[0].config.trainer
     gpus = f"{settings.gpu}:{trainer.devices}" if settings.gpu else trainer.devices
     more = {"requeue": True, "signal": f"USR1@{settings.warning}", **settings.sbatch}
-    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]  # a rank that fails ends all; a log goes on, too
+    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]  # a failing rank ends the job; logs are appended
     if settings.cpus_per_task is not None:
-        srun.append(f"--cpus-per-task={settings.cpus_per_task}")  # which srun has not taken from sbatch since 22.05
+        srun.append(f"--cpus-per-task={settings.cpus_per_task}")  # since 22.05 srun does not inherit it from sbatch
     as_they_are = ("partition", "account", "qos", "constraint", "mem", "cpus_per_task")
     return {key: getattr(settings, key) for key in as_they_are} | {
         "job_name": settings.name,
@@ -164,8 +165,8 @@ def parameters(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Path) 
 def _before(folder: Path) -> list[str]:
     """The batch script's lines before srun.
 
-    The trap: a preempted job's shell gets the signal, too, and waits for srun then; an ignored signal would be
-    inherited. ``job``: the number of an array is also the SLURM_JOB_ID of one of its jobs, and would requeue them all.
+    ``trap``: a preempted job's shell also gets the signal and must wait for srun; an ignored signal would be inherited
+    by srun. ``job``: one job's SLURM_JOB_ID equals the number of its array, and would requeue the whole array.
     """
     return [
         "trap : TERM USR1",
@@ -176,8 +177,8 @@ def _before(folder: Path) -> list[str]:
     ]
 
 
-# After srun. A cancelled job saves and ends like a preempted one, but must not come back; neither it nor a job that
-# SLURM requeues by itself is still RUNNING.
+# After srun. A cancelled job saves and ends like a preempted one, but must not be requeued; neither a cancelled job nor
+# one that SLURM requeues by itself is still RUNNING.
 _AFTER = [
     "code=$?",
     f"if [[ $code -eq 0 && -e ${NOTE} ]]; then code={PREEMPTED}; fi",
@@ -198,7 +199,7 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
     executor.update_parameters(**parameters(jobs, settings, folder))
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
-    printed = io.StringIO()  # sbatch's message, which submitit prints before it raises it
+    printed = io.StringIO()  # submitit prints sbatch's message before raising it
     try:
         with _outside_of_a_job(), contextlib.redirect_stderr(printed):
             submitted = executor.submit_array([partial(train_rank, job.arguments()) for job in jobs])
@@ -206,13 +207,13 @@ def _submit_array(jobs: Sequence[SweepJob], settings: SlurmSettings, folder: Pat
         for left in set(folder.iterdir()) - before:
             left.unlink()
         words = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line)
-        raise ConfigError(f"hydra/launcher=geexp_slurm: sbatch refuses: {words}") from error
+        raise ConfigError(f"hydra/launcher=geexp_slurm: sbatch failed: {words}") from error
     return [job.job_id for job in submitted]
 
 
 @contextlib.contextmanager
 def _outside_of_a_job() -> Iterator[None]:
-    """Hide the variables of a SLURM job in which the sweep runs: sbatch would take them for options."""
+    """Hide the variables of the SLURM job in which the sweep itself runs; sbatch would use them as options."""
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
         hidden = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
@@ -239,8 +240,9 @@ def _still_queued(record: Path) -> dict[str, str]:
 
 
 def queue() -> dict[str, InQueue]:
-    """The jobs of this user that SLURM still knows of, ended some minutes ago at most. Unlike sacct, squeue needs no
-    accounting database and is not late.
+    """The jobs of this user in SLURM's queue, including those that ended minutes ago.
+
+    squeue, unlike sacct, needs no accounting database and has no delay.
 
     Raises:
         subprocess.CalledProcessError: if the controller does not answer.
@@ -253,8 +255,8 @@ def queue() -> dict[str, InQueue]:
 def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Change | None]:
     """Yield each change of a job's state until all are complete or failed, and None after each query of the queue.
 
-    A job is complete if SLURM knows of no failure and its run has a result. Ctrl-C ends the waiting, not the jobs, and
-    prints the command that cancels them.
+    A job is complete if SLURM reports no failure and its run has a result. After Ctrl-C the jobs continue, and the
+    command that cancels them is printed.
     """
     left = {entry.slurm_id: entry for entry in submitted}
     before = {entry.slurm_id: read_status(entry.job.folder) for entry in submitted}
@@ -264,7 +266,7 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
             try:
                 known = queue()
             except subprocess.CalledProcessError as error:
-                log.warning("squeue: %s Asking again.", " ".join(error.stderr.split()))
+                log.warning("squeue: %s Retrying.", " ".join(error.stderr.split()))
                 time.sleep(every)
                 continue
             for slurm_id, entry in list(left.items()):
@@ -274,14 +276,14 @@ def watch(submitted: Sequence[Submitted], *, every: float = 15.0) -> Iterator[Ch
                 if states.get(slurm_id) != change.state:
                     again = slurm_id in states and change.state == PENDING
                     states[slurm_id] = change.state
-                    yield Change(entry, change.state, "preempted, resumes in its next turn") if again else change
+                    yield Change(entry, change.state, "preempted, resumes when scheduled again") if again else change
             yield None
             if left:
                 time.sleep(every)
     except (KeyboardInterrupt, GeneratorExit):
         arrays = sorted({slurm_id.partition("_")[0] for slurm_id in left}, key=int)
         if arrays:
-            stay = "The jobs stay in SLURM. The same command waits for them again; this cancels them:"
+            stay = "The jobs stay in SLURM. The same command waits for them again. To cancel them:"
             print(f"\n{stay} scancel {' '.join(arrays)}", file=sys.stderr)
         raise
 
@@ -293,7 +295,7 @@ def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Cha
         return Change(entry, PENDING, f"job {entry.slurm_id}" + (f", {now.reason}" if now.reason != "None" else ""))
     folder = entry.job.folder
     if folder.is_dir():
-        list(folder.iterdir())  # else a network file system may answer from its cache
+        list(folder.iterdir())  # otherwise a network file system may answer from its cache
     if now.state in ("COMPLETED", "GONE") and Run(folder).result is not None:
         return Change(entry, COMPLETE, str(folder))
     status = read_status(folder)
@@ -303,7 +305,7 @@ def _change(entry: Submitted, now: InQueue, status_before: Status | None) -> Cha
 
 
 def _of_another_rank(path: Path) -> str:
-    """The reason why another rank failed first; srun names that rank in the output of rank 0."""
+    """The reason if another rank failed first; srun names that rank in the output of rank 0."""
     ended = re.search(r"^srun: error: \S+: tasks? (\d+)\S*: (.*)", _text(path), re.MULTILINE)
     if ended is None or ended[1] == "0":
         return ""
@@ -313,7 +315,7 @@ def _of_another_rank(path: Path) -> str:
 
 
 def _last_words(path: Path) -> str:
-    """The last line of a training's own output, without the lines of SLURM and submitit."""
+    """The last line of the training's output, without lines from SLURM and submitit."""
     others = ("srun:", "slurmstepd", "scontrol:", "submitit ")
     own = [line for line in _text(path).splitlines() if not line.startswith(others)]
     return next((line.strip() for line in reversed(own) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Trainings as process trees: started, stopped with a checkpoint after signals, and never left behind."""
+"""Process trees of training runs: start them, stop them with a checkpoint after signals, leave none behind."""
 
 import ctypes
 import os
@@ -17,27 +17,27 @@ import psutil
 
 from geexp.config.errors import PREEMPTED
 
-# In the environment of every process of a tree, also of one whose parent has died.
+# The environment variable that marks every process of a tree, even if its parent has died.
 _MARK = "GEEXP_PROCESS_TREE"
-# Variables that would make a process one rank of several, or another run.
+# Variables that would turn a process into a rank, or change its run.
 _NOT_INHERITED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"}
 _NOT_INHERITED |= {"MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "WANDB_RUN_ID", "WANDB_NAME", "HYDRA_FULL_ERROR"}
-# Seconds in which processes that outlive the first one of their tree may end by themselves.
+# Seconds that other processes of a tree have to end by themselves after the main process.
 _AFTER = 10.0
 POLL_EVERY = 0.2  # seconds
 
 
 class ProcessTree:
-    """One training and all the processes that it starts: torchrun, ranks, workers that read images.
+    """One training run and all its processes: torchrun, ranks, data loading workers.
 
-    It is a session of its own, so that Ctrl-C on a terminal reaches us alone, and the system sends it SIGTERM when we
-    die, even of SIGKILL.
+    The tree has its own session, so that Ctrl-C on a terminal reaches the launcher only. The system sends it SIGTERM
+    if the launcher dies, even by SIGKILL.
 
     Args:
-        arguments: those of ``geexp.train``.
+        arguments: arguments of ``geexp.train``.
         processes: the number of ranks; several run under torchrun.
-        log: the file to which its output is appended; None: our own output.
-        environment: variables beside ours.
+        log: the file to which output is appended; None: the launcher's own output.
+        environment: additional environment variables.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ProcessTree:
 
         def before() -> None:
             stop_with_parent()
-            if os.getppid() != parent:  # which died in between
+            if os.getppid() != parent:  # the launcher died in between
                 os._exit(1)
 
         with nullcontext() if log is None else log.open("ab") as output:
@@ -77,16 +77,18 @@ class ProcessTree:
             )
 
     def poll(self) -> int | None:
-        """The exit code of the first process, once it has ended and nothing is left of the tree."""
+        """The exit code of the main process, once all processes of the tree have ended; None before."""
         code = self._process.poll()
         if code is not None:
             self._end_the_rest()
         return code
 
     def stop(self, signum: int) -> None:
-        """Send a signal once to each process that trains: to the ranks, not to torchrun, which would leave them 30
-        seconds at most. Call it repeatedly, since ranks may not have been started yet; torchrun itself gets the signal
-        only while it has no ranks. When its ranks have ended it ends as they did."""
+        """Send a signal once to each rank. Call it repeatedly, since ranks may not have started yet.
+
+        torchrun gets the signal only while it has no ranks, since it would kill them after 30 seconds; it ends when its
+        ranks have ended.
+        """
         for process in self._trainers():
             if process.pid not in self._signalled:
                 self._signalled.add(process.pid)
@@ -114,23 +116,23 @@ class ProcessTree:
         return found
 
     def _end_the_rest(self) -> None:
-        """Kill the workers that do not end within seconds of the process that they work for."""
+        """Kill the processes that do not end within seconds after the main process."""
         deadline = time.monotonic() + _AFTER
         while (left := self._members()) and time.monotonic() < deadline:
             time.sleep(POLL_EVERY)
         for process in left:
             _send(process, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=_AFTER)  # until then they hold the run's lock, and memory of its devices
+        psutil.wait_procs(left, timeout=_AFTER)  # until then they hold the run's lock and device memory
 
 
 class Supervisor:
-    """Process trees side by side, and the signals that stop all of them.
+    """Context manager that runs process trees in parallel and stops all of them after a signal.
 
-    While it is entered, SIGINT, SIGTERM and SIGUSR1 are noted instead of obeyed: ``signal`` is the first one. Nothing
-    that it has started outlives it.
+    Inside the context SIGINT, SIGTERM and SIGUSR1 are only recorded; ``signal`` is the first one. On exit all remaining
+    processes are ended.
 
     Args:
-        grace: seconds in which trainings may write their checkpoints after a signal.
+        grace: seconds that runs have to write their checkpoints after a signal.
     """
 
     def __init__(self, *, grace: float) -> None:
@@ -141,7 +143,7 @@ class Supervisor:
         self._deadline: float | None = None
 
     def __enter__(self) -> "Supervisor":
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[signum] = signal.getsignal(signum)
                 if self._before[signum] != signal.SIG_IGN:  # as under nohup
@@ -166,9 +168,9 @@ class Supervisor:
         return self._trees[-1]
 
     def poll(self, tree: ProcessTree) -> int | None:
-        """The exit code of a tree that has ended completely.
+        """The exit code of a tree that has ended completely; None before.
 
-        After a signal it is passed on here; the tree is killed after ``grace`` seconds, or after a second Ctrl-C.
+        Also forwards a received signal to the tree, and kills it after ``grace`` seconds or a second Ctrl-C.
         """
         if self.signal is not None:
             now = time.monotonic()
@@ -182,8 +184,7 @@ class Supervisor:
         return code
 
     def end_as_signalled(self) -> None:
-        """Raise ``KeyboardInterrupt`` after Ctrl-C, and ``SystemExit`` with the code of a preempted run after another
-        signal."""
+        """Raise ``KeyboardInterrupt`` after Ctrl-C, ``SystemExit`` with a preempted run's code after other signals."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is not None:
@@ -191,7 +192,7 @@ class Supervisor:
 
 
 def thread_limit(processes: int) -> dict[str, str]:
-    """The environment in which so many processes share this machine's processors evenly."""
+    """Environment variables that give each of this many processes an equal share of the machine's CPUs."""
     if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -199,8 +200,9 @@ def thread_limit(processes: int) -> dict[str, str]:
 
 
 def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float) -> None:
-    """Train a single run on several devices of this machine, in one process each; ``arguments`` are those of
-    ``geexp.train``.
+    """Train a single run on several devices of this machine, with one process per device.
+
+    ``arguments`` are the arguments of ``geexp.train``.
 
     Raises:
         SystemExit: with the exit code of the processes, unless it is 0.
@@ -211,10 +213,10 @@ def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float) -> N
         announced = False
         while (code := supervisor.poll(tree)) is None:
             if supervisor.signal is not None and not announced:
-                announced = True  # by us: ranks that wait for one another call no handler yet
+                announced = True  # ranks that wait for one another run no handler yet
                 print(
                     f"\n{signal.Signals(supervisor.signal).name}: {devices} processes stop with a checkpoint, within "
-                    f"{grace:g} s; Ctrl-C again kills them",
+                    f"{grace:g} s; press Ctrl-C again to kill them",
                     file=sys.stderr,
                 )
             time.sleep(POLL_EVERY)
@@ -233,11 +235,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def stop_with_parent() -> None:
-    """Get SIGTERM when the parent process dies, where the system can do that."""
+    """Ask the system to send SIGTERM to this process when its parent dies, if supported."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def in_a_tree() -> bool:
-    """Whether this process belongs to a tree that a launcher has started."""
+    """Whether this process belongs to a launcher's process tree."""
     return _MARK in os.environ

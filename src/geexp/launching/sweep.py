@@ -1,4 +1,4 @@
-"""What our sweeper and launchers (``hydra_plugins``) do with a sweep: plan, launch, report how each job ended."""
+"""The implementation of the sweeper and launchers in ``hydra_plugins``: plan, launch, report outcomes."""
 
 import os
 import shlex
@@ -29,17 +29,17 @@ Train = Callable[[Sequence[Row], LiveTable], None]
 
 
 class SweepError(TrainingError):
-    """Jobs of a sweep have failed; the others are done."""
+    """Some jobs of a sweep have failed; all others are done."""
 
 
 def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
-    """Hand all jobs of a sweep to the command that asks for them, print them (``dry_run=true``), or launch them.
+    """Launch all jobs of a sweep, print them (``dry_run=true``), or pass them to a command such as ``geexp.plan``.
 
-    Every job is composed and checked, with its data and devices, before the first one starts and before a folder is
-    made.
+    Every job is composed and checked, with its data and devices, before the first one starts and before any folder is
+    created.
 
     Raises:
-        UserError: for what is wrong with a job or with the sweep, or if jobs failed.
+        UserError: for an invalid job or sweep, or if jobs failed.
     """
     on_jobs = getattr(task, "on_jobs", None)
     if on_jobs is None and not config.get("dry_run"):
@@ -50,13 +50,13 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
         return
     if config.get("dry_run"):
         if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
-            raise ConfigError("several values of a key make a sweep: add -m, or name one value.")
+            raise ConfigError("several values of a key make a sweep: add -m, or give a single value.")
         show_plan(plan(jobs), Console(quiet=rank() != 0), commands=True)
         return
     rows = plan(jobs)
     require_all_data(rows)
     launcher: Any = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
-    if not hasattr(launcher, "launch_rows"):  # another one, such as joblib
+    if not hasattr(launcher, "launch_rows"):  # another launcher, such as joblib
         overrides = [list(job.composed.hydra.overrides.task) for job in jobs if job.composed is not None]
         for ended in launcher.launch(overrides, initial_job_idx=0):
             _ = ended.return_value  # raises the exception of a job that failed
@@ -70,17 +70,17 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
 def launch_rows(
     context: HydraContext, task: TaskFunction, config: DictConfig, rows: Sequence[Row], train: Train | None
 ) -> None:
-    """Show the plan, train its jobs with ``train`` or as ``launcher`` says, and show how each one ended.
+    """Show the plan, train its jobs with ``train`` or as set by ``launcher``, and show the outcome of each.
 
     Raises:
         ConfigError: if a job needs more devices than the launcher has.
-        KeyboardInterrupt, SystemExit: after signals, when nothing runs any more and the finished runs are shown.
+        KeyboardInterrupt, SystemExit: after signals, once all jobs have ended and the finished runs are shown.
     """
     if train is None and rows[0].job.config.launcher.name == "inline":
         train = _inline(context, task, config, rows)
     elif train is None:
         if todo := [row.job for row in rows if row.to_train]:
-            Devices(todo, todo[0].config.launcher.devices)  # refuses before anything is shown
+            Devices(todo, todo[0].config.launcher.devices)  # raises before anything is shown
         train = train_in_processes
     console = Console(stderr=True)
     show_plan(rows, console)
@@ -100,15 +100,15 @@ def launch_batch(
     first: int,
     train: Train | None,
 ) -> list[JobReturn]:
-    """Launch the jobs of a sweeper that searches, and tell it how they ended.
+    """Launch jobs of a hyperparameter search, and return their results to its sweeper.
 
     Raises:
-        ConfigError: for a command that needs to know all jobs of the sweep at once.
+        ConfigError: for a command that needs all jobs of the sweep in advance.
     """
     if getattr(task, "on_jobs", None) is not None or config.get("dry_run"):
         raise ConfigError(
-            f"hydra.sweeper._target_={config.hydra.sweeper._target_}: it chooses its jobs while it runs, so that they "
-            "cannot be shown before. Leave the sweeper out, or dry_run=true."
+            f"hydra.sweeper._target_={config.hydra.sweeper._target_}: this sweeper chooses its jobs while it runs, so "
+            "they cannot be listed in advance. Leave out either the sweeper or dry_run=true."
         )
     _refuse_in_ranks(config)
     rows = plan([job_of(context.config_loader, config, job, first + n) for n, job in enumerate(overrides)])
@@ -126,7 +126,7 @@ def launch_batch(
 
 
 def on_slurm(config: DictConfig, settings: dict[str, Any]) -> Train:
-    """``hydra/launcher=geexp_slurm`` with the settings of ``hydra.launcher``: scripts and logs in ``<sweep>/slurm``."""
+    """``hydra/launcher=geexp_slurm`` with the settings of ``hydra.launcher``; scripts and logs in ``<sweep>/slurm``."""
     try:
         checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(slurm.SlurmSettings), settings))
     except OmegaConfBaseException as error:
@@ -159,8 +159,8 @@ def _inline(context: HydraContext, task: TaskFunction, config: DictConfig, rows:
     for row in rows:
         if row.to_train and row.job.config.trainer.devices * row.job.config.trainer.nodes > 1:
             raise ConfigError(
-                f"launcher=inline: {row.label} needs trainer.devices={row.job.config.trainer.devices}, and one process "
-                "drives one device. Say launcher=processes."
+                f"launcher=inline: {row.label} needs trainer.devices={row.job.config.trainer.devices}, but one process "
+                "can use only one device. Use launcher=processes."
             )
 
     def train(rows: Sequence[Row], table: LiveTable) -> None:
@@ -178,7 +178,7 @@ def _inline(context: HydraContext, task: TaskFunction, config: DictConfig, rows:
 
 
 def _train_here(context: HydraContext, task: TaskFunction, config: DictConfig, job: SweepJob) -> Exception | None:
-    """Train a job in this process; the exception of a job that failed, which the next one survives."""
+    """Train a job in this process; returns the exception if the job failed, so that the next job can run."""
     failed: list[Exception] = []
 
     def attempt(composed: DictConfig) -> Any:
@@ -201,13 +201,13 @@ def _train_here(context: HydraContext, task: TaskFunction, config: DictConfig, j
 
 
 def _failures(rows: Sequence[Row]) -> SweepError | None:
-    """The error that ends a sweep in which not every job is done."""
+    """The error at the end of a sweep with unfinished jobs; None if all are done."""
     failed = [row for row in rows if row.same_as is None and row.progress.state != DONE]
     if not failed:
         return None
     message = (
-        f"{len(failed)} of {len(rows)} jobs {'is' if len(failed) == 1 else 'are'} not done; the same command tries "
-        "again, and resumes where there is a checkpoint."
+        f"{len(failed)} of {len(rows)} jobs {'is' if len(failed) == 1 else 'are'} not done; the same command retries "
+        "them, and resumes from checkpoints."
     )
     for row in failed:
         message += f"\n  {row.label}: {row.progress}"
@@ -224,8 +224,8 @@ def _refuse_in_ranks(config: DictConfig) -> None:
     command = shlex.join(["python", "-m", f"geexp.{config.hydra.job.name}", *sys.argv[1:]])
     started = "torchrun" if world_size() > 1 else "srun"
     raise ConfigError(
-        f"a sweep is started once, with plain python; under {started} every process would run all of it. Each of its "
-        f"jobs gets the processes that it needs by itself. Say: {command}"
+        f"start a sweep with plain python; under {started} every process would run all of it. The launcher starts the "
+        f"processes of each job. Use: {command}"
     )
 
 

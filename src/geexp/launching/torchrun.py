@@ -1,6 +1,6 @@
-"""torchrun with the exit code of the rank that failed first, instead of 1 and a traceback of its own.
+"""torchrun with the exit code of the rank that failed first, instead of exit code 1 and torchrun's traceback.
 
-That code tells whether a run was preempted, interrupted, or failed. The launchers start it as
+The exit code distinguishes preempted, interrupted and failed runs. The launchers start it as
 ``python -m geexp.launching.torchrun``, with torchrun's arguments.
 """
 
@@ -13,7 +13,7 @@ from torch.distributed.run import main
 
 
 def run() -> None:
-    # It logs stopped ranks as if they had failed; ranks that do fail print their own error.
+    # torchrun logs stopped ranks as failed; ranks that do fail print their own error.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         main()
@@ -22,8 +22,8 @@ def run() -> None:
         code = failure.exitcode
         if code < 0:
             print(f"geexp.train: rank {rank}, process {failure.pid}, was killed by signal {-code}", file=sys.stderr)
-        sys.exit(code if code >= 0 else 128 - code)  # the convention of shells
-    except SignalException as stop:  # before there were ranks
+        sys.exit(code if code >= 0 else 128 - code)  # as in shells
+    except SignalException as stop:  # before any rank was started
         sys.exit(128 + stop.sigval)
 
 

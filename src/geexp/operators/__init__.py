@@ -1,4 +1,4 @@
-"""Gather and excite operators: plain PyTorch modules that know nothing of Hydra or Lightning."""
+"""Gather and excite operators: plain PyTorch modules, independent of Hydra and Lightning."""
 
 from geexp.operators.excite import Excite, ExciteSubnetwork, excite
 from geexp.operators.gather import (

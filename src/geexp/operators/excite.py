@@ -1,7 +1,8 @@
 """Excite: gate the features by the gathered context (paper, section 3): ``x · σ(interp(f(x̂)))``.
 
 Nearest resizing and the sigmoid commute, so the sigmoid is computed on the small grid. Nearest means source index
-⌊i·h/H⌋, which differs from i//e where e does not divide H; ``F.interpolate`` computes it in float32, at times off by 1.
+⌊i·h/H⌋, which differs from i//e if e does not divide H. ``F.interpolate`` computes this index in float32 and is off by
+one at some sizes.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from geexp.operators.torch_private import unaliased, upsample_nearest_backward
 
 
 def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
-    """``x · σ(logits)``, the gate resized to x's grid by nearest neighbour.
+    """``x · σ(logits)``, with the gate resized to x's grid by nearest neighbour.
 
     Args:
         x: features ``[N, C, H, W]``.
@@ -23,8 +24,8 @@ def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
         implementation: ``auto``, ``reference`` or ``fused``, see ``check_implementation``.
 
     Returns:
-        ``[N, C, H, W]``, in x's dtype and memory format. Except with ``reference``, x and the small logits are saved
-        for backward, and no gate of full resolution. Twice differentiable.
+        ``[N, C, H, W]``, in x's dtype and memory format. Except with ``reference``, backward saves x and the small
+        logits, but no full-resolution gate. Supports double backward.
     """
     logits = logits.to(x.dtype)
     if _is_plain(x, logits, check_implementation(implementation)):
@@ -35,14 +36,18 @@ def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
 
 
 def average_excite(x: Tensor) -> Tensor:
-    """``excite`` of x by its own spatial mean, ``[N, C, H, W]`` → the same: all of GE-θ⁻ of global extent."""
+    """GE-θ⁻ of global extent: gate x by its own spatial mean. ``[N, C, H, W]`` → the same shape."""
     return _AverageExcite.apply(x)[0]
 
 
 class ExciteSubnetwork(nn.Sequential):
-    """f of GE-θ⁺ and SE: 1x1 convolution C→C/r, ReLU, 1x1 convolution C/r→C, with biases. ``[N,C,h,w]`` → same.
+    """f of GE-θ⁺ and SE: 1x1 convolution C→C/r, ReLU, 1x1 convolution C/r→C, with biases.
 
-    Initialised N(0, 0.01²) with zero biases, as in the authors' network definitions.
+    ``[N, C, h, w]`` → the same shape. Weights are initialised N(0, 0.01²) and biases zero, as in the authors' network
+    definitions.
+
+    Raises:
+        ValueError: if ``reduction`` is below 1 or above ``channels``.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -77,13 +82,13 @@ def _is_plain(x: Tensor, logits: Tensor, implementation: str) -> bool:
         return True
     if implementation == "fused":
         return False
-    # With e=4 at 14² (N=8, C=1024, float32, one thread of an EPYC 9004) forward and backward take 16 ms, and 19 ms in
-    # our Function, which resizes the gate by index twice. In channels_last they take 32 ms, and 9 ms in our Function.
+    # Forward + backward with e=4 at 14² (N=8, C=1024, float32, one thread of an EPYC 9004): 16 ms with PyTorch's
+    # operations and 19 ms with our Function, which resizes the gate by index twice; in channels_last 32 ms and 9 ms.
     return x.device.type == "cpu" and bool(H % h or W % w) and not is_channels_last(x)
 
 
 class _Excite(torch.autograd.Function):
-    """Saves the logits, not their sigmoid: with a saved sigmoid, double backward would be silently wrong."""
+    """Saves the logits, not their sigmoid: with a saved sigmoid, double backward would be wrong without an error."""
 
     @staticmethod
     def forward(x: Tensor, logits: Tensor) -> Tensor:
@@ -106,9 +111,9 @@ class _Excite(torch.autograd.Function):
 
 
 class _AverageExcite(torch.autograd.Function):
-    """GE-θ⁻ of global extent as one function of x, whose gradient is written once.
+    """GE-θ⁻ of global extent as one function of x, so that backward writes the full-size gradient only once.
 
-    Composed of a mean and a product, the gradient is a sum of two full-size tensors, one of them constant per plane.
+    Autograd's gradient of a mean and a product is a sum of two full-size tensors, one of them constant per plane.
     """
 
     @staticmethod
@@ -131,10 +136,11 @@ class _AverageExcite(torch.autograd.Function):
 
 
 def scale(x: Tensor, gate: Tensor) -> Tensor:
-    """x times the nearest-resized gate; where h divides H and w divides W, by broadcasting over cells.
+    """x times the nearest-resized gate. If h divides H and w divides W, the gate is broadcast over cells of pixels.
 
     At N=8, C=256, 56² in float32, one thread of an EPYC 9004, e = 2, 4, 8: broadcasting takes 4.5, 3.6 and 3.4 ms in
-    channels_last and 5.1, 4.5 and 3.6 ms otherwise, ``F.interpolate`` and a product 5, 4.6 and 4.6 ms and 26 ms.
+    channels_last and 5.1, 4.5 and 3.6 ms in contiguous format. ``F.interpolate`` followed by a product takes 5, 4.6 and
+    4.6 ms in channels_last and 26 ms in contiguous format.
     """
     (H, W), (h, w) = x.shape[2:], gate.shape[2:]
     if h == w == 1:
@@ -145,14 +151,14 @@ def scale(x: Tensor, gate: Tensor) -> Tensor:
         cells = x.unflatten(3, (w, W // w)).unflatten(2, (h, H // h)) * gate[:, :, :, None, :, None]
         y = cells.flatten(2, 3).flatten(3, 4)
     else:
-        # The gate is widened along W first: the innermost loop then runs over whole rows.
+        # Widen the gate along W first, so that the innermost loop runs over whole rows.
         wide = gate.repeat_interleave(W // w, dim=3)
         y = (x.unflatten(2, (h, H // h)) * wide.unsqueeze(3)).flatten(2, 3)
     return unaliased(y)
 
 
 def _resized(gate: Tensor, H: int, W: int) -> Tensor:
-    """Nearest resizing by PyTorch's own operations, ``[N,C,h,w]`` → ``[N,C,H,W]``, or to what broadcasts to that."""
+    """Nearest resizing with PyTorch's own operations: ``[N,C,h,w]`` → ``[N,C,H,W]``, or unchanged if 1x1."""
     h, w = gate.shape[2:]
     if h == w == 1:
         return gate
@@ -162,7 +168,7 @@ def _resized(gate: Tensor, H: int, W: int) -> Tensor:
 
 
 def _by_index(gate: Tensor, H: int, W: int, *, channels_last: bool) -> Tensor:
-    """Nearest resizing by index. In channels_last it moves whole pixels, 3 times as fast at 14² and 7²."""
+    """Nearest resizing by index. In channels_last whole pixels are copied, 3 times as fast at 14² and 7²."""
     cells = _cells(H, W, gate.shape[2], gate.shape[3], gate.device)
     if channels_last:
         pixels = gate.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, cells)
@@ -171,7 +177,7 @@ def _by_index(gate: Tensor, H: int, W: int, *, channels_last: bool) -> Tensor:
 
 
 def cell_sum(t: Tensor, h: int, w: int) -> Tensor:
-    """The adjoint of nearest resizing: the sum over every cell of the small grid, ``[N,C,H,W]`` → ``[N,C,h,w]``."""
+    """The adjoint of nearest resizing: sum the pixels of each cell of the small grid, ``[N,C,H,W]`` → ``[N,C,h,w]``."""
     H, W = t.shape[2:]
     if h == w == 1:
         return t.sum((2, 3), keepdim=True)
@@ -180,13 +186,13 @@ def cell_sum(t: Tensor, h: int, w: int) -> Tensor:
     if is_channels_last(t):
         return F.avg_pool2d(t, (H // h, W // w), divisor_override=1)
     if (H // h, W // w) == (2, 2):
-        # Sums over pairs are too short for vectorised loops: 9.8 ms, and 4.5 ms here (setting as in ``scale``).
+        # Sums over pairs are too short to vectorise: 9.8 ms, against 4.5 ms here (same setting as in ``scale``).
         return upsample_nearest_backward(t, h, w)
     return t.unflatten(2, (h, H // h)).sum(3).unflatten(3, (w, W // w)).sum(4)
 
 
 def _index_sum(t: Tensor, h: int, w: int) -> Tensor:
-    """``cell_sum`` by index, in t's own memory format; in the other one it takes 10 times as long."""
+    """``cell_sum`` by index, in t's own memory format; converting to the other format takes 10 times as long."""
     N, C, H, W = t.shape
     cells = _cells(H, W, h, w, t.device)
     if is_channels_last(t):

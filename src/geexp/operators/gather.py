@@ -19,8 +19,8 @@ IMPLEMENTATIONS = ("auto", "reference", "fused")
 def check_implementation(implementation: object) -> str:
     """Return ``implementation`` if it is one of ``IMPLEMENTATIONS``; they differ in speed and memory only.
 
-    ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid, ``auto`` whichever was
-    measured to be faster in the given case. Results agree up to rounding.
+    ``reference`` composes PyTorch's own operations, ``fused`` uses our autograd Functions wherever they are valid, and
+    ``auto`` uses the one that was measured to be faster in the given case. Results agree up to rounding.
 
     Raises:
         ValueError: for anything else; the message lists the allowed values.
@@ -44,10 +44,10 @@ def check_extent(extent: object) -> Extent:
 
 
 class PoolGather(nn.Module):
-    """The gather without parameters (GE-θ⁻, and SE's when global): average or max pooling.
+    """The parameter-free gather: average or max pooling (GE-θ⁻, SE if the extent is global; max pooling in Table 6).
 
-    With extent e the window is 2e-1, the stride e, the padding e-1. At the border averages are taken over the ``real``
-    pixels in the window, or over the ``padded`` window as in Caffe's average pooling. Max pooling: Table 6.
+    Extent e means windows of 2e-1 pixels, stride e and padding e-1. At the border, averages divide by the number of
+    ``real`` pixels in the window or by the size of the ``padded`` window, as Caffe's average pooling does.
     """
 
     def __init__(
@@ -82,11 +82,12 @@ def _windows(extent: int) -> tuple[int, int, int]:
 
 
 def _matrices_pay(x: Tensor, extent: int) -> bool:
-    """Whether averages over windows are faster as two matrix products, rows then columns, than by ``avg_pool2d``.
+    """Whether averaging windows by two matrix products (rows, then columns) is faster than ``avg_pool2d``.
 
-    Forward and backward at 56² with e = 2, 4, 8 (N=8, C=256, float32, one thread of an EPYC 9004) take 27, 14 and 10 ms
-    as products and 30, 20 and 17 ms otherwise; but at 14² with e=8, a grid of 2 rows, 11 and 3 ms, and 7² is always
-    slower. In channels_last ``avg_pool2d`` is nearly as fast as a copy, and bf16 would round the matrices.
+    Forward + backward at 56² with e = 2, 4, 8 (N=8, C=256, float32, one thread of an EPYC 9004) takes 27, 14 and 10 ms
+    as products and 30, 20 and 17 ms with ``avg_pool2d``. Small maps are slower as products: at 14² with e=8, a grid of
+    2 rows, 11 ms against 3 ms, and 7² always. In channels_last ``avg_pool2d`` is nearly as fast as a copy, and in bf16
+    the matrices would be rounded.
     """
     rows, columns = -(-x.shape[2] // extent), -(-x.shape[3] // extent)
     return (
@@ -101,7 +102,10 @@ def _matrices_pay(x: Tensor, extent: int) -> bool:
 
 
 class _PoolByMatrices(torch.autograd.Function):
-    """``R · x · Cᵀ`` with R and C averaging along the two axes. Saves nothing; autograd would save R once per plane."""
+    """``R · x · Cᵀ``, with R and C averaging along the two axes.
+
+    Saves nothing for backward; autograd would save R once per plane.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, extent: int, border: str) -> Tensor:
@@ -117,7 +121,7 @@ class _PoolByMatrices(torch.autograd.Function):
 
 
 def _averaging(size: int, extent: int, border: str, like: Tensor) -> Tensor:
-    """The matrix ``[⌈size/e⌉, size]``, whose row i averages the pixels less than e away from pixel e·i."""
+    """The matrix ``[⌈size/e⌉, size]`` whose row i averages the pixels less than e away from pixel e·i."""
     centres = torch.arange(0, size, extent, device=like.device)
     near = ((torch.arange(size, device=like.device) - centres[:, None]).abs() < extent).to(like.dtype)
     return near / (near.sum(1, keepdim=True) if border == "real" else 2 * extent - 1)
@@ -127,12 +131,12 @@ class ConvGather(nn.Sequential):
     """The parametrised gather of a finite extent (GE-θ, GE-θ⁺): log2(e) depth-wise 3x3 convolutions of stride 2.
 
     Each is followed by batch normalisation, and all but the last by a ReLU; ``final_relu`` adds the last one, as in
-    GE-θ⁺. The paper's text counts e/2 convolutions, its diagram and the sizes in Table 4 log2(e).
+    GE-θ⁺. The number of convolutions follows the paper's diagram and the sizes in Table 4; the text says e/2.
     """
 
     def __init__(self, channels: int, extent: int, *, final_relu: bool = False) -> None:
         if check_extent(extent) == "global":
-            raise ValueError("extent='global': a chain of convolutions has a finite extent; see GlobalConvGather")
+            raise ValueError("extent='global': a chain of convolutions has a finite extent; use GlobalConvGather")
         steps = extent.bit_length() - 1
         layers: list[nn.Module] = []
         for step in range(steps):
@@ -147,10 +151,10 @@ class ConvGather(nn.Sequential):
 
 
 class DepthwiseProduct(nn.Conv2d):
-    """A depth-wise convolution as large as its input, computed as one product and one sum per channel.
+    """A depth-wise convolution with a kernel as large as its input, computed as one product and one sum per channel.
 
-    ``[N, C, H, W]`` → ``[N, C, 1, 1]``, weight ``[C, 1, H, W]``: a convolution's result in one pass over memory, where
-    the depth-wise kernels of cuDNN and oneDNN are made for small windows.
+    ``[N, C, H, W]`` → ``[N, C, 1, 1]``, weight ``[C, 1, H, W]``. It takes one pass over memory; the depth-wise kernels
+    of cuDNN and oneDNN are optimised for small windows.
 
     Raises:
         ValueError: in ``forward``, for a map of another size.
@@ -164,13 +168,13 @@ class DepthwiseProduct(nn.Conv2d):
         if x.shape[1:] != (self.in_channels, *self.kernel_size):
             expected = "x".join(map(str, self.kernel_size))
             raise ValueError(
-                f"this global gather was built for {self.in_channels} channels of {expected} and was given "
-                f"{x.shape[1]} of {x.shape[2]}x{x.shape[3]}: its kernel is as large as the map. Build it for this "
-                "image size, or use a finite extent or GE-θ⁻, which take any size"
+                f"this global gather was built for {self.in_channels} channels of {expected}, but the input has "
+                f"{x.shape[1]} channels of {x.shape[2]}x{x.shape[3]}: the kernel is as large as the feature map. Build "
+                "it for this image size, or use a finite extent or GE-θ⁻, which accept any size"
             )
         if self._by_convolution(x):
             return super().forward(x)
-        # Under autocast the weight is float32. Cast it, as a convolution would, so that the product stays in x's dtype.
+        # Under autocast the weight is float32. Cast it as a convolution does, to keep the product in x's dtype.
         weight = self.weight.transpose(0, 1).to(x.dtype)
         if is_channels_last(x):
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -182,15 +186,15 @@ class DepthwiseProduct(nn.Conv2d):
         if self.implementation != "auto":
             return self.implementation == "reference"
         # In channels_last oneDNN's forward is faster, 8.1 against 10.1 ms at 56² (N=8, C=256, float32, one thread of an
-        # EPYC 9004), but not forward and backward: 195 against 51 ms.
+        # EPYC 9004), but its forward + backward is slower, 195 against 51 ms.
         return x.device.type == "cpu" and is_channels_last(x) and not torch.is_grad_enabled()
 
 
 class _PlaneDot(torch.autograd.Function):
     """``(x · weight).sum`` over each plane, ``[N, C, H, W]`` and ``[1, C, H, W]`` → ``[N, C, 1, 1]``.
 
-    A Function because of the weight's gradient: autograd's sum over the images takes 22 ms at 56² in channels_last
-    (N=8, C=256, float32, one thread of an EPYC 9004), in the order of memory it takes 3.4 ms, image by image 1.6 ms.
+    A custom Function for a faster gradient of the weight: at 56² in channels_last (N=8, C=256, float32, one thread of
+    an EPYC 9004) autograd's sum over the images takes 22 ms, a sum in memory order 3.4 ms, image by image 1.6 ms.
     """
 
     @staticmethod
@@ -201,7 +205,7 @@ class _PlaneDot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad = grads[0].to(x.dtype)  # a sum under autocast is one in float32
+        grad = grads[0].to(x.dtype)  # autocast computes the sum in float32
         grad_x = grad * weight if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_x, None
@@ -210,7 +214,7 @@ class _PlaneDot(torch.autograd.Function):
 
 def _sum_over_images(grad: Tensor, x: Tensor) -> Tensor:
     """``(grad · x).sum(0)`` for ``[N, C, 1, 1]`` and ``[N, C, H, W]``, in x's memory format: ``[1, C, H, W]``."""
-    exact = x.dtype in (torch.float32, torch.float64)  # in fewer bits the running total would be rounded N times
+    exact = x.dtype in (torch.float32, torch.float64)  # in half precision the running total would be rounded N times
     if exact and x.device.type == "cpu" and not torch.is_grad_enabled():
         total = grad[:1] * x[:1]
         for image in range(1, len(x)):
@@ -255,7 +259,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def init_gather(module: nn.Module) -> None:
-    """He normal by fan-in for the convolutions (fan-out would be √C too small for depth-wise kernels)."""
+    """He normal by fan-in for all convolutions (fan-out would be √C too small for depth-wise kernels)."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="relu")

@@ -24,21 +24,21 @@ class GatherExcite(nn.Module):
 
     Args:
         channels: C.
-        variant: ``theta_minus`` pools; ``theta`` gathers by depth-wise convolutions; ``theta_plus`` adds the excite
-            sub-network after that gather; ``se`` adds it after pooling (Squeeze-and-Excitation if global).
+        variant: ``theta_minus`` gathers by pooling, ``theta`` by depth-wise convolutions; ``theta_plus`` adds the
+            excite sub-network to ``theta``; ``se`` adds it to ``theta_minus`` (Squeeze-and-Excitation if global).
         extent: extent ratio e, a power of two, at least 2, or ``"global"``.
         size: the feature map's size, (H, W) or one number; required by the parametrised global gather only.
         pool: ``avg`` or ``max`` for the variants that pool (Table 6); the others accept ``avg`` only.
-        border: what an average over a window that sticks out of the map divides by: the number of its ``real`` pixels,
-            or the size of the ``padded`` window, as in the authors' framework, Caffe. Variants that pool only.
+        border: the divisor of averages at the border: the number of ``real`` pixels in the window, or the size of the
+            ``padded`` window, as in Caffe, the authors' framework. Variants that pool only.
         reduction: r of the sub-network, C → C/r → C.
-        implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses ours wherever they are valid,
-            ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
+        implementation: ``reference`` composes PyTorch's own operations, ``fused`` uses our autograd Functions wherever
+            they are valid, ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
 
     Raises:
-        ValueError: for an unknown variant, extent, pool, border or implementation, a missing ``size``, ``pool="max"``
-            or ``border="padded"`` where nothing pools; in ``forward``, for a map of another size than a global
-            parametrised gather was built for.
+        ValueError: for an unknown variant, extent, pool, border or implementation, a missing ``size``, or ``pool="max"``
+            or ``border="padded"`` for a variant without pooling; in ``forward``, if a global parametrised gather was
+            built for another map size.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GatherExcite(nn.Module):
             self.gather = PoolGather(self.extent, pool, implementation, border=border)
         elif (pool, border) != ("avg", "real"):
             given = f"pool={pool!r}" if pool != "avg" else f"border={border!r}"
-            raise ValueError(f"{given}: {variant} gathers by convolution, only theta_minus and se pool")
+            raise ValueError(f"{given}: {variant} gathers by convolution, only theta_minus and se use pooling")
         elif self.extent == "global":
             if size is None:
                 raise ValueError(
@@ -87,7 +87,7 @@ class GatherExcite(nn.Module):
 
     @property
     def is_global_average(self) -> bool:
-        """Whether the gate is the sigmoid of the global average and nothing else: GE-θ⁻, not by maximum."""
+        """Whether this is GE-θ⁻ by global average pooling: the gate is the sigmoid of each channel's mean."""
         gather = self.gather
         return (
             self.variant == "theta_minus"
@@ -111,6 +111,9 @@ class GatherExcite(nn.Module):
 
 
 def _slow_addcmul(x: Tensor) -> bool:
-    """In bf16 on a CPU ``addcmul`` is slow except in channels_last: forward and backward at 56² (N=8, C=256, one thread
-    of an EPYC 9004) take 9.9 ms composed and 18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms."""
+    """Whether ``addcmul`` is slow here: in half precision on a CPU, except in channels_last.
+
+    Forward + backward in bf16 at 56² (N=8, C=256, one thread of an EPYC 9004) takes 9.9 ms with separate operations and
+    18.8 ms in one sweep; in channels_last 32.6 ms and 12.3 ms.
+    """
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and not is_channels_last(x)

@@ -1,11 +1,12 @@
 """The tail of a residual block as one operator: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
 
 The gather is free here: the mean of a normalised plane is an affine function of its mean before BN, g = a·M + b, and
-the batch statistics are computed from the planes' means M anyway. So the tail reads, writes and saves for backward the
-same tensors of full size as the tail of a block without Gather-Excite.
+BN computes the planes' means M anyway. So the tail reads, writes and saves for backward the same full-size tensors as
+the tail of a block without Gather-Excite.
 
-Forward and backward are pure functions for ``torch.compile`` inside one autograd Function, which decides what is saved.
-Shapes are symbolic: each is compiled once per dtype and memory format, for all stages and batch sizes.
+Forward and backward are pure functions, compiled with ``torch.compile``, inside one autograd Function that decides what
+is saved. Shapes are symbolic: each function is compiled once per dtype and memory format, for all stages and batch
+sizes.
 """
 
 from typing import Any
@@ -25,8 +26,8 @@ def average_excite_tail(norm: nn.BatchNorm2d, branch: Tensor, shortcut: Tensor) 
         branch, shortcut: ``[N, C, H, W]`` of one dtype, both contiguous or both channels_last.
 
     Returns:
-        ``[N, C, H, W]``, in the branch's memory format. The branch and this are saved for backward. Twice
-        differentiable, at the cost of the plain composition.
+        ``[N, C, H, W]``, in the branch's memory format. Backward saves the branch and this result. Double backward
+        works, at the cost of the plain composition.
     """
     on_batch = norm.training or norm.running_mean is None
     mean, var = (None, None) if on_batch else (norm.running_mean, norm.running_var)
@@ -37,7 +38,7 @@ def average_excite_tail(norm: nn.BatchNorm2d, branch: Tensor, shortcut: Tensor) 
 
 
 def takes_tail(norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
-    """Whether ``average_excite_tail`` supports these and equals the plain composition."""
+    """Whether ``average_excite_tail`` supports these inputs, with the same result as the plain composition."""
     if type(norm) is not nn.BatchNorm2d or not norm.affine or (norm.running_mean is None) != (norm.running_var is None):
         return False
     alike = (branch.shape, branch.dtype, branch.device) == (shortcut.shape, shortcut.dtype, shortcut.device)
@@ -50,7 +51,7 @@ def takes_tail(norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
 
 
 def tail_failure() -> Exception | None:
-    """Why the tail could not be compiled, in which case it runs uncompiled and slow; None if there was no failure."""
+    """The error that prevented compilation of the tail, which then runs uncompiled and slow; None if there was none."""
     return _forward.failure or _backward.failure
 
 
@@ -116,7 +117,7 @@ class _Tail(torch.autograd.Function):
 def _differentiable_backward(saved: tuple[Tensor, ...], eps: float, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of branch, shortcut, weight and bias by the plain composition, with a graph for double backward.
 
-    ``saved`` are branch, result, weight and bias, and BN's mean and variance if it is frozen, else None and None.
+    ``saved`` holds branch, result, weight, bias, and BN's mean and variance (both None unless BN is frozen).
     """
     z, out, weight, bias, mean, var = saved
     # Differentiate with respect to aliases: branch and shortcut may share an origin, which must not count twice.
@@ -139,15 +140,15 @@ def _forward_sweeps(
     eps: float,
     contiguous: bool,
 ) -> tuple[Tensor, ...]:
-    """Two sweeps over memory: the planes' statistics, then the sum. Accumulates in float32 or better.
+    """Two sweeps over memory: first the planes' statistics, then the sum. Accumulates in float32 or better.
 
     Maps are ``[N, C, L]`` if ``contiguous``, else ``[N, L, C]``; planes ``[N, C]``; channels ``[C]``.
     """
     kind, line = torch.promote_types(z.dtype, torch.float32), 2 if contiguous else 1
     x = z.to(kind)
     if mean is None or var is None:
-        # BN is invariant to a shift. Shifting by one of the values first avoids the cancellation in E[x²] - E[x]² where
-        # all values are far from zero.
+        # BN is invariant to a shift. Shifting by one of the values first avoids cancellation in E[x²] - E[x]² when all
+        # values are far from zero.
         shift = x.select(line, z.shape[line] // 2).mean(0)
         x = x - _wide(shift, contiguous)
         plane = x.mean(line)
@@ -181,7 +182,7 @@ def _backward_sweeps(
     on_batch: bool,
     contiguous: bool,
 ) -> tuple[Tensor, ...]:
-    """Two sweeps: two sums per plane, which give all small gradients, then the branch's gradient."""
+    """Two sweeps: first two sums per plane, which give all small gradients, then the branch's gradient."""
     kind, line = gate.dtype, 2 if contiguous else 1
     size = z.shape[line]
     a, b = weight.to(kind) * inverse, bias.to(kind)
@@ -216,7 +217,7 @@ def _lines(t: Tensor) -> Tensor:
 
 
 def _map(lines: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``_lines``, not as a view: autograd would refuse to change a Function's view in place."""
+    """The inverse of ``_lines``, but not a view: autograd forbids in-place changes of a view returned by a Function."""
     if like.is_contiguous():
         return lines.view(like.shape).data
     N, C, H, W = like.shape
@@ -224,7 +225,7 @@ def _map(lines: Tensor, like: Tensor) -> Tensor:
 
 
 def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """As ``nn.BatchNorm2d``: the unbiased variance; without momentum the cumulative average."""
+    """As in ``nn.BatchNorm2d``: unbiased variance; cumulative average if momentum is None."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     share = norm.momentum or 0.0

@@ -1,4 +1,4 @@
-"""Everything that geexp's operators use of torch without a public name, in one place."""
+"""All private torch APIs that geexp's operators use."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook is registered on the module, on one inside it, or on all modules: then each must be called."""
+    """Whether a hook is registered on the module, a submodule or globally; then no module call may be skipped."""
     return any(getattr(nn.modules.module, name) for name in _GLOBAL_HOOKS) or any(
         getattr(child, name) for child in module.modules() for name in _HOOKS
     )
@@ -27,9 +27,9 @@ def is_traced(x: Tensor) -> bool:
 
 
 def unaliased(x: Tensor) -> Tensor:
-    """``x`` as a tensor of its own for autograd, without a copy.
+    """``x`` as a tensor that autograd does not treat as a view, without a copy.
 
-    A Function must not return a view: autograd would refuse an in-place sum with its result.
+    If a Function returns a view, autograd rejects an in-place sum with the result.
     """
     return torch.ops.aten._unsafe_view(x, x.shape)
 
@@ -40,5 +40,5 @@ def upsample_nearest_backward(grad: Tensor, h: int, w: int) -> Tensor:
 
 
 def can_compile_for_gpu() -> bool:
-    """Whether Triton is there and supports this GPU."""
+    """Whether Triton is installed and supports this GPU."""
     return _triton.has_triton()

@@ -1,4 +1,4 @@
-"""``python -m geexp.report``: the paper's tables and figures beside the runs at hand, as files and as one page."""
+"""``python -m geexp.report``: the paper's tables and figures beside measured results, as files and as one page."""
 
 import json
 import sys
@@ -18,19 +18,20 @@ def main(config: ReportConfig) -> None:
     require_extras("geexp.report", "report")
     at_wandb = config.runs.startswith("wandb:")
     folder = Path(config.runs).expanduser()
-    if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # which a fresh installation does not have
+    if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # the default may be missing
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
     out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
     print("reading the runs and counting the networks", file=sys.stderr)
     from rich.console import Console
 
-    from geexp.report.comparison import write_comparison, write_trained
+    from geexp.report.comparison import trained, write_comparison
     from geexp.report.figures import draw_figures
     from geexp.report.measured import Runs
     from geexp.report.page import write_page
     from geexp.report.paper_tables import write_tables
     from geexp.report.report import make_report
     from geexp.report.summary import FIT_ON_A_TERMINAL, as_dict, print_summary
+    from geexp.report.tables import to_markdown
 
     one_table = [str(config.table)] if config.table else TABLES
     report = make_report(folder, one_table if config.tables == "all" else [])
@@ -45,7 +46,7 @@ def main(config: ReportConfig) -> None:
         print_summary(report, Console(), every_table=config.table is not None)
     write_tables(report, out)
     if report.runs:
-        write_trained(report.runs, out / "trained.md")
+        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8")
     figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
     write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Runs side by side: a table for the terminal and for Markdown, their curves, and what was trained with which seeds."""
+"""Runs side by side: a table, their curves, and a list of all trainings with their seeds."""
 
 import json
 import os
@@ -18,7 +18,6 @@ from geexp.report.curves import TRAIN, VAL, labels_of, make_curve, next_look
 from geexp.report.measured import Measured, one_per_seed
 from geexp.report.runs import FinishedRun, finished_or_left_out
 from geexp.report.tables import Column, Table, of_dicts, to_markdown, to_terminal
-from geexp.runs.atomic_write import atomic_write
 from geexp.runs.metrics import AP
 from geexp.runs.run import Run
 
@@ -79,8 +78,7 @@ def _row(run: FinishedRun, label: str) -> Row:
 
 
 def _table(rows: Sequence[Row], title: str) -> Table[Row]:
-    classifiers = ["top-1 error"] if any(row.mean_ap is None for row in rows) else []
-    detectors = ["mAP"] if any(row.mean_ap is not None for row in rows) else []
+    detectors = any(row.mean_ap is not None for row in rows)
 
     def last(row: Row) -> str:
         figure = row.mean_ap if row.top1_error is None else row.top1_error
@@ -92,7 +90,7 @@ def _table(rows: Sequence[Row], title: str) -> Table[Row]:
 
     columns = [
         Column[Row]("", lambda row: row.label, right=False),
-        Column(" or ".join(classifiers + detectors), last),
+        Column("mAP" if detectors else "top-1 error", last),
         Column("best", best),
         Column("parameters", lambda row: "" if row.params is None else f"{row.params:,}"),
         Column("MACs", lambda row: "" if row.macs is None else f"{row.macs:,}"),
@@ -102,7 +100,7 @@ def _table(rows: Sequence[Row], title: str) -> Table[Row]:
 
 
 def _common(runs: Sequence[FinishedRun]) -> str:
-    """What all the runs have in common, and the scales, since a scaled protocol is never the paper's."""
+    """The model, data set and schedule that all runs share, and their scales."""
     names = [{run.identity[f"{group}.name"] for run in runs} for group in ("model", "data", "schedule")]
     scales = sorted({run.identity["scale"] for run in runs if "scale" in run.identity})
     return ", ".join([found.pop() for found in names if len(found) == 1] + [f"scale {scale}" for scale in scales])
@@ -127,14 +125,8 @@ def _draw(runs: Sequence[FinishedRun], labels: Sequence[str], path: Path, title:
     save(figure, path.with_suffix(""), suffixes=(".png",))
 
 
-def write_trained(runs: Sequence[FinishedRun], path: Path) -> None:
-    """What was trained, as Markdown: a row per training with its seeds, its hardware and the command."""
-    with atomic_write(path) as file:
-        file.write(to_markdown(trained(runs)).encode())
-
-
 def trained(runs: Sequence[FinishedRun]) -> Table[dict[str, Any]]:
-    """A row per training, its seeds together: figures of the last epoch as mean ± std (n), of the sample."""
+    """A row per training with its seeds, hardware and command; figures of the last epoch as mean ± std (n)."""
     groups: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(run.identity, sort_keys=True, default=str)].append(run)

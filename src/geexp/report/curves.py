@@ -1,5 +1,6 @@
-"""Metrics of runs against the epoch: the data of curves, for pictures in files and for the page, and their labels."""
+"""Curves of metrics against the epoch for pictures and for the page, and how runs are labelled and grouped."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite
 from statistics import mean
@@ -16,10 +17,10 @@ _NAMES = ("model", "data", "schedule")
 def make_curve(
     runs: Sequence[FinishedRun], metrics: Sequence[str], *, label: str, style: dict[str, Any], points: int | None = None
 ) -> Curve | None:
-    """The curve of a run, or the mean of several over the epochs that they share; None without a history.
+    """The curve of a run, or the mean of several runs over their common epochs; None without a history.
 
     Args:
-        points: at most about so many epochs are kept, evenly spaced, and the last.
+        points: keep about this many epochs at most, evenly spaced, and the last.
     """
     histories = [{int(row["epoch"]): row for row in run.history} for run in runs if run.history]
     if not histories:
@@ -44,9 +45,9 @@ def next_look(style: dict[str, Any], taken: Sequence[dict[str, Any]]) -> dict[st
 
 
 def labels_of(runs: Sequence[FinishedRun], *, seeds: bool = True) -> list[str]:
-    """For each run its variant, and in front or behind whatever else differs among the runs.
+    """Labels with the variant of each run and every setting that differs among the runs.
 
-    Without ``seeds`` runs that repeat a training have one label, on whatever hardware.
+    Without ``seeds``, runs that repeat a training share a label, also on other hardware.
     """
     varying = differing_keys(runs, [] if seeds else OF_THE_HARDWARE)
     named = [group for group in _NAMES if f"{group}.name" in varying]
@@ -63,13 +64,35 @@ def labels_of(runs: Sequence[FinishedRun], *, seeds: bool = True) -> list[str]:
 
 
 def differing_keys(runs: Sequence[FinishedRun], without: Any = OF_THE_HARDWARE) -> list[str]:
-    """In what runs differ, except GE and seed."""
+    """The keys in which runs differ, except GE and seed."""
     keys = {key for run in runs for key in run.identity if not key.startswith("ge.")} - set(without)
     return sorted(key for key in keys if len({str(run.identity.get(key)) for run in runs}) > 1)
 
 
+def by_setting(runs: Sequence[FinishedRun]) -> dict[str, dict[str, list[FinishedRun]]]:
+    """Runs by model, data set and schedule, and within these by protocol, named by the keys in which it differs."""
+    settings: dict[str, dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        names = [run.identity.get(key) for key in ("model.name", "data.name", "schedule.name", "scale")]
+        name = ", ".join(str(found) for found in names if found is not None)
+        settings[name][protocol_of(run.identity)].append(run)
+    named = {}
+    for name, protocols in settings.items():
+        varying = differing_keys([found[0] for found in protocols.values()])
+        named[name] = {
+            " ".join(f"{key}={as_setting(found[0].identity.get(key))}" for key in varying): found
+            for found in protocols.values()
+        }
+    return named
+
+
+def protocol_of(leaves: dict[str, Any]) -> str:
+    """An identity without GE and without the settings of the hardware, as text to compare."""
+    return str(sorted((k, str(v)) for k, v in leaves.items() if not k.startswith("ge.") and k not in OF_THE_HARDWARE))
+
+
 def as_setting(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value as written on the command line."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A report at W&B, as code: a sweep's rows beside the paper's, its runs as a live table, and their curves."""
+"""A report at W&B: a sweep's results beside the paper's, a live table of its runs, and their curves."""
 
 import json
 from collections import defaultdict
@@ -14,34 +14,19 @@ from geexp.analysis.drawing import variant_style
 from geexp.report.measured import Runs
 from geexp.report.paper_tables import paper_table
 from geexp.report.report import report_table
-from geexp.report.rows import DETECTION, FIGURES, TABLES, Training, curves_of, presets_of, rows_of
+from geexp.report.rows import DETECTION, SWEEPS, TABLES, Training, presets_of, trainings_of
 from geexp.report.tables import to_markdown
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.identity import network_label
 from geexp.runs.metrics import AP
-from geexp.training.wandb_content import (
-    BEST,
-    BEST_AP,
-    EPOCH,
-    ERROR,
-    LABEL,
-    LAST,
-    LAST5,
-    LAST_AP,
-    LAST_AP50,
-    LOSS,
-    MACS,
-    NETWORK,
-    PARAMS,
-    TRAIN_ERROR,
-)
+from geexp.training import wandb_content as keys
 
 COCO = "coco"  # the sweep of the detection experiment
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What runs are judged by, as W&B names it: of every epoch and of the summary."""
+    """The metrics of a report by their keys at W&B: of every epoch, and of the summary."""
 
     name: str
     validation: str
@@ -52,24 +37,37 @@ class _Shown:
 
 
 _ERRORS = _Shown(
-    "top-1 error", ERROR, ("top-1 error, training, %", TRAIN_ERROR), LAST, BEST, (LAST, LAST5, BEST, PARAMS, MACS)
+    name="top-1 error",
+    validation=keys.ERROR,
+    training=("top-1 error, training, %", keys.TRAIN_ERROR),
+    last=keys.LAST,
+    best=keys.BEST,
+    columns=(keys.LAST, keys.LAST5, keys.BEST, keys.PARAMS, keys.MACS),
 )
-_DETECTORS = _Shown("mAP", AP.key, ("loss, training", LOSS), LAST_AP, BEST_AP, (LAST_AP, LAST_AP50, BEST_AP, PARAMS))
+_DETECTORS = _Shown(
+    name="mAP",
+    validation=AP.key,
+    training=("loss, training", keys.LOSS),
+    last=keys.LAST_AP,
+    best=keys.BEST_AP,
+    columns=(keys.LAST_AP, keys.LAST_AP50, keys.BEST_AP, keys.PARAMS),
+)
 
 
 def make_dashboard(sweep: str, *, entity: str, project: str, runs: Runs) -> wr.Report:
     """The report of ``table1`` …, ``figure2`` …, of ``tables``, or of any sweep by the group that its runs have.
 
     Args:
-        runs: fill the tables' columns of what was measured, as of now; W&B keeps everything else up to date.
+        runs: fill the measured column of the tables as of now; everything else is live at W&B.
     """
     places = [f"table{n}" for n in TABLES] if sweep == "tables" else [sweep]
-    blocks = [block for place in places for block in _section(place, runs)]
+    shown = _DETECTORS if sweep == COCO else _ERRORS
+    blocks = [block for place in places for block in _section(place, runs, shown)]
     filters = [Metric("Group") == sweep]
     if blocks:
         blocks.append(wr.H2("Of the same sweep, under other protocols than the paper's"))
         filters.append(Tags().notin(_presets([one for place in places for one in _trainings(place)])))
-    blocks.append(_grid(sweep, filters, LABEL, {}, _shown_of(sweep)))
+    blocks.append(_grid(sweep, filters, keys.LABEL, {}, shown))
     return wr.Report(entity=entity, project=project, title=f"Gather-Excite, {sweep}", width="fluid", blocks=blocks)
 
 
@@ -85,7 +83,7 @@ def write_specification(report: wr.Report, path: Path) -> None:
         file.write((json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _section(place: str, runs: Runs) -> Iterator[Any]:
+def _section(place: str, runs: Runs, shown: _Shown) -> Iterator[Any]:
     """The paper's runs of a table or a figure; empty for any other place."""
     trainings = _trainings(place)
     if place.startswith("figure") and trainings:
@@ -97,46 +95,30 @@ def _section(place: str, runs: Runs) -> Iterator[Any]:
     for data in dict.fromkeys(training.config.data.name for training in trainings):
         here = [training for training in trainings if training.config.data.name == data]
         filters = [Tags().isin(_presets(here)), Tags().isin([data])]
-        yield _grid(f"{place}, {data}", filters, NETWORK, _colours(here), _shown_of(place))
+        yield _grid(f"{place}, {data}", filters, keys.NETWORK, _colours(here), shown)
 
 
-def _shown_of(place: str) -> _Shown:
-    return _DETECTORS if place == COCO else _ERRORS
-
-
-def _trainings(place: str) -> list[Training]:
-    if place in {f"table{number}" for number in TABLES}:
-        return [cell.training for row in rows_of(int(place[-1])) for cell in row.cells]
-    if place == COCO:
-        return [row.training for row in rows_of(DETECTION)]
-    if place in {f"figure{number}" for number in FIGURES}:
-        return list(curves_of(int(place[-1])).values())
-    return []
+def _trainings(place: str) -> Sequence[Training]:
+    return trainings_of(place) if place in SWEEPS else ()
 
 
 def _grid(name: str, filters: list[FilterExpr], group: str, colours: dict[str, str], shown: _Shown) -> wr.PanelGrid:
-    """The runs as a table, and their figures, with seeds together, of the report's entity and project."""
+    """The runs as a table, grouped over seeds, and plots of their metrics."""
     together: dict[str, Any] = {"groupby": wr.Config(group), "groupby_aggfunc": "mean"}
-    curve = together | {"x": EPOCH, "title_x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
+    curve = together | {"x": keys.EPOCH, "title_x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
     by_network = f"config:{group}.value"
-    training, key = shown.training
-    panels: list[Any] = [
-        wr.LinePlot(
-            title=f"{shown.name}, validation, %", y=[shown.validation], layout=wr.Layout(0, 0, 12, 10), **curve
-        ),
-        wr.LinePlot(title=training, y=[key], layout=wr.Layout(12, 0, 12, 10), **curve),
-        wr.BarPlot(
-            title=f"{shown.name}, last epoch, %", metrics=[shown.last], layout=wr.Layout(0, 10, 8, 8), **together
-        ),
-        wr.BarPlot(
-            title=f"{shown.name}, best epoch, %", metrics=[shown.best], layout=wr.Layout(8, 10, 8, 8), **together
-        ),
-    ]
-    if MACS in shown.columns:
+    lines = [(f"{shown.name}, validation, %", shown.validation), shown.training]
+    bars = [(f"{shown.name}, last epoch, %", shown.last), (f"{shown.name}, best epoch, %", shown.best)]
+    panels: list[Any] = []
+    for place, (title, key) in enumerate(lines):
+        panels.append(wr.LinePlot(title=title, y=[key], layout=wr.Layout(12 * place, 0, 12, 10), **curve))
+    for place, (title, key) in enumerate(bars):
+        panels.append(wr.BarPlot(title=title, metrics=[key], layout=wr.Layout(8 * place, 10, 8, 8), **together))
+    if keys.MACS in shown.columns:
         panels.append(
             wr.ScatterPlot(
                 title=f"{shown.name} against multiply-accumulates",
-                x=wr.SummaryMetric(MACS),
+                x=wr.SummaryMetric(keys.MACS),
                 y=wr.SummaryMetric(shown.last),
                 layout=wr.Layout(16, 10, 8, 8),
             )
@@ -161,8 +143,8 @@ def _grid(name: str, filters: list[FilterExpr], group: str, colours: dict[str, s
     )
 
 
-def _colours(trainings: list[Training]) -> dict[str, str]:
-    """Of the networks that alone have their variant; the others get W&B's own colours."""
+def _colours(trainings: Sequence[Training]) -> dict[str, str]:
+    """The colours of networks that alone have their variant; W&B chooses those of the others."""
     labels: dict[str, set[str]] = defaultdict(set)
     main = trainings[-1].model  # a table's first row can be another backbone, for reference
     for training in trainings:

@@ -1,44 +1,54 @@
-"""Figures 2 to 8 from runs, with the numbers that the paper prints as open markers."""
+"""Figures 2 to 8: errors of runs, with printed numbers as open markers, and analyses of trained networks."""
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from geexp.analysis import pruning, selectivity
+from geexp.analysis.analyse import FOLDER, Analysis, Network, read_analysis
 from geexp.analysis.drawing import canvas, draw_curves, save, variant_style
-from geexp.report.analysed_figures import ANALYSED, draw_analysed
+from geexp.config.errors import DataError
 from geexp.report.curves import TRAIN, VAL, make_curve
 from geexp.report.measured import Measured, Runs
-from geexp.report.rows import FIGURES, Training, curves_of, rows_of
+from geexp.report.rows import FIGURES, Training, curves_of, differing, rows_of
 
 _EXTENTS = ("e2", "e4", "e8", "global")
+_BASELINE = "ResNet-50 (Baseline)"
+# Title, analysis, and the labels of the networks in Table 2, the main one first.
+_ANALYSED = {
+    3: ("class selectivity of ResNet-50 and GE-θ", "selectivity", ("GE-θ", _BASELINE)),
+    5: ("feature importance in GE-θ", "pruning", ("GE-θ", _BASELINE)),
+    7: ("class selectivity of ResNet-50, GE-θ⁻ and SE", "selectivity", ("GE-θ⁻", "SE", _BASELINE)),
+    8: ("feature importance in SE", "pruning", ("SE", _BASELINE)),
+}
+_DRAW = {"selectivity": selectivity.draw, "pruning": pruning.draw}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as drawn: its files, and the commands for what is not in it."""
+    """A figure as drawn: its files, none if there is nothing to draw, and the commands for what is not in it."""
 
     number: int
     title: str
     files: tuple[Path, ...]
     missing: tuple[str, ...]
 
-    @property
-    def commands(self) -> list[tuple[str, str]]:
-        """``missing``, each with an empty label."""
-        return [("", command) for command in self.missing]
 
-
-def draw_figures(runs: Runs, folder: Path, numbers: Sequence[int] = (*FIGURES, *ANALYSED)) -> list[Figure]:
-    """``figure2.svg``, ``figure2.png`` and so on; no files for a figure with nothing measured and nothing printed."""
+def draw_figures(runs: Runs, folder: Path, numbers: Sequence[int] = (*FIGURES, *_ANALYSED)) -> list[Figure]:
+    """Draw the figures as ``figure2.svg``, ``figure2.png`` and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [_draw(number, runs, folder / f"figure{number}") for number in sorted(numbers)]
+    figures = []
+    for number in sorted(numbers):
+        draw = _of_analysis if number in _ANALYSED else _of_errors
+        figures.append(draw(number, runs, folder / f"figure{number}"))
+    return figures
 
 
-def _draw(number: int, runs: Runs, path: Path) -> Figure:
-    if number in ANALYSED:
-        title = f"Figure {number}: {ANALYSED[number].title}"
-        return Figure(number, title, *draw_analysed(number, runs, path))
+def _of_errors(number: int, runs: Runs, path: Path) -> Figure:
     trainings = curves_of(number)
     missing = tuple(training.command for training in trainings.values() if not runs.faithful(training))
     if number == 2:
@@ -108,3 +118,48 @@ def _printed() -> dict[Any, float]:
     """The top-1 errors that any table prints for a network trained as Figure 2's are."""
     rows = (row for table in (1, 2, 6) for row in rows_of(table))
     return {cell.training.network: cell.printed for row in rows for cell in row.cells if cell.metric == "top1"}
+
+
+def _of_analysis(number: int, runs: Runs, path: Path) -> Figure:
+    name, analysis, labels = _ANALYSED[number]
+    title = f"Figure {number}: {name}"
+    by_label = {row.label: row.training for row in rows_of(2)}
+    trainings = [by_label[label] for label in labels]
+    stored = [found for training in trainings for found in _stored(runs, training, analysis)]
+    shown: list[tuple[Analysis, Network]] = []
+    missing = []
+    for training in trainings:
+        matching = [
+            (one, network)
+            for one in stored
+            for network in one.networks
+            if not differing(network.identity, training.identity)
+        ]
+        if matching:
+            shown.append(matching[0])
+        elif trained := runs.faithful(training):
+            missing.append(f"python -m geexp.analyze analysis={analysis} run={shlex.quote(str(trained[0].folder))}")
+        else:
+            missing.append(training.command)
+    files = _DRAW[analysis](_joined(shown), path, title) if shown else ()
+    return Figure(number, title, files, tuple(missing))
+
+
+def _stored(runs: Runs, training: Training, analysis: str) -> list[Analysis]:
+    """The analyses in the folders of the training's runs; each may show networks of other runs as well."""
+    found = []
+    for run in runs.faithful(training):
+        try:
+            found.append(read_analysis(run.folder / FOLDER, analysis))
+        except DataError:
+            continue
+    return found
+
+
+def _joined(shown: Sequence[tuple[Analysis, Network]]) -> Analysis:
+    first, _ = shown[0]
+    tables = {
+        name: pd.concat([analysis.of(network, name) for analysis, network in shown], ignore_index=True)
+        for name in first.tables
+    }
+    return replace(first, networks=tuple(network for _, network in shown), tables=tables)

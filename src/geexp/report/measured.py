@@ -1,4 +1,4 @@
-"""The paper's cells beside what was measured: mean and spread over seeds, and runs of other protocols apart."""
+"""Measured figures: mean and spread over seeds in the paper's protocol, and in other protocols apart from it."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from geexp.report.runs import FinishedRun
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure of the runs that repeat one training with different seeds, in percent, by seed."""
+    """A figure, in percent, of runs that repeat one training with different seeds."""
 
     runs: tuple[FinishedRun, ...]
     metric: str
@@ -32,7 +32,7 @@ class Measured:
 
     @property
     def std(self) -> float | None:
-        """Of the sample; None for a single run."""
+        """The sample standard deviation; None for a single run."""
         return stdev(self.values) if self.n > 1 else None
 
     @property
@@ -46,14 +46,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class OtherProtocol:
-    """Runs of a cell's network under another protocol than the paper's, and what differs."""
+    """Runs of a cell's network under another protocol, and the settings that differ from the paper's."""
 
     measured: Measured
     differences: dict[str, tuple[Any, Any]]
 
 
 class Runs:
-    """All runs of a report, found by what was trained."""
+    """All runs of a report, found by training."""
 
     def __init__(self, runs: Iterable[FinishedRun]) -> None:
         self._by_network: dict[Any, list[FinishedRun]] = defaultdict(list)
@@ -64,15 +64,12 @@ class Runs:
         """The runs of the paper's own training, one per seed."""
         return one_per_seed([run for run in self._by_network[training.network] if not run.differences(training)])
 
-    def measured(self, cell: Cell) -> Measured | None:
-        return self.of_training(cell.training, cell.metric)
-
     def of_training(self, training: Training, metric: str) -> Measured | None:
         runs = self.faithful(training)
         return Measured(tuple(runs), metric) if runs else None
 
     def elsewhere(self, cell: Cell) -> list[OtherProtocol]:
-        """The same network under protocols that are none of the paper's, those that differ least first."""
+        """Runs of the same network that fill no cell of the paper, by protocol, those that differ least first."""
         groups: dict[str, list[FinishedRun]] = defaultdict(list)
         of_paper = [training for training in trainings() if training.network == cell.training.network]
         for run in self._by_network[cell.training.network]:
@@ -86,7 +83,7 @@ class Runs:
 
 
 def one_per_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Of runs with the same seed, which repeat a sample and add none, the one that finished last."""
+    """The runs by seed; of several with one seed, which are the same sample, the one that finished last."""
     kept: dict[int, FinishedRun] = {}
     for run in sorted(runs, key=lambda run: run.result.metrics["last"].get("time") or 0):
         kept[run.seed] = run

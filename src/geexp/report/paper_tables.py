@@ -1,4 +1,4 @@
-"""A table of the paper beside what was measured: its columns, its files, and how a terminal shows it."""
+"""The paper's tables with printed and measured numbers: columns, files, and output on a terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from rich.console import Console
 
 from geexp.report.measured import Measured
-from geexp.report.report import Report, ReportCell, ReportRow, ReportTable
+from geexp.report.report import COMPLEXITY, Report, ReportCell, ReportRow, ReportTable
 from geexp.report.rows import DETECTION
 from geexp.report.tables import Column, Table, of_dicts, to_csv, to_latex, to_markdown, to_terminal
 
 NOT_RUN = "not run"
-COMPLEXITY = {"gflops": ("GFLOPs", 2), "mflops": ("MFLOPs", 1), "params_m": ("#Params, M", 1)}  # and printed decimals
 _NAMES = {
     "top1": "top-1 error, %", "top5": "top-5 error, %", "map": "mAP, %",
     "resnet110": "ResNet-110", "resnet164": "ResNet-164", "wrn16_8": "WRN-16-8",
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
 }  # fmt: skip
+LABEL = Column[ReportRow]("Network", lambda row: row.label, key="network", right=False, css="label")
 
 
 def heading(column: str) -> str:
@@ -25,12 +25,12 @@ def heading(column: str) -> str:
 
 
 def paper_table(table: ReportTable) -> Table[ReportRow]:
-    """By column of the paper what is printed, measured, and the difference; then printed and computed complexity."""
-    columns = [Column[ReportRow]("Network", lambda row: row.label, key="network", right=False, css="label")]
+    """Printed and measured numbers with their difference, then printed and computed complexity."""
+    columns = [LABEL]
     for name in table.columns:
         columns += _of_errors(name)
     for name in table.complexity_columns:
-        columns += _of_complexity(name)
+        columns += complexity_columns(name)
     return Table(columns, table.rows, title=table.full_title)
 
 
@@ -60,7 +60,7 @@ def _of_errors(name: str) -> list[Column[ReportRow]]:
     ]  # fmt: skip
 
 
-def _of_complexity(name: str) -> list[Column[ReportRow]]:
+def complexity_columns(name: str) -> list[Column[ReportRow]]:
     group, places = COMPLEXITY[name]
 
     def computed(row: ReportRow) -> str:
@@ -80,7 +80,7 @@ def _of_complexity(name: str) -> list[Column[ReportRow]]:
 
 
 def complexity_notes(table: ReportTable) -> list[tuple[str, str]]:
-    """Where the computed complexity differs from the printed one, by how much, and why."""
+    """Rows and columns whose computed complexity differs from the printed one, with the difference and its reason."""
     notes = []
     for row in table.rows:
         for column, found in row.complexity.items():
@@ -92,7 +92,7 @@ def complexity_notes(table: ReportTable) -> list[tuple[str, str]]:
 
 
 def numbers(table: ReportTable) -> Table[dict[str, Any]]:
-    """A row for each number: of the paper's protocol, and of each other one under which its network was trained."""
+    """A row for each number in the paper's protocol, and one for each other protocol of the same network."""
     keys = ["table", "row", "column", "printed", "mean", "std", "n", "difference", "protocol", "seeds", "command"]
     rows: list[dict[str, Any]] = []
     for row in table.rows:
@@ -116,7 +116,7 @@ def _statistics(found: Measured | None) -> dict[str, Any]:
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
-    """``table2.md``, ``table2.csv``, ``table2.tex`` and so on; the first two have the other protocols as well."""
+    """Write ``table2.md``, ``table2.csv``, ``table2.tex`` and so on; the first two include other protocols."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in report.tables:
@@ -144,7 +144,7 @@ def _others(table: ReportTable) -> str:
 
 
 def print_table(table: ReportTable, console: Console) -> None:
-    """The table, the command for what is not run, and what was measured under other protocols."""
+    """The table, the command for missing runs, and results under other protocols."""
     console.print(to_terminal(paper_table(table)))
     commands = {cell.command for cell in table.cells if cell.measured is None}
     if commands:

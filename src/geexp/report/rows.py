@@ -1,7 +1,7 @@
-"""The paper's rows and curves: what it prints (``paper.yaml``), and the presets that train them (``conf/experiment``).
+"""The paper's rows and curves: printed numbers (``paper.yaml``), and the presets that train them (``conf/experiment``).
 
-The sweep of a table or figure lists its presets in the order of the rows, for Table 5 row by row. A run fills a row by
-its identity, not by a name.
+The sweep of a table or figure lists its presets in the order of the rows, for Table 5 row by row. A run is matched to a
+row by its identity, not by its name.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ from geexp.registry import options
 from geexp.runs.identity import flat, identity, run_folder
 
 TABLES = (1, 2, 3, 4, 5, 6)
-DETECTION = "detection"  # the experiment on COCO, whose two numbers are in no table
+DETECTION = "detection"  # the experiment on COCO, which is in no table of the paper
 FIGURES = (2, 4, 6)  # those that plot errors
+SWEEPS = (*(f"table{number}" for number in TABLES), "coco", *(f"figure{number}" for number in FIGURES))
 
 # The division of a batch among devices and the precision do not change the protocol.
 OF_THE_HARDWARE = frozenset({"optim.batchnorm_batch", "optim.accumulate", "trainer.precision"})
@@ -32,7 +33,7 @@ _NETWORK_GROUPS = ("model", "ge", "extent", "placement")
 
 @dataclass(frozen=True)
 class Training:
-    """What the paper trained for a row or a curve: a preset of ``conf/experiment`` and its configuration."""
+    """The training of a row or a curve: a preset of ``conf/experiment`` and its configuration."""
 
     preset: str
     config: TrainConfig = field(repr=False, compare=False)
@@ -47,7 +48,7 @@ class Training:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Dotted keys, without the seed: what a run must have been to fill the row."""
+        """The identity that a run needs to fill the row: dotted keys, without the seed."""
         leaves = flat(identity(self.config))
         del leaves["seed"]
         return leaves
@@ -66,7 +67,7 @@ class Training:
 
     @property
     def folder(self) -> str:
-        """Where ``geexp.train`` puts its run."""
+        """The folder in which ``geexp.train`` puts its run."""
         return f"{self.config.outputs}/{run_folder(self.config, identity(self.config))}"
 
     @property
@@ -88,7 +89,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its label, its cells, and the complexity that is printed beside them, if any."""
+    """A row of a table: its label, its cells, and the printed complexity, if any."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -96,7 +97,7 @@ class Row:
 
     @property
     def training(self) -> Training:
-        """That of the first cell; of all cells except in Table 5."""
+        """The training of the first cell, which all cells share except in Table 5."""
         return self.cells[0].training
 
 
@@ -109,7 +110,7 @@ def paper() -> dict[str, Any]:
 @cache
 def rows_of(table: int | str) -> tuple[Row, ...]:
     """The rows of a table, or of ``DETECTION``, in the paper's order."""
-    found = iter(_trainings_of("coco" if table == DETECTION else f"table{table}"))
+    found = iter(trainings_of("coco" if table == DETECTION else f"table{table}"))
     if table == DETECTION:
         return tuple(
             Row(row["label"], (Cell("map", "map", row["map"], next(found)),), {}) for row in paper()[DETECTION]["rows"]
@@ -130,15 +131,13 @@ def _row(row: dict[str, Any], models: list[str] | None, found: Iterator[Training
 @cache
 def curves_of(figure: int) -> dict[str, Training]:
     """The trainings of Figure 2, 4 or 6 by the names of their presets without the figure's."""
-    return {one.preset.removeprefix(f"figure{figure}_"): one for one in _trainings_of(f"figure{figure}")}
+    return {one.preset.removeprefix(f"figure{figure}_"): one for one in trainings_of(f"figure{figure}")}
 
 
 @cache
 def trainings() -> tuple[Training, ...]:
-    """All that the paper trained for tables and curves; one that several places share has a preset in each."""
-    of_cells = (cell.training for table in (*TABLES, DETECTION) for row in rows_of(table) for cell in row.cells)
-    of_curves = (training for figure in FIGURES for training in curves_of(figure).values())
-    return tuple(dict.fromkeys((*of_cells, *of_curves)))
+    """The paper's trainings for all tables and curves; one that several places share has a preset in each."""
+    return tuple(dict.fromkeys(training for sweep in SWEEPS for training in trainings_of(sweep)))
 
 
 def presets_of(training: Training) -> list[str]:
@@ -147,16 +146,17 @@ def presets_of(training: Training) -> list[str]:
 
 
 @cache
-def _trainings_of(sweep: str) -> tuple[Training, ...]:
+def trainings_of(sweep: str) -> tuple[Training, ...]:
+    """The trainings of one of ``SWEEPS``, in its order."""
     names = options("sweep")[sweep]["hydra"]["sweeper"]["params"]["experiment"].split(",")
     return tuple(Training(name.strip(), preset_config(name.strip())) for name in names)
 
 
 def preset_config(name: str) -> TrainConfig:
-    """What ``composed_training("experiment=<name>")`` gives.
+    """The configuration of ``experiment=<name>``, as ``composed_training`` gives it.
 
-    A composition takes a tenth of a second, and there are 72 presets. So each protocol is composed once, and the
-    network's groups, whose files have no defaults lists of their own, are merged into it.
+    A composition takes 0.1 s, and there are 72 presets. So each protocol is composed once, and the network's groups,
+    whose files have no defaults lists of their own, are merged into it.
     """
     preset = options("experiment")[name]
     if preset.keys() - {"defaults", "ge"}:
@@ -174,7 +174,7 @@ def preset_config(name: str) -> TrainConfig:
 
 
 def network_key(leaves: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The part of an identity with dotted keys that is the network."""
+    """The part of an identity that describes the network."""
     return tuple(
         sorted((k, str(v)) for k, v in leaves.items() if k.startswith(("model.", "ge.")) or k == "detector.layout")
     )

@@ -1,4 +1,4 @@
-"""Finished runs as the report needs them, and what looks like a run and is not one, with the reason."""
+"""Finished runs as the report needs them, and folders of runs that do not count as finished, with the reason."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class FinishedRun:
 
     @cached_property
     def label(self) -> str:
-        """``GE-θ (E4)``; of a user's own variant, by the label in its configuration."""
+        """``GE-θ (E4)``; a user's own variant has the label of its configuration."""
         settings = {key.removeprefix("ge."): value for key, value in self.identity.items() if key.startswith("ge.")}
         return ge_label(settings, None if self.variant in options("ge") else self.result.ge_label)
 
@@ -61,12 +61,12 @@ class FinishedRun:
 
     @cached_property
     def style(self) -> dict[str, Any]:
-        """Of its variant: ``color``, ``linestyle``, ``marker``."""
+        """Its variant's ``color``, ``linestyle`` and ``marker``."""
         return variant_style(self.variant, self._configured("ge", "style"))
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Sorts runs by variant, in the paper's order, users' own behind, and then by the settings of GE."""
+        """A key that sorts runs by variant, in the paper's order with users' own last, and then by label."""
         known = options("ge").get(self.variant)
         order = known.get("order", 0) if known is not None else self._configured("ge", "order")
         return known is None, order if isinstance(order, int) else 100, self.variant, self.label
@@ -88,12 +88,12 @@ class FinishedRun:
             return []
 
     def differences(self, training: Training) -> dict[str, tuple[Any, Any]]:
-        """What distinguishes it from the paper's training: the keys with its value and the paper's."""
+        """The settings in which it differs from the paper's training, with its value and the paper's."""
         found = differing(self.identity, training.identity)
         return found | self._backbone_differences(training.backbone) if training.backbone else found
 
     def _backbone_differences(self, backbone: Training) -> dict[str, tuple[Any, Any]]:
-        """What distinguishes a detector's backbone from the paper's."""
+        """The settings in which a detector's backbone differs from the paper's."""
         started = self.result.backbone or {}
         if started.get("identity") is None:
             given = "nothing" if self.identity["detector.backbone"] == "nothing" else "weights of another origin"
@@ -123,19 +123,8 @@ def read_runs(folder: Path) -> tuple[list[FinishedRun], list[LeftOut]]:
 
 
 def finished_or_left_out(run: Run) -> FinishedRun | LeftOut:
-    """What the folder of a run comes to."""
+    """The run of a folder, or why it does not count as finished."""
     try:
-        return checked(FinishedRun(run.folder, run.read_result(), run.history))
+        return FinishedRun(run.folder, run.read_result(), run.history)
     except DataError as error:
         return LeftOut(run.folder, str(error))
-
-
-def checked(run: FinishedRun) -> FinishedRun | LeftOut:
-    """The run, if it has the figures that tables show."""
-    try:
-        for which in ("last", "best"):
-            for metric in ("map",) if run.detector else ("top1", "top5"):
-                run.figure(metric, which)
-    except (KeyError, TypeError, ValueError) as error:
-        return LeftOut(run.folder, f"result.json lacks what a result has: {error}")
-    return run

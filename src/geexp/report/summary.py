@@ -10,13 +10,13 @@ from geexp.report.measured import Measured
 from geexp.report.paper_tables import differences, print_table
 from geexp.report.report import Report, ReportCell
 
-# More runs than this are for the page.
+# With more runs the terminal shows no comparison of single runs.
 FIT_ON_A_TERMINAL = 40
 _COLOURS = {SUPPORTS: "green", CONTRADICTS: "red", CANNOT_TELL: ""}
 
 
 def print_summary(report: Report, console: Console, *, every_table: bool) -> None:
-    """The tables that the runs fill or come near (or all), the verdicts, and what was left out."""
+    """The tables with results in any protocol (or all tables), the verdicts, and the folders left out."""
     if len(report.runs) > FIT_ON_A_TERMINAL:
         console.print(f"{len(report.runs):,} finished runs in {report.folder}; the page has all of them")
     empty = 0

@@ -1,4 +1,4 @@
-"""One model of a table, and a renderer each for terminal, Markdown, CSV, LaTeX, HTML and JSON."""
+"""A model of tables, with renderers for terminal, Markdown, CSV, LaTeX and HTML."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ T = TypeVar("T")
 class Column(Generic[T]):
     """A column of a table whose rows are of type ``T``.
 
-    ``text`` is a cell as people read it, ``value`` the number or word behind it, for sorting and for files of data.
-    ``html`` may draw the cell, ``highlight`` state that a terminal should mark it; ``group`` is a heading above several
-    columns: HTML shows it above them, a terminal has these columns in one cell, and flat files put it in front of each
-    heading. ``css`` are the classes of its cells in HTML; ``label`` makes it the heading of its row.
+    ``text`` is the shown cell, ``value`` the number or word behind it, for sorting and for CSV. ``html`` replaces the
+    text in HTML, where ``css`` are the classes of the cells and ``label`` makes a cell the heading of its row.
+    ``highlight`` marks a cell on a terminal and in HTML. ``group`` is a heading above several columns: on a terminal
+    they share a cell, and Markdown and LaTeX put it in front of each heading.
     """
 
     heading: str
@@ -56,11 +56,11 @@ def of_dicts(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table[dict[
     return Table([column(key) for key in keys], rows)
 
 
-def to_terminal(table: Table[Any], *, min_width: int | None = None) -> "RichTable":
+def to_terminal(table: Table[Any]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=table.title, title_justify="left", min_width=min_width)
+    shown = RichTable(title=table.title, title_justify="left")
     groups = _grouped(table.columns)
     for group in groups:
         heading = group[0].group or group[0].heading
@@ -107,16 +107,13 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def to_records(table: Table[Any]) -> list[dict[str, Any]]:
-    """The values by the columns' keys, for JSON."""
-    return [{c.key or c.heading: c.value(row) if c.value else c.text(row) for c in table.columns} for row in table.rows]
-
-
 def to_csv(table: Table[Any]) -> str:
+    """The columns' keys and values."""
     text = StringIO()
-    writer = csv.DictWriter(text, [column.key or column.heading for column in table.columns], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(to_records(table))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.key or column.heading for column in table.columns)
+    for row in table.rows:
+        writer.writerow(column.value(row) if column.value else column.text(row) for column in table.columns)
     return text.getvalue()
 
 
@@ -147,7 +144,7 @@ def to_html(table: Table[Any], *, css: str = "", label: str = "", element_id: st
     """Sortable by the page's script, in a box that scrolls. Texts are escaped, as is ``html`` that is no ``Markup``."""
     name = Markup(' id="{}"').format(element_id) if element_id else ""
     parts = [
-        Markup('<div class="scroll" role="region" aria-label="{}">\n').format(label or table.title),
+        Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">\n').format(label or table.title),
         Markup('<table class="{}" data-sortable{}>\n<thead>\n').format(css, name),
     ]
     if any(column.group for column in table.columns):

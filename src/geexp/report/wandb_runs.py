@@ -1,6 +1,6 @@
-"""Runs that were logged to W&B, as finished runs: their configuration and summary have all that ``result.json`` has.
+"""Runs logged to W&B as finished runs: configuration and summary together hold what ``result.json`` holds.
 
-Their ``folder`` is ``wandb:<entity>/<project>/<id>``, and nothing on this disk.
+Their ``folder`` is ``wandb:<entity>/<project>/<id>``, which is not a path on disk.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import TrainConfig
-from geexp.report.runs import FinishedRun, LeftOut, checked
+from geexp.report.runs import FinishedRun, LeftOut
 from geexp.runs.identity import nested
 from geexp.runs.job import make_job
 from geexp.runs.run import Result
@@ -23,8 +23,8 @@ def read_wandb(path: str, api: Any = None) -> tuple[list[FinishedRun], list[Left
     """All runs of ``<entity>/<project>``.
 
     Raises:
-        ConfigError: if nobody is logged in.
-        DataError: if there is no such project, or W&B does not answer.
+        ConfigError: if no API key is configured.
+        DataError: if the project does not exist, or W&B does not respond.
     """
     import wandb
 
@@ -45,10 +45,10 @@ def read_wandb(path: str, api: Any = None) -> tuple[list[FinishedRun], list[Left
 
 
 def logged_in_api() -> Any:
-    """W&B's interface for reading and for reports.
+    """W&B's API, for reading runs and writing reports.
 
     Raises:
-        ConfigError: if nobody is logged in.
+        ConfigError: if no API key is configured.
     """
     import wandb
 
@@ -72,7 +72,7 @@ def _read(place: Path, remote: Any) -> FinishedRun | LeftOut:
         whole = Result.of_json({**_plain(result), "identity": known, "config": config})
     except ValueError as error:
         return LeftOut(place, f"its result {error}")
-    return checked(FinishedRun(place, whole, partial(_history, remote)))
+    return FinishedRun(place, whole, partial(_history, remote))
 
 
 def _history(remote: Any) -> list[dict[str, Any]]:
@@ -85,5 +85,5 @@ def _history(remote: Any) -> list[dict[str, Any]]:
 
 
 def _plain(tree: Any) -> Any:
-    """W&B's own kind of dictionary as one of Python's."""
+    """Convert W&B's dictionaries to plain ones."""
     return {key: _plain(value) for key, value in tree.items()} if hasattr(tree, "items") else tree

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and on what it was run: written by training, read by results."""
+"""Runs: identity, folder, files, status and environment. Training writes them, reports and analyses read them."""

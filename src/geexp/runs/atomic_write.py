@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all."""
+"""Atomic writes: a file exists completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ _MARK = ".writing-"
 def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Write to a file beside ``path``, flush it to the disk, then rename it to ``path``.
 
-    Readers see the old file or the new one; after an exception only the old one is there. With ``previous`` the old
-    file gets that name once the new one is whole, so that at every moment one of the two exists.
+    Readers see either the old file or the new one; after an exception the old one remains. With ``previous`` the old
+    file is renamed to that name once the new one is complete, so that one of the two exists at any moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_MARK}{path.name}-{os.getpid()}")  # mkstemp would make it private to the user
+    temporary = path.with_name(f"{_MARK}{path.name}-{os.getpid()}")  # mkstemp would make it readable for this user only
     try:
         with temporary.open("wb") as file:
             yield file
@@ -31,12 +31,12 @@ def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[Binary
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, must outlive a loss of power
+        os.fsync(folder)  # the new name must survive a power loss, too
     finally:
         os.close(folder)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left behind; nobody else may be writing here."""
+    """Remove temporary files of killed processes; no other process may be writing to the folder."""
     for left in folder.glob(f"{_MARK}*"):
         left.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""On what a result was obtained: versions, commit, hardware, peak memory."""
+"""The environment of a result: versions, commit, hardware, peak memory."""
 
 import platform
 import resource
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of our own source, ``-dirty`` if it or ``conf/`` was changed since; None where it is not under git."""
+    """The commit of geexp's source, with ``-dirty`` if it or ``conf/`` has uncommitted changes; None without git."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
@@ -43,7 +43,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes: resident memory of this process at its highest, and of the GPU's allocator."""
+    """Peak memory in bytes: resident memory of this process, and the GPU allocator's."""
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,

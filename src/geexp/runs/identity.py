@@ -1,4 +1,4 @@
-"""What a run is called: by everything that determines its result, so that a changed configuration is another run."""
+"""The identity of a run: everything that determines its result. It names the run's folder."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ from geexp.config.schema import (
 )
 from geexp.registry import options
 
-# Where the data lie and how they are fetched does not change them.
+# The location of the data and the way to obtain them do not change the result.
 _NOT_OF_THE_DATA = {"root", "download", "default_feed", *FACTS["data"]}
 _NOT_OF_THE_MODEL = {*FACTS["model"]}
-# Callbacks that only watch, by class; any other may change the result.
+# Callbacks that only observe, by class; any other may change the result.
 _WATCHING = {
     "geexp.training.callbacks.progress",
     "geexp.training.callbacks.BestCheckpoint",
@@ -35,7 +35,7 @@ _WATCHING = {
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 }
 _OF_THE_TRAINER = ("precision", "max_epochs", "limit_train_batches", "limit_val_batches", "overfit_batches")
-# Overrides of a command line that make another run, for its name at W&B.
+# Overrides with these prefixes change the training, so they are part of the run's W&B name.
 _DETERMINING = ("model.", "ge.", "data.", "schedule.", "optim.", "trainer.", "detector.", "callbacks.")
 _OF_A_KIND = {
     "cosine": (),
@@ -47,7 +47,7 @@ _OF_A_KIND = {
 def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]:
     """The part of the configuration that determines the result; settings without an effect are left out.
 
-    ``weights`` is the digest of the weights that a detector's backbone starts from.
+    ``weights`` is the digest of the initial weights of a detector's backbone.
     """
     whole = asdict(config)
     model = _chosen(whole["model"], _NOT_OF_THE_MODEL)
@@ -81,7 +81,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
         "ge": effective_ge(config.ge, config.model),
         "data": data,
         "schedule": effective_schedule(config.schedule),
-        # The number of devices does not change a step's images, but what BN sees at once, and how often.
+        # The number of devices does not change a step's images, but the number of images per BN update.
         "optim": optim
         | {"lr": base_rate(config.optim), "batchnorm_batch": batchnorm_batch(config)}
         | {"accumulate": config.trainer.accumulate},
@@ -94,7 +94,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
 
 
 def _chosen(group: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    """A group's settings; for a user's own option also its import path and all arguments."""
+    """A group's settings; for a custom option also its import path and all arguments."""
     kept = {key: value for key, value in group.items() if key not in without | {"_target_", "arguments"}}
     if not is_ours(group["_target_"]):
         kept["_target_"] = group["_target_"]
@@ -110,7 +110,7 @@ def _detector(detector: DetectorConfig) -> dict[str, Any]:
 
 
 def effective_schedule(schedule: ScheduleConfig) -> dict[str, Any]:
-    """The settings of the schedule that have an effect, its lengths as stretched."""
+    """The settings of the schedule that have an effect, with lengths multiplied by ``stretch``."""
     keys = ["name", "epochs" if schedule.iterations is None else "iterations", "warmup"]
     if schedule.warmup:
         keys.append("warmup_factor")
@@ -122,7 +122,7 @@ def effective_schedule(schedule: ScheduleConfig) -> dict[str, Any]:
 
 
 def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
-    """The settings of GE that have an effect: ``ge=none extent=4`` is the same network as ``ge=none``."""
+    """The settings of GE that have an effect; ``ge=none extent=4`` gives the same as ``ge=none``."""
     if ge.variant == "none":
         return {"variant": "none"}
     stages = sorted(ge.stages) if ge.stages is not None else list(model.stages)
@@ -139,7 +139,7 @@ def effective_ge(ge: GatherExciteConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
-    """``theta-e8-stages45`` and the like; ``none`` for the plain backbone."""
+    """A folder name such as ``theta-e8-stages45``; ``none`` for the plain backbone."""
     settings = effective_ge(ge, model)
     if settings["variant"] == "none":
         return "none"
@@ -155,15 +155,15 @@ def ge_slug(ge: GatherExciteConfig, model: ModelConfig) -> str:
 
 
 def recipe_slug(recipe: RecipeConfig) -> str:
-    """``original``, ``jpeg-max500-q90``, ``raw-short256`` and the like."""
+    """A folder name such as ``original``, ``jpeg-max500-q90`` or ``raw-short256``."""
     words = [recipe.name]
     words += [f"{kind}{side}" for kind, side in (("max", recipe.max_side), ("short", recipe.short_side)) if side]
     return "-".join([*words, f"q{recipe.quality}"] if recipe.quality else words)
 
 
 def data_slug(config: TrainConfig) -> str:
-    """The data set, with its scale, number of classes and recipe if they are not the usual ones."""
-    # The name may be any folder's: what would need quotes on a command line becomes a dash.
+    """A folder name of the data set, with scale, number of classes and recipe unless default."""
+    # The name of an image folder may have any characters; those that need shell quoting become dashes.
     data = re.sub(r"[^\w.+-]+", "-", config.data.name).strip("-.") or "data"
     if config.scale is not None:
         data += f"-{config.scale}"
@@ -187,7 +187,7 @@ def run_folder(config: TrainConfig, whole: dict[str, Any]) -> str:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two identities differ, with both values."""
+    """The dotted keys in which two identities differ, each with both values."""
     one, other = flat(ours), flat(theirs)
     keys = sorted(one.keys() | other.keys())
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
@@ -220,19 +220,19 @@ def network_label(config: TrainConfig) -> str:
 
 
 def run_label(config: TrainConfig) -> str:
-    """``table2_theta`` for a preset, else ``ResNet-50 GE-θ, imagenet, plateau``; then other overrides but the seed."""
+    """``table2_theta`` for a preset, else ``ResNet-50 GE-θ, imagenet, plateau``; then other overrides, without seed."""
     preset = _experiment()
     start = [preset] if preset else [network_label(config), data_slug(config), config.schedule.name]
     return ", ".join([*start, *_overrides(preset)])
 
 
 def run_name(config: TrainConfig) -> str:
-    """The label, cut if it is longer than W&B takes, and the seed."""
+    """The label, shortened to W&B's limit, and the seed."""
     return f"{shorten(run_label(config), 100, placeholder=' …')}, seed {config.seed}"
 
 
 def run_tags(config: TrainConfig) -> list[str]:
-    """The preset, unless overrides make it another training; the variant of GE and the data."""
+    """W&B tags: the preset (unless overrides change the training), the variant of GE, and the data set."""
     preset = _experiment()
     named = [preset] if preset and not _overrides(preset) else []
     return [*named, config.ge.variant, data_slug(config)]
@@ -243,7 +243,7 @@ def _experiment() -> str | None:
 
 
 def _overrides(preset: str | None) -> list[str]:
-    """Those of the command line that change what is trained, less what the label has in its own words."""
+    """Command-line overrides that change the training, without those that the label already describes."""
     if not HydraConfig.initialized():
         return []
     groups = ["optim", "debug", "data/augmentation", "callbacks", "scale"]

@@ -1,4 +1,4 @@
-"""A training to be done: its configuration, identity and folder, and the weights that a detector starts from."""
+"""A training job: configuration, identity and folder, and the initial weights of a detector."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -24,22 +24,22 @@ class Job:
 
     @property
     def slug(self) -> str:
-        """The run's folder below ``outputs``, if it is not put elsewhere."""
+        """The run's default folder below ``outputs``."""
         return run_folder(self.config, self.identity)
 
     def require_same(self, recorded: dict[str, Any]) -> None:
-        """Raise ConfigError, naming the keys, if the run in the folder is of another configuration."""
+        """Raise ConfigError, naming the keys, if the folder holds a run with another configuration."""
         different = differences(self.identity, recorded)
         if different:
-            named = ", ".join(f"{key}={ours} (there: {theirs})" for key, (ours, theirs) in different.items())
+            named = ", ".join(f"{key}={ours} (in the folder: {theirs})" for key, (ours, theirs) in different.items())
             raise ConfigError(
-                f"{self.folder} holds a run of another configuration: {named}. "
+                f"{self.folder} holds a run with another configuration: {named}. "
                 "Choose another folder, or start over in this one with force=true."
             )
 
 
 def make_job(config: TrainConfig, folder: Path | None = None) -> Job:
-    """The job of a checked configuration, by default in the folder that its identity names."""
+    """The job for a checked configuration; the folder defaults to the one named after its identity."""
     known = identity(config, weights=digest_of_weights(config.backbone_checkpoint))
     return Job(config, known, (folder or Path(config.outputs) / run_folder(config, known)).absolute())
 
@@ -50,7 +50,10 @@ def of_the_task(composed: DictConfig) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """``${geexp.run_folder:}`` for Hydra's output folders. It validates, so a bad configuration makes no folder."""
+    """Register ``${geexp.run_folder:}``, for Hydra's output folders.
+
+    The resolver validates the configuration first, so no folder is created for an invalid one.
+    """
 
     def resolve(*, _root_: DictConfig) -> str:
         return make_job(validated(TrainConfig, of_the_task(_root_))).slug
@@ -59,16 +62,16 @@ def register_resolvers() -> None:
 
 
 def require_backbone(config: TrainConfig) -> None:
-    """Raise ConfigError if the weights that a detector starts from are missing or ambiguous."""
+    """Raise ConfigError if the initial weights of a detector are missing or ambiguous."""
     if config.detects and config.backbone_checkpoint is not None:
         backbone_file(config)
 
 
 def backbone_file(config: TrainConfig) -> Path:
-    """The file of ``backbone_checkpoint``, which may be a pattern (``*``) that fits one file only.
+    """The file of ``backbone_checkpoint``, which may be a pattern (``*``) that matches a single file.
 
     Raises:
-        ConfigError: if there is none, or more than one.
+        ConfigError: if no file, or more than one, matches.
     """
     given = str(config.backbone_checkpoint)
     files = _files(given)
@@ -76,17 +79,17 @@ def backbone_file(config: TrainConfig) -> Path:
         return files[0]
     if files:
         named = ", ".join(map(str, files))
-        raise ConfigError(f"backbone_checkpoint={given}: fits {len(files)} files, {named}. Name one of them.")
+        raise ConfigError(f"backbone_checkpoint={given}: matches {len(files)} files, {named}. Choose one of them.")
     ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")
     raise ConfigError(
-        f"backbone_checkpoint={given}: No such file. It is a classification run's checkpoint, "
-        "<run>/checkpoints/last.ckpt, or a file of weights of torchvision or timm (.pth, .safetensors). Such a run is "
-        f"trained by python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
+        f"backbone_checkpoint={given}: No such file. Set it to a classification run's checkpoint, "
+        "<run>/checkpoints/last.ckpt, or to a weights file of torchvision or timm (.pth, .safetensors). Train such a "
+        f"run with: python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
     )
 
 
 def digest_of_weights(given: str | None) -> str:
-    """The start of the file's SHA-256; ``nothing`` for None, ``missing`` for a file that is not there yet."""
+    """The first digits of the file's SHA-256; ``nothing`` for None, ``missing`` if the file does not exist yet."""
     if given is None:
         return "nothing"
     files = _files(given)

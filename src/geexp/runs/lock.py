@@ -1,4 +1,4 @@
-"""One process at a time trains a run."""
+"""The lock of a run, which only one process at a time may train."""
 
 import errno
 import fcntl
@@ -16,19 +16,19 @@ from geexp.config.errors import DataError
 LOCK = "run.lock"
 log = logging.getLogger(__name__)
 
-_held: set[Path] = set()  # by this process, which would release a lock by probing it
+_held: set[Path] = set()  # by this process; probing a POSIX lock would release it
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run in ``folder``; the system releases it when the process ends, however it ends.
+    """Hold the lock of the run in ``folder``; the system releases it when the process ends for any reason.
 
     Raises:
         DataError: if another process holds it.
     """
     path = (folder / LOCK).resolve()
     if path in _held:
-        raise DataError(f"{folder}: this process is training this run already.")
+        raise DataError(f"{folder}: this process is already training this run.")
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         for _ in range(10):  # a reader probing the lock holds it briefly
@@ -39,7 +39,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "another process"
             raise DataError(
-                f"{folder}: {holder} is training this run. Wait for it, or stop it first; it can be gone on with."
+                f"{folder}: {holder} is training this run. Wait until it ends, or stop it and resume the run."
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -52,7 +52,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process trains the run: on this machine, or on one that shares its locks."""
+    """Whether a process is training the run, on this machine or on one that shares its locks."""
     path = (folder / LOCK).resolve()
     if path in _held:
         return True
@@ -64,11 +64,11 @@ def is_locked(folder: Path) -> bool:
 
 
 def _taken(file: BinaryIO) -> bool:
-    # A POSIX lock belongs to the process: workers that outlive it do not hold it.
+    # A POSIX lock belongs to the process, so workers that outlive it do not hold it.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        log.warning("%s: this file system has no locks (%s); start the run once only.", file.name, error.strerror)
+        log.warning("%s: no file locks on this file system (%s); start the run only once.", file.name, error.strerror)
     return True

@@ -1,4 +1,4 @@
-"""The figure that a run is judged by. No torch."""
+"""The score of a run: top-1 error or mAP. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Score:
         return min(values) if self.lower_is_better else max(values)
 
     def loss(self, metrics: Mapping[str, Any]) -> float:
-        """A number to be minimised, as Hydra's sweepers expect."""
+        """The value to be minimised by Hydra's sweepers."""
         value = float(metrics[self.key])
         return value if self.lower_is_better else 100 - value
 
@@ -35,7 +35,7 @@ def score_of(metrics: Mapping[str, Any]) -> Score:
 
 
 def coco_numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """COCO's twelve of a detector, in percent; a dash where there is no object of that size."""
+    """COCO's twelve metrics in percent, as text; a dash if there are no objects of that size."""
     return [
         (key.removeprefix("val/"), "    -" if value is None else f"{value:5.1f}")
         for key, value in metrics.items()

@@ -1,4 +1,4 @@
-"""A run as it lies in its folder: its result, history and checkpoints."""
+"""A run as stored in its folder: result, history and checkpoints."""
 
 import json
 import os
@@ -20,10 +20,10 @@ FORMAT = 1  # of result.json
 
 @dataclass(frozen=True)
 class Result:
-    """``result.json``, written once, when the run is complete.
+    """The content of ``result.json``, written once, when the run is complete.
 
-    ``metrics`` has those of the ``last`` and the ``best`` epoch; ``complexity`` has ``params`` and ``macs`` (None for a
-    detector, whose work depends on its images); ``environment`` has versions, commit and hardware.
+    ``metrics`` holds the metrics of the ``last`` and the ``best`` epoch; ``complexity`` holds ``params`` and ``macs``
+    (None for a detector, where they depend on the images); ``environment`` holds versions, commit and hardware.
     """
 
     identity: dict[str, Any]
@@ -54,10 +54,10 @@ class Result:
     def of_json(cls, content: Any) -> "Result":
         """
         Raises:
-            ValueError: with the reason, if it is no complete result of this version.
+            ValueError: with the reason, if this is not a complete result of this version.
         """
         if not isinstance(content, dict) or content.get("status") != "completed":
-            raise ValueError("does not state that the run was completed")
+            raise ValueError("is not the result of a completed run")
         if content.get("format") != FORMAT:
             raise ValueError(f"has format {content.get('format')}, and this version reads {FORMAT}")
         known = {item.name for item in fields(cls)} - {"environment"}
@@ -69,7 +69,7 @@ class Result:
             _ = int(result.identity["seed"]), result.leaves["model.name"], result.leaves["ge.variant"]
             _ = result.complexity["params"], result.complexity["macs"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"lacks what a result has: {error}") from error
+            raise ValueError(f"lacks a field of a result: {error}") from error
         return result
 
     @property
@@ -93,14 +93,16 @@ class Result:
 
     @property
     def ge_label(self) -> str | None:
-        """The variant's label as the configuration has it; None for a run of an earlier version."""
+        """The variant's label from the configuration; None for a run of an earlier version."""
         return (self.config.get("ge") or {}).get("label")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The configuration of a checkpoint's run, its id at W&B, its finished epochs and the metrics of the last one. In
-    the file it is a plain dictionary, which loads with ``weights_only=True``."""
+    """The run of a checkpoint: configuration, W&B id, number of finished epochs, and metrics of the last one.
+
+    Checkpoints store it as a plain dictionary, so that they load with ``weights_only=True``.
+    """
 
     config: dict[str, Any] = field(repr=False)
     run_id: str
@@ -110,7 +112,7 @@ class CheckpointInfo:
 
     @classmethod
     def of_dict(cls, content: Any) -> "CheckpointInfo | None":
-        """None for anything that is not such a dictionary of this version."""
+        """Parse the dictionary in a checkpoint; None if it is anything else or of another version."""
         try:
             info = cls(**content)
         except TypeError:
@@ -119,7 +121,7 @@ class CheckpointInfo:
 
 
 class Run:
-    """The folder of a run, which may still be training. Files are read when they are asked for."""
+    """The folder of a run, which may still be training. Files are read on each access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,7 +131,7 @@ class Run:
 
     @cached_property
     def result(self) -> Result | None:
-        """None if the run is not complete or its record is damaged."""
+        """The result; None if the run is not complete or ``result.json`` is damaged."""
         try:
             return self.read_result()
         except DataError:
@@ -150,7 +152,7 @@ class Run:
         except OSError as error:
             raise DataError(f"{RESULT} cannot be read: {error.strerror}") from error
         except json.JSONDecodeError as error:
-            reason = "is cut short or damaged; training again with the same command replaces it"
+            reason = "is truncated or damaged; training again with the same command replaces it"
             raise DataError(f"{RESULT} {reason}") from error
         except ValueError as error:
             raise DataError(f"{RESULT} {error}") from error
@@ -160,16 +162,16 @@ class Run:
         return read_status(self.folder)
 
     def history(self) -> list[dict[str, Any]]:
-        """A row per epoch: ``epoch``, ``step``, ``seconds``, ``time`` and the metrics."""
+        """One row per epoch: ``epoch``, ``step``, ``seconds``, ``time`` and the metrics."""
         return read_history(self.folder)
 
     @property
     def locked(self) -> bool:
-        """Whether a process is training it."""
+        """Whether a process is training the run."""
         return is_locked(self.folder)
 
     def checkpoint(self, name: str) -> Path:
-        """The path of ``best.ckpt``, ``last.ckpt`` or ``previous.ckpt``, which may be missing."""
+        """The path of ``best.ckpt``, ``last.ckpt`` or ``previous.ckpt``; the file may be missing."""
         return checkpoint_folder(self.folder) / name
 
     @property
@@ -178,14 +180,14 @@ class Run:
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
-    """All runs at or below a folder, by path, finished or not.
+    """All runs at or below a folder, finished or not, sorted by path.
 
-    The folder of a run holds ``result.json``, ``status.json`` or checkpoints. What a checkout publishes (``published``)
-    and hidden folders are searched only where ``folder`` lies within them.
+    The folder of a run contains ``result.json``, ``status.json`` or checkpoints. Hidden folders and ``published``, with
+    the repository's published runs, are searched only if ``folder`` is inside them.
     """
     for place, below, files in os.walk(folder):
         run = Run(Path(place))
         below[:] = sorted(name for name in below if name != "published" and not name.startswith("."))
         if RESULT in files or STATUS in files or run.resumable:
-            below.clear()  # checkpoints and loggers' files
+            below.clear()  # skip checkpoints and loggers' files
             yield run

@@ -1,4 +1,4 @@
-"""The files of a run: ``result.json``, written once at its end, ``history.jsonl``, a row per epoch, and checkpoints."""
+"""The files of a run: ``result.json``, written at its end, ``history.jsonl`` with a row per epoch, and checkpoints."""
 
 import json
 import math
@@ -19,14 +19,14 @@ def checkpoint_folder(run: Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write atomically. NaN and infinity raise ValueError."""
+    """Write JSON atomically. NaN and infinity raise ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one line of JSON, after ending a line that a crash cut short."""
+    """Append one line of JSON; a preceding line truncated by a crash is ended first."""
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -38,7 +38,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def keep_epochs(run: Path, epochs: int) -> None:
-    """Leave the first ``epochs`` in the history, a row each."""
+    """Truncate the history to the first ``epochs``, with one row each."""
     rows = [row for row in read_history(run) if row["epoch"] <= epochs]
     with atomic_write(run / HISTORY) as file:
         file.writelines(map(_line, rows))
@@ -49,12 +49,12 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with None for NaN and infinity, which are no JSON."""
+    """The row with NaN and infinity, which JSON lacks, replaced by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The rows by epoch; the last one of a repeated epoch. Lines cut short by a crash are skipped."""
+    """The rows by epoch; the last row of a repeated epoch. Lines truncated by a crash are skipped."""
     rows: dict[int, dict[str, Any]] = {}
     path = run / HISTORY
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

@@ -1,4 +1,4 @@
-"""``status.json``: what a run is doing or how it ended, on which machine, and when it was last heard of."""
+"""``status.json``: the state of a run, its machine, and the time of its last heartbeat."""
 
 import contextlib
 import json
@@ -20,8 +20,10 @@ _LOST_AFTER = 20 * HEARTBEAT
 
 @dataclass(frozen=True)
 class Status:
-    """``state`` is ``running``, ``complete``, ``preempted``, ``interrupted``, ``diverged``, ``failed``, or ``lost`` for
-    a run that was killed. Times are in seconds since 1970; ``batches`` are of this process.
+    """The content of ``status.json``.
+
+    ``state`` is ``running``, ``complete``, ``preempted``, ``interrupted``, ``diverged``, ``failed``, or ``lost`` for a
+    run that was killed. Times are in seconds since 1970; ``batches`` counts those of the current process.
     """
 
     state: str
@@ -38,9 +40,9 @@ class Status:
 
 
 class StatusFile:
-    """Context manager that keeps the file up to date: ``running`` with a heartbeat, then how it ended.
+    """Context manager that keeps the file up to date: ``running`` with a heartbeat, then the final state.
 
-    The end is ``complete``, the ``state`` of the exception, or ``failed``. A full disk does not stop the training.
+    The final state is ``complete``, the ``state`` of the exception, or ``failed``. A full disk does not stop training.
     """
 
     def __init__(self, folder: Path, *, epochs: int | None) -> None:
@@ -51,7 +53,7 @@ class StatusFile:
         self._over = threading.Event()
 
     def at(self, *, epoch: int, step: int, batches: int) -> None:
-        """Where training is, and how many batches this process has seen; written with the next heartbeat."""
+        """Set the position of training and the number of batches; written with the next heartbeat."""
         self._content = replace(self._content, epoch=epoch, step=step, batches=batches)
 
     def __enter__(self) -> "StatusFile":
@@ -62,13 +64,13 @@ class StatusFile:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
-        self._thread.join(HEARTBEAT)  # it must not write once the run is another process's
+        self._thread.join(HEARTBEAT)  # it must not write after another process has taken over the run
         state, reason = "complete", None
         if error is not None:
             state = getattr(error, "state", "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             reason = (str(error) or type(error).__name__).splitlines()[0]
         self._content = replace(self._content, state=state, reason=reason)
-        if not self._write():  # a full disk has no room for a new file, but has that of the old one
+        if not self._write():  # on a full disk, overwrite the old file in place
             with contextlib.suppress(OSError), self.path.open("r+b") as file:
                 file.write(json.dumps(asdict(self._content)).encode())
                 file.truncate()
@@ -86,10 +88,10 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> Status | None:
-    """The run's status file, or None without one that can be read.
+    """The run's status; None if the file is missing or unreadable.
 
-    A run that is ``running`` by its file and does not hold its lock is ``lost``; on another machine, which may not
-    share its locks, only if its heartbeat is minutes old.
+    A ``running`` run that does not hold its lock is ``lost``; on another machine, which may not share its locks, only
+    if its heartbeat is minutes old.
     """
     try:
         content = json.loads((folder / STATUS).read_text(encoding="utf-8"))

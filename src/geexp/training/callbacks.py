@@ -1,4 +1,4 @@
-"""Callbacks: the run's files (checkpoints, history, status) and the progress on standard error."""
+"""Callbacks that write the run's files (checkpoints, history, status) and show progress on standard error."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ from geexp.training.stopping import Stopped
 
 
 class RunInCheckpoint(pl.Callback):
-    """Puts ``CheckpointInfo`` into every checkpoint."""
+    """Adds ``CheckpointInfo`` to every checkpoint."""
 
     def __init__(self, config: dict[str, Any], *, run_id: str) -> None:
         self.config, self.run_id = config, run_id
@@ -39,12 +39,12 @@ class RunInCheckpoint(pl.Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """``checkpoints/last.ckpt``: before the first step, after every validation, and in between.
+    """Writes ``checkpoints/last.ckpt`` before the first step, after every validation, and every ``every_n_steps``.
 
     Args:
-        every_n_steps: also within epochs; None: a killed run repeats its epoch from the start.
-        stop: returns the signal that all ranks obey at this step, or 0. A checkpoint is written, then ``Stopped`` is
-            raised.
+        every_n_steps: None: no checkpoints within an epoch, so that a killed run repeats its epoch from the start.
+        stop: returns the signal to stop at this step, equal on all ranks, or 0. After a signal the callback writes a
+            checkpoint and raises ``Stopped``.
     """
 
     def __init__(self, folder: Path, *, every_n_steps: int | None, stop: Callable[[], int]) -> None:
@@ -58,9 +58,9 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # checkpoints do not hold the gradients of half a step
+            return  # checkpoints do not contain accumulated gradients
         if trainer.is_last_batch or trainer.should_stop:
-            return  # validation follows; Lightning would skip it after resuming from here
+            return  # validation follows; a run resumed from here would skip it
         if self.stop() or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.path)
             self._stop_if_asked()
@@ -76,7 +76,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """``checkpoints/best.ckpt``: the epoch with the best score (top-1 error or mAP); of equal ones the first."""
+    """Writes ``checkpoints/best.ckpt`` for the epoch with the best score (top-1 error or mAP); the first if equal."""
 
     def __init__(self) -> None:
         self.best: dict[str, float] | None = None
@@ -95,7 +95,7 @@ class BestCheckpoint(Checkpoint):
 
 
 class _EpochClock(pl.Callback):
-    """Measures the time since the epoch, or its resumed rest, began."""
+    """Measures the time since the start of the epoch, or since it was resumed."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()  # on_train_epoch_start is not called when training resumes within an epoch
@@ -110,8 +110,8 @@ class _EpochClock(pl.Callback):
 class History(_EpochClock):
     """Appends a row per epoch to ``history.jsonl``, and sends it to the loggers.
 
-    The row is written before the checkpoint, so that no checkpointed epoch lacks one. An epoch that was repeated after
-    an interruption may have two rows; readers take the last.
+    The row is written before the checkpoint, so that no checkpointed epoch lacks one. An epoch repeated after an
+    interruption may have two rows; readers use the last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,7 +148,7 @@ class History(_EpochClock):
 
 
 class Heartbeat(pl.Callback):
-    """Passes epoch, step and batch count to the status file, which is written by its own timer."""
+    """Passes epoch, step and batch count to the status file, which a timer writes."""
 
     def __init__(self, status: StatusFile) -> None:
         self.status = status

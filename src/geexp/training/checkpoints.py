@@ -25,22 +25,23 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes atomically, and keeps the predecessor of ``last.ckpt`` as ``previous.ckpt``.
+    """Writes checkpoints atomically, and keeps the predecessor of ``last.ckpt`` as ``previous.ckpt``.
 
-    Lightning's own class stages in the temporary folder, which is not atomic across file systems.
+    Lightning's class writes to the temporary folder first, which is not atomic across file systems.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """
+        """Write a checkpoint.
+
         Raises:
-            DataError: if the file cannot be written; the earlier one is still there.
+            DataError: if the file cannot be written; the earlier checkpoint remains.
         """
         path = Path(path)
         previous = path.with_name(PREVIOUS) if path.name == LAST else None
         try:
             with atomic_write(path, previous=previous) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch raises its own error from the system's
+        except (OSError, RuntimeError) as error:  # torch wraps system errors in RuntimeError
             system = error if isinstance(error, OSError) else error.__context__
             reason = str(system.strerror) if isinstance(system, OSError) else str(error).splitlines()[0]
             remedy = "Make the folder writable"
@@ -70,7 +71,8 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """
+        """The run's configuration.
+
         Raises:
             DataError: if it is not valid in this version.
         """
@@ -83,31 +85,32 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """
+    """Read and verify a checkpoint.
+
     Raises:
-        DataError: for a file that is missing, damaged by as little as one bit, unsafe to load, or not of a geexp run.
+        DataError: for a file that is missing, damaged (even by a single bit), unsafe to load, or not from a geexp run.
     """
     if not path.is_file():
         raise DataError(f"checkpoint {path}: there is no such file.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not verify them
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not verify them
             broken = archive.testzip()
             marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
         if broken is not None:
             raise zipfile.BadZipFile(f"checksum of {broken}")
-        if marked:  # with the attribute of a folder torch reads nothing and leaves the tensor uninitialised
+        if marked:  # if an entry is marked as a folder, torch silently leaves the tensor uninitialised
             raise zipfile.BadZipFile(f"attributes of {marked[0]}")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and zipfile raise whatever the damage provokes
+    except Exception as error:  # a damaged file can raise almost anything in torch and zipfile
         raise DataError(f"checkpoint {path}: cannot be read ({type(error).__name__}); it may be damaged.") from error
     info = CheckpointInfo.of_dict(content.get(INFO)) if isinstance(content, dict) else None
     if info is None:
-        raise DataError(f"checkpoint {path}: not written by a run of this geexp, so its network is unknown.")
+        raise DataError(f"checkpoint {path}: not written by a run of this version of geexp, so its network is unknown.")
     return Checkpoint(path, info, content)
 
 
 def newest_checkpoint(run: Path) -> str:
-    """A sentence on where the training of a run can be resumed."""
+    """A sentence that names the newest readable checkpoint of a run."""
     try:
         checkpoint = load_checkpoint(Run(run).checkpoint(LAST))
     except DataError:
@@ -116,10 +119,10 @@ def newest_checkpoint(run: Path) -> str:
 
 
 def checkpoint_to_resume(run: Path) -> Checkpoint | None:
-    """The newest readable checkpoint of a run; None if it has none. A damaged ``last.ckpt`` is warned of.
+    """The newest readable checkpoint of a run; None if it has none. Logs a warning for a damaged ``last.ckpt``.
 
     Raises:
-        DataError: if there are checkpoints and none is readable.
+        DataError: if there are checkpoints but none is readable.
     """
     damage: list[str] = []
     for path in map(Run(run).checkpoint, (LAST, PREVIOUS)):
@@ -134,5 +137,5 @@ def checkpoint_to_resume(run: Path) -> Checkpoint | None:
             log.warning("%s Resuming from the one before it: %s", damage[0], path)
         return checkpoint
     if damage:
-        raise DataError(f"{' '.join(damage)} No checkpoint is readable; to start this run over: force=true")
+        raise DataError(f"{' '.join(damage)} No checkpoint is readable; start the run over with force=true.")
     return None

@@ -1,4 +1,4 @@
-"""Classification: the network of the configuration trained with cross-entropy, judged by its top-1 error."""
+"""The classification task: cross-entropy training, scored by top-1 error."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from geexp.training.task import TrainingModule
 from geexp.training.wandb_content import CONFUSED, CONFUSION
 
 _ERRORS = "training_errors"
-# Larger matrices are unreadable as a picture, and W&B's tables end at 10,000 rows.
+# Larger matrices are unreadable as a plot, and W&B's tables are limited to 10,000 rows.
 MATRIX_CLASSES, CONFUSED_PAIRS = 100, 200
 
 
@@ -72,11 +72,11 @@ class Classifier(TrainingModule):
             self.metrics["lr"] = self.lr
             self.rate.observe(self.metrics)
         shown = {key: value for key, value in self.metrics.items() if key == "lr" or "error" in key or "loss" in key}
-        self.log_dict(shown, prog_bar=False, logger=False)  # for users' callbacks; History writes to the loggers
+        self.log_dict(shown, prog_bar=False, logger=False)  # for custom callbacks; History writes to the loggers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # the epoch may be half done
+        checkpoint[_ERRORS] = self.training_errors.totals(self.device)  # the checkpoint may be within an epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -86,7 +86,7 @@ class Classifier(TrainingModule):
 
 @dataclass(frozen=True)
 class Confusion:
-    """The confusion matrix of a validation (rows true, columns predicted) as charts."""
+    """W&B charts of the confusion matrix of a validation (rows true, columns predicted)."""
 
     counts: Tensor
     classes: list[str]

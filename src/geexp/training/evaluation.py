@@ -1,4 +1,4 @@
-"""Measure a checkpoint again. The network is rebuilt from the checkpoint alone."""
+"""Evaluate a checkpoint; the network is rebuilt from the checkpoint alone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,9 @@ from geexp.training.trainer import make_trainer, translate_ddp_errors
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a checkpoint, ``measured`` now and ``recorded`` with it, by ``val/…`` name.
+    """The ``val/…`` metrics of a checkpoint, ``measured`` now and ``recorded`` in the checkpoint.
 
-    ``identical`` compares all but the loss, which depends on the order of its sum; None if nothing was recorded.
+    ``identical`` compares all but the loss, which depends on the order of summation; None if nothing was recorded.
     """
 
     checkpoint: str
@@ -31,13 +31,13 @@ class Evaluation:
 
 
 def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Evaluation:
-    """Run the network of a checkpoint over the evaluation split of its run.
+    """Run the network of a checkpoint on the evaluation split of its run.
 
-    With ``trainer.limit_val_batches`` it sees as many batches as the run's own validations did.
+    The run's ``trainer.limit_val_batches`` applies here, too.
 
     Raises:
-        DataError: for missing data, and weights that do not fit their network.
-        ConfigError: for a missing device.
+        DataError: for missing data, or weights that do not match the network.
+        ConfigError: if the device is not available.
     """
     config = checkpoint.config
     data_config, feed = data_of(config, root=settings.root, workers=settings.workers)
@@ -69,8 +69,8 @@ def restore_network(task: Task, path: Path) -> tuple[nn.Module, Checkpoint]:
     """The trained network of a checkpoint, on the CPU, in the precision of its weights.
 
     Raises:
-        DataError: for a file that is no checkpoint of a run, or whose weights do not fit the network that it names.
-        ConfigError: for a detector where a classifier is needed, or the other way round.
+        DataError: for a file that is not a run's checkpoint, or whose weights do not match its network.
+        ConfigError: for a detector if a classifier is needed, or vice versa.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
@@ -79,8 +79,8 @@ def restore_network(task: Task, path: Path) -> tuple[nn.Module, Checkpoint]:
         if not task.detects:
             wanted, hint = "classifier", " python -m geexp.detect mode=predict draws its detections."
         raise ConfigError(
-            f"{path} is of a run with detector={config.detector.layout}, and this needs a {wanted}. "
-            f"Measure it with python -m geexp.evaluate.{hint}"
+            f"{path} is from a run with detector={config.detector.layout}, but this command needs a {wanted}. "
+            f"Evaluate it with python -m geexp.evaluate.{hint}"
         )
     network = task.network(config)
     weights = {name.removeprefix("model."): value for name, value in checkpoint.weights.items()}
@@ -89,12 +89,12 @@ def restore_network(task: Task, path: Path) -> tuple[nn.Module, Checkpoint]:
 
 
 def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Into a module of their precision; converting them would change them."""
+    """Load the weights and convert the module to their precision; converting the weights would change them."""
     module.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
     try:
         module.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
-        raise DataError(f"checkpoint {path}: its weights do not fit the network it names. {error}") from error
+        raise DataError(f"checkpoint {path}: its weights do not match its network. {error}") from error
 
 
 def checkpoint_of(run: str | None, which: str) -> Path:
@@ -110,10 +110,10 @@ def checkpoint_of(run: str | None, which: str) -> Path:
 
 
 def data_of(config: TrainConfig, *, root: str | None, workers: int | None) -> tuple[DataConfig, FeedConfig]:
-    """The data and the feed of a run, with another root folder or number of workers if given.
+    """The data and feed configuration of a run, with another root folder or number of workers if given.
 
     Raises:
-        DataError: if the data are not there.
+        DataError: if the data are missing.
     """
     data = config.data if root is None else replace(config.data, root=root)
     feed = config.feed if root is None else replace(config.feed, pack=None)

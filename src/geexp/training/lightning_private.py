@@ -1,11 +1,11 @@
-"""All that we use of Lightning beyond its documented interface; tests/training/test_lightning_private.py checks it."""
+"""All undocumented parts of Lightning that geexp uses; tests/training/test_lightning_private.py checks them."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
 
 class DescribedProgressBar(RichProgressBar):
-    """Lightning's bar with ``describe_epoch`` as the words in front of the epoch's bar."""
+    """Lightning's progress bar with ``describe_epoch`` as the description of the epoch's bar."""
 
     def describe_epoch(self, current_epoch: int) -> str:
         raise NotImplementedError
@@ -15,5 +15,5 @@ class DescribedProgressBar(RichProgressBar):
 
 
 def was_interrupted(trainer: pl.Trainer) -> bool:
-    """Whether a SystemExit comes from a KeyboardInterrupt that Lightning caught and turned into one."""
+    """Whether a SystemExit comes from a KeyboardInterrupt that Lightning converted."""
     return trainer.interrupted

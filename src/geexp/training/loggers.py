@@ -25,11 +25,11 @@ PATIENCE = 60
 
 
 def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
-    """The logger of a run with the folder ``run`` and the id ``run_id`` at W&B."""
+    """The logger for the run in folder ``run``, with the W&B id ``run_id``."""
     if config.logger.name == "none":
         return None
     if config.logger.name == "csv":
-        return CSVLogger(run, name="csv")  # a new version per start: Lightning empties an existing folder
+        return CSVLogger(run, name="csv")  # a new version for each start, since Lightning empties an existing folder
     import wandb
 
     logger = config.logger
@@ -48,7 +48,7 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
         "resume": "allow",
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry blocks the end of the process
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry can block the exit of the process
     try:
         experiment = wandb.init(mode=mode, settings=quick, **arguments)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -64,7 +64,7 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
 
 
 class TolerantWandb(WandbLogger):
-    """If W&B fails (its process is killed, its disk is full), this is logged once, and training continues."""
+    """A WandbLogger that logs a W&B failure (killed process, full disk) once and lets training continue."""
 
     broken = False
 
@@ -76,7 +76,7 @@ class TolerantWandb(WandbLogger):
     ) -> None:
         """Log the charts and the summary of a finished run."""
         unset = "WANDB_DATA_DIR" not in os.environ
-        if unset:  # else tables wait for their upload in the user's home
+        if unset:  # otherwise tables are stored in the user's home until they are uploaded
             os.environ["WANDB_DATA_DIR"] = str(Path(self.experiment.dir).parent)
         try:
             self._tolerate(lambda: self.experiment.log(charts(history, final)))
@@ -98,15 +98,15 @@ class TolerantWandb(WandbLogger):
 
 
 def finish_wandb() -> None:
-    """End the run at W&B. An unresponsive server blocks for a minute at most; the run's folder keeps the data."""
+    """Finish the W&B run, waiting at most a minute for the server; the run's folder keeps the data."""
     import wandb
 
     def finish() -> None:
         try:
             wandb.finish()
-        except Exception:  # its process was killed, or ours is ending
+        except Exception:  # W&B's process was killed, or this one is exiting
             with suppress(Exception):
-                wandb.teardown()  # else it is tried again at exit and fails with a traceback
+                wandb.teardown()  # otherwise W&B retries at exit and fails with a traceback
 
     folder = Path(wandb.run.dir).parent if wandb.run is not None else ""
     waiting = threading.Thread(target=finish, daemon=True)

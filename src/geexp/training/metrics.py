@@ -1,4 +1,4 @@
-"""Exact error counts, and whether loss and weights are finite; on the device, so that no step waits for the host."""
+"""Exact error counts and checks for finite loss and weights, computed on the device without synchronisation."""
 
 import math
 
@@ -9,10 +9,10 @@ from torch.nn.utils import get_total_norm
 
 
 class ErrorCount:
-    """Top-1 and top-5 errors as integer counts, and the summed loss: exact for any division into batches.
+    """Top-1 and top-5 errors as integer counts, and the summed loss; counts do not depend on the batch size.
 
-    With fewer than five classes, top-5 means all of them. Counts are int64 and the loss float64 (float32 on mps),
-    whatever the precision of the network. With ``confusion`` it also keeps what ``confusion()`` needs.
+    With fewer than five classes, top-5 covers all of them. Counts are int64 and the loss float64 (float32 on mps),
+    whatever the precision of the network. ``confusion=True`` also stores the predictions for ``confusion()``.
     """
 
     def __init__(self, *, confusion: bool = False) -> None:
@@ -27,7 +27,7 @@ class ErrorCount:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """``logits`` [N, classes], ``labels`` [N], ``loss`` the mean of the batch."""
+        """Add a batch: ``logits`` [N, classes], ``labels`` [N], ``loss`` the mean over the batch."""
         classes = logits.shape[1]
         top = logits.topk(min(5, classes), dim=1).indices
         hit = top == labels[:, None]
@@ -41,7 +41,7 @@ class ErrorCount:
         self._loss = total if self._loss is None else self._loss + total
 
     def totals(self, device: torch.device) -> list[float]:
-        """Images, top-1 errors, top-5 errors and summed loss over all ranks, which must all call it."""
+        """Images, top-1 errors, top-5 errors and summed loss over all ranks. Every rank must call it."""
         sums = torch.tensor(self._before, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         if self._counts is not None and self._loss is not None:
             sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
@@ -51,7 +51,7 @@ class ErrorCount:
         return sums.tolist()
 
     def restore(self, totals: list[float]) -> None:
-        """Continue from a result of ``totals``; on one rank only."""
+        """Continue from a result of ``totals``. Call it on one rank only."""
         self._before = list(totals)
 
     def metrics(self, device: torch.device) -> dict[str, float]:
@@ -73,8 +73,10 @@ class ErrorCount:
         }
 
     def confusion(self, device: torch.device, classes: int) -> Tensor | None:
-        """The confusion matrix ``[classes, classes]``, int64 on the CPU: rows true, columns predicted; over all ranks,
-        which must all call it. None if no images were counted."""
+        """The confusion matrix over all ranks, ``[classes, classes]``, int64 on the CPU: rows true, columns predicted.
+
+        None if no images were counted. Every rank must call it.
+        """
         pairs = torch.cat(self._pairs) if self._pairs else torch.empty(0, dtype=torch.int64)
         counts = torch.bincount(pairs.cpu(), minlength=classes * classes)
         if dist.is_available() and dist.is_initialized():
@@ -85,7 +87,7 @@ class ErrorCount:
 
 
 class NonFiniteWatch:
-    """Remembers, on the device of the loss, the first step whose loss became NaN or infinite."""
+    """Records, on the device of the loss, the first step with a NaN or infinite loss."""
 
     def __init__(self) -> None:
         self._first: Tensor | None = None
@@ -97,7 +99,7 @@ class NonFiniteWatch:
         self._first = torch.where(broken, step, self._first)
 
     def first(self) -> int:
-        """Counted from 1; 0 if there is none."""
+        """The number of that step, from 1; 0 if there is none."""
         return 0 if self._first is None else int(self._first)
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to its network."""
+"""Build the network of a configuration."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from geexp.registry import bound
 def build_network(
     model: ModelConfig, ge: GatherExciteConfig, *, num_classes: int, image_size: int, in_channels: int
 ) -> nn.Module:
-    """The network that a configuration describes.
+    """Build the network of a configuration.
 
     Raises:
-        ConfigError: for an import path that leads nowhere, and what the network or the operator refuses.
+        ConfigError: for an invalid import path, or arguments that the network or the operator does not accept.
     """
     try:
         arguments = _given(model, "stride_in", "shortcut") | model.arguments
@@ -34,17 +34,17 @@ def build_network(
             bn_momentum=model.bn_momentum,
             zero_init_residual=model.zero_init_residual,
         )
-    except ValueError as error:  # what only the built network can know, such as a reduction beyond its channels
+    except ValueError as error:  # found while building the network, such as a reduction larger than its channels
         raise ConfigError(f"model={model.name} ge={ge.variant}: {str(error).rstrip('.')}.") from error
 
 
 def network_of(config: TrainConfig) -> nn.Module:
-    """The network of a run, for the images of its data set; see ``build_network``."""
+    """Build the network of a run, for the images of its data set; see ``build_network``."""
     return build_network(config.model, config.ge, **_images(config.data))
 
 
 def count_network(model: ModelConfig, ge: GatherExciteConfig, **images: int) -> Complexity:
-    """Parameters and multiply-accumulates of what ``build_network`` builds; nothing is computed or initialised."""
+    """Parameters and multiply-accumulates of the network from ``build_network``, counted on the meta device."""
     with torch.device("meta"):
         network = build_network(model, ge, **images)
     return count_complexity(network, (images["in_channels"], images["image_size"], images["image_size"]))

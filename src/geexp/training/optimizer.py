@@ -1,4 +1,4 @@
-"""Optimisers over the paper's parameter groups (from the authors' network definitions)."""
+"""Optimisers with the paper's parameter groups (source: the authors' network definitions)."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from geexp.registry import bound
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Three groups: ``weights``, ``bn`` and ``biases`` of other layers.
+    """The parameter groups ``weights``, ``bn`` and ``biases`` of other layers.
 
-    In the authors' network definitions BN and biases have no decay, and biases twice the rate; ``decay_bn``,
-    ``decay_biases`` and ``bias_lr_factor`` choose otherwise, as the CIFAR baselines' own code does.
-    Empty groups are left out. The schedule multiplies ``base_lr``.
+    In the authors' network definitions BN and biases have no decay, and biases twice the rate. ``decay_bn``,
+    ``decay_biases`` and ``bias_lr_factor`` change that, for the CIFAR baselines, whose code treats all alike.
+    Empty groups are left out. The schedule multiplies each group's ``base_lr``.
     """
     by_name: dict[str, list[nn.Parameter]] = {"weights": [], "bn": [], "biases": []}
     for module in model.modules():
@@ -42,10 +42,10 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """``optim._target_`` over the parameter groups: ``sgd``, or any optimiser of torch or of the user.
+    """Build ``optim._target_`` over the parameter groups: ``sgd``, or any other torch optimiser.
 
     Raises:
-        ConfigError: for a wrong import path, arguments that the optimiser refuses, or something that is no optimiser.
+        ConfigError: for a wrong import path, invalid arguments, or an object that is not a torch optimiser.
     """
     groups, lr = parameter_groups(model, optim), base_rate(optim)
     if is_ours(optim._target_):
@@ -66,8 +66,10 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
 
 
 def sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, fused: bool) -> torch.optim.SGD:
-    """``fused`` takes half the time on the CPU. Clipped gradients need the plain loop: in half precision a fused step
-    unscales the gradients itself, after clipping."""
+    """SGD; ``fused`` takes half the time on the CPU.
+
+    Gradient clipping needs ``fused=False``: in half precision a fused step unscales the gradients after clipping.
+    """
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 

@@ -1,4 +1,4 @@
-"""One run, from its job to ``result.json``; read ``train`` from top to bottom."""
+"""One run, from its job to ``result.json``. ``train`` lists all steps in order."""
 
 import logging
 import shlex
@@ -53,16 +53,16 @@ log = logging.getLogger(__name__)
 
 
 def train(job: Job, task: Task | None = None) -> Result | None:
-    """Train a run, or resume it, and write its ``result.json``. The task is classification unless another is given.
+    """Train or resume a run, and write its ``result.json``. ``task`` defaults to classification.
 
     Returns:
-        The result; None on other ranks than the first.
+        The result on rank 0, None on other ranks.
 
     Raises:
-        ConfigError: for ``resume=true`` without a checkpoint, and settings that the data or the model do not support.
-        DataError: for unreadable images or checkpoints, a run that another process trains, a full disk.
-        DivergedError: when loss or weights become NaN or infinite.
-        Stopped: after a signal, when the last checkpoint is written (SystemExit with code 75, or 130 for Ctrl-C).
+        ConfigError: for ``resume=true`` without a checkpoint, or settings that the data or the model do not support.
+        DataError: for unreadable images or checkpoints, a run that another process is training, or a full disk.
+        DivergedError: if loss or weights become NaN or infinite.
+        Stopped: after a signal, once the last checkpoint is written (SystemExit with code 75, or 130 for Ctrl-C).
         KeyboardInterrupt: after a second Ctrl-C.
     """
     config, folder = job.config, job.folder
@@ -73,7 +73,7 @@ def train(job: Job, task: Task | None = None) -> Result | None:
         if rank() == 0:
             stack.enter_context(run_lock(folder))
             status = stack.enter_context(StatusFile(folder, epochs=planned_epochs(config)))
-            stack.enter_context(_translate_disk_errors(folder))  # inside, so that the status has the message
+            stack.enter_context(_translate_disk_errors(folder))  # inside StatusFile, so that the status has the message
             for place in (folder, checkpoint_folder(folder)):
                 remove_unfinished(place)
         stack.enter_context(translate_ddp_errors())
@@ -83,7 +83,7 @@ def train(job: Job, task: Task | None = None) -> Result | None:
 def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None) -> Result | None:
     folder, checkpoint = job.folder, _checkpoint_to_resume(job)
     group = job.config.logger.group
-    if checkpoint is not None:  # a resumed run keeps its id and its group at W&B
+    if checkpoint is not None:  # a resumed run keeps its W&B id and group
         group = checkpoint.config.logger.group or group
     run_id = uuid.uuid4().hex[:8] if checkpoint is None else checkpoint.info.run_id
     config = replace(job.config, logger=replace(job.config.logger, group=group))
@@ -96,7 +96,7 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         _show(config, folder, plain)
     module = task.module(config, data)
     if config.trainer.compile:
-        module.model.compile(mode=config.trainer.compile_mode)  # in place: the names of the parameters stay
+        module.model.compile(mode=config.trainer.compile_mode)  # in place, which keeps the parameter names
     if rank() == 0:
         optimizer = module.configure_optimizers()
         if not _in_sweep():
@@ -130,7 +130,7 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
 
 
 def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
-    """The configuration as a tree on the terminal, and in two files."""
+    """Print the configuration as a tree, and write it to two files."""
     tree = Tree(f"[bold]{config.model.name} {ge_slug(config.ge, config.model)}[/]", guide_style="dim")
     for key, value in plain.items():
         if isinstance(value, dict):
@@ -139,7 +139,7 @@ def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
                 branch.add(f"{name}: {item}")
         else:
             tree.add(f"{key}: {value}")
-    if not _in_sweep():  # each job would repeat it
+    if not _in_sweep():  # every job would print it again
         Console(stderr=True).print(tree)
     with (folder / "config_tree.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=120).print(tree)
@@ -147,21 +147,21 @@ def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
 
 
 def _prepare(folder: Path, checkpoint: Checkpoint | None) -> None:
-    """Bring the folder to the state in which training begins. Called late: a start that fails must remove nothing."""
+    """Prepare the folder for the start of training. Called late, since a failing start must not remove anything."""
     last = Run(folder).checkpoint(LAST)
     if checkpoint is None:
-        # In this order: killed in between, no checkpoint is left without its history.
+        # In this order, a kill in between leaves no checkpoint without its history.
         for path in (*(last.with_name(name) for name in (LAST, PREVIOUS, BEST)), folder / RESULT, folder / HISTORY):
             path.unlink(missing_ok=True)
         return
     keep_epochs(folder, checkpoint.info.epoch)
-    if checkpoint.path != last and last.exists():  # else it would soon replace the good one
+    if checkpoint.path != last and last.exists():  # otherwise the damaged file would soon replace the good one
         last.replace(last.with_name("damaged.ckpt"))
 
 
 @contextmanager
 def _translate_disk_errors(folder: Path) -> Iterator[None]:
-    """DataError for a disk that is full or not writable."""
+    """Raise DataError if the disk is full or not writable."""
     try:
         yield
     except OSError as error:
@@ -179,7 +179,8 @@ def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
     except InstantiationException as error:
         raise ConfigError(f"callbacks.{name}: {' '.join(str(error.__cause__ or error).split())}") from error
     if not isinstance(callback, pl.Callback):
-        raise ConfigError(f"callbacks.{name}: {target['_target_']} makes a {type(callback).__name__}, not a callback.")
+        made = type(callback).__name__
+        raise ConfigError(f"callbacks.{name}: {target['_target_']} returned a {made}, not a Lightning callback.")
     return callback
 
 
@@ -192,7 +193,7 @@ def _checkpoint_to_resume(job: Job) -> Checkpoint | None:
         return replace(checkpoint, content={})  # Lightning reads the file itself; free the memory
     if config.resume is True:
         raise ConfigError(
-            f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave it out to start this run."
+            f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave resume out to start the run."
         )
     return None
 
@@ -209,7 +210,7 @@ def _fit(
             where = f"epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
             what = f"{stop}: stopped in {where}; checkpoint: {last}"
         elif was_interrupted(trainer):
-            what = f"Interrupted at once; the last checkpoint is {last}"
+            what = f"interrupted immediately; the last checkpoint is {last}"
         else:
             raise
         if last.is_file() and rank() == 0:
@@ -220,7 +221,7 @@ def _fit(
 
 
 def _resume_command() -> str:
-    """The command as typed, with resume=true; not in a sweep, whose other jobs have nothing to resume yet."""
+    """The command line, with resume=true unless in a sweep, where other jobs have no checkpoint yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
     return _command(arguments if _in_sweep() else [*arguments, "resume=true"])
 

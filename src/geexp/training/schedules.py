@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the position in training and of how often it was lowered at a plateau."""
+"""The learning rate, a pure function of the position in training and the number of reductions at plateaus."""
 
 import math
 from bisect import bisect_right
@@ -13,19 +13,19 @@ from geexp.registry import bound
 def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) -> float:
     """The factor of the base learning rate at ``position``.
 
-    The position is in the schedule's own unit: iterations, or epochs (1.5 is the middle of the second). During warm-up
-    the factor is ``warmup_factor``, or rises linearly from zero. After it ``schedule.kind`` decides: ``steps`` (lowered
-    at each milestone), ``cosine`` (half a wave, to zero at the end) or ``plateau`` (lowered ``reductions`` times so
-    far); or the user's ``schedule._target_``.
+    The position is in the schedule's unit: iterations, or epochs (1.5 is the middle of the second). During warm-up the
+    factor is ``warmup_factor``, or rises linearly from zero. After that it is given by ``schedule.kind``: ``steps``
+    (lowered at each milestone), ``cosine`` (half a wave, to zero at the end) or ``plateau`` (lowered ``reductions``
+    times so far); or by a custom ``schedule._target_``.
 
     Raises:
         ValueError: for an unknown kind.
-        ConfigError: if the user's function fails or returns something else than a number from zero on.
+        ConfigError: if a custom function fails or does not return a finite number >= 0.
     """
     if position < schedule.warmup:
         return position / schedule.warmup if schedule.warmup_factor is None else schedule.warmup_factor
     length = schedule.epochs if schedule.iterations is None else schedule.iterations
-    assert length is not None  # one of the two is given
+    assert length is not None  # one of the two is set
     if schedule._target_ is not None:
         return _user_factor(schedule, min(position / length, 1.0))
     match schedule.kind:
@@ -40,10 +40,10 @@ def lr_factor(schedule: ScheduleConfig, position: float, reductions: int = 0) ->
 
 
 def require_schedule(schedule: ScheduleConfig) -> None:
-    """Try a user's schedule at its start, middle and end, so that a mistake shows before anything is trained.
+    """Evaluate a custom schedule at its start, middle and end, so that errors show before training starts.
 
     Raises:
-        ConfigError: for a wrong import path, wrong arguments, or a value that is not a number from zero on.
+        ConfigError: for a wrong import path, wrong arguments, or a value that is not a finite number >= 0.
     """
     if schedule._target_ is not None:
         for progress in (0.0, 0.5, 1.0):
@@ -51,9 +51,9 @@ def require_schedule(schedule: ScheduleConfig) -> None:
 
 
 def _user_factor(schedule: ScheduleConfig, progress: float) -> float:
-    """``target(progress, **arguments)``; ``progress`` is the share of the schedule's length that is done, 0 to 1.
+    """Call the custom schedule as ``target(progress, **arguments)``; ``progress`` is the position from 0 to 1.
 
-    The function must be pure, or a resumed run would differ.
+    The function must be pure; otherwise a resumed run would differ.
     """
     try:
         function = bound(str(schedule._target_), schedule.arguments, after=1)
@@ -67,18 +67,18 @@ def _user_factor(schedule: ScheduleConfig, progress: float) -> float:
     if not 0 <= factor < math.inf:
         raise ConfigError(
             f"schedule._target_={schedule._target_}: returned {value!r} at progress={progress:g}; it must return the "
-            "factor of optim.lr, a finite number from 0 on."
+            "factor of optim.lr, a finite number of at least 0."
         )
     return factor
 
 
 class Plateau:
-    """Counts the plateaus of a value that should fall: the rate is lowered ``reductions`` times, and training is
-    finished at the plateau after that.
+    """Counts plateaus of a value that should decrease.
 
-    An epoch is better if its value is below ``(1 - threshold)`` times the best one; more than ``patience`` epochs in a
-    row that are not make a plateau, as in torch's ``ReduceLROnPlateau``. Source: the paper's training on ImageNet,
-    which does not state the monitored value, the patience or the threshold.
+    The learning rate is lowered at the first ``reductions`` plateaus; training ends at the next one. As in torch's
+    ``ReduceLROnPlateau``, an epoch improves if its value is below ``(1 - threshold)`` times the best one, and a plateau
+    is more than ``patience`` epochs in a row without improvement. Source: the paper's training on ImageNet; it does not
+    state the monitored value, the patience or the threshold.
     """
 
     def __init__(self, *, patience: int, threshold: float, reductions: int) -> None:
@@ -89,7 +89,7 @@ class Plateau:
         self.finished = False
 
     def observe(self, value: float) -> None:
-        """Take the value of an epoch.
+        """Update with the value of a finished epoch.
 
         Raises:
             DivergedError: if it is not finite.
@@ -97,7 +97,7 @@ class Plateau:
         if not math.isfinite(value):
             raise DivergedError(
                 f"the value that the schedule monitors is {value}: the run has diverged. "
-                "Try a lower optim.lr, or a warm-up."
+                "Try a lower optim.lr or a warm-up."
             )
         if self.best is None or value < self.best * (1 - self.threshold):
             self.best, self.bad_epochs = value, 0
@@ -119,7 +119,7 @@ class Plateau:
 
 
 class LearningRate:
-    """A schedule during training, with the state of its plateau."""
+    """The learning rate during training: a schedule and the state of its plateau detection."""
 
     def __init__(self, schedule: ScheduleConfig) -> None:
         self.schedule = stretched(schedule)
@@ -128,17 +128,17 @@ class LearningRate:
         )
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The factor of the base rate for the step after ``step`` finished ones."""
+        """The factor of the base learning rate after ``step`` finished steps."""
         position = step / steps_per_epoch if self.schedule.iterations is None else step
         return lr_factor(self.schedule, position, self.plateau.reductions)
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """Take the metrics of a finished epoch; over all ranks, so that every rank decides alike."""
+        """Update with the metrics of a finished epoch, reduced over all ranks so that every rank decides alike."""
         if self.schedule.kind == "plateau":
             self.plateau.observe(metrics[self.schedule.monitor])
 
     def over(self, step: int) -> bool:
-        """Whether training ends after ``step`` finished steps, before the last epoch."""
+        """Whether the schedule ends training after ``step`` finished steps, before the last epoch."""
         return self.plateau.finished or (self.schedule.iterations is not None and step >= self.schedule.iterations)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where training may stop: after a signal, a divergence or the end of the schedule; all ranks after the same step."""
+"""Stop training after a signal, at a divergence or at the end of the schedule, on all ranks after the same step."""
 
 import math
 import os
@@ -23,7 +23,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """Ends a process after a signal: preempted by the cluster (exit code 75), or interrupted by Ctrl-C (130)."""
+    """Ends the process after a signal: preempted by the cluster (exit code 75), or interrupted by Ctrl-C (130)."""
 
     def __init__(self, signum: int) -> None:
         by_user = signum == signal.SIGINT
@@ -38,8 +38,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Context manager that handles SIGTERM, SIGUSR1 (a cluster's warning) and SIGINT (Ctrl-C).
 
-    While ``training``, the signal is kept in ``received`` until the next safe point. At other times it ends the process
-    at once; so does a second Ctrl-C.
+    While ``training``, the signal is stored in ``received`` until the next safe point. At other times it ends the
+    process immediately, as does a second Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class StopSignals:
                     self._before[signum] = signal.getsignal(signum)
             if rank() == 0:
                 self.take()
-            else:  # it waits for rank 0 inside C++ code, where Python's handlers do not run
+            else:  # other ranks wait for rank 0 inside C++ code, where Python's handlers do not run
                 for number in self._before:
                     signal.signal(number, signal.SIG_DFL)
         return self
 
     def take(self) -> None:
-        """Install the handlers; again after Lightning has installed its own."""
+        """Install the handlers; called again after Lightning has installed its own."""
         for signum in self._before:
             signal.signal(signum, self._note)
 
@@ -71,7 +71,7 @@ class StopSignals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         again = bool(self.received)
-        if os.getpid() != self._process:  # a forked worker: a signal to the process group is meant for its parent
+        if os.getpid() != self._process:  # a forked worker; its parent handles signals to the process group
             if again and signum == signal.SIGTERM:
                 os._exit(128 + signum)
             self.received = signum
@@ -83,15 +83,15 @@ class StopSignals:
             raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
         if rank() != 0:
             return
-        hint = "; Ctrl-C once more stops at once" if signum == signal.SIGINT else ""
+        hint = "; press Ctrl-C again to stop immediately" if signum == signal.SIGINT else ""
         print(f"\n{Stopped(signum)}: stopping after this step, with a checkpoint{hint}", file=sys.stderr, flush=True)
 
 
 class SafePoints(pl.Callback):
-    """Stops training at the end of the schedule, and when it has diverged, before another checkpoint is written.
+    """Stops training at the end of the schedule, or at a divergence before another checkpoint is written.
 
-    ``stop`` is the signal that all ranks obey at this step, or 0. The weights are checked before each checkpoint, every
-    ``saves_every`` steps. All ranks must have the same ``config``.
+    ``stop`` is the signal to stop at this step, equal on all ranks, or 0. Weights are checked before each checkpoint,
+    every ``saves_every`` steps. All ranks must have the same ``config``.
     """
 
     def __init__(self, signals: StopSignals, *, saves_every: int | None, config: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class SafePoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.take()  # Lightning's handler saves nothing and exits with code 0
         self.signals.training = True
-        # Reading a number from a GPU synchronises with it: do it rarely.
+        # Reading a number from a GPU synchronises with it, so do it rarely.
         self._every = 1 if trainer.strategy.root_device.type == "cpu" else 10
         if dist.is_available() and dist.is_initialized():
             require_one_configuration(self.config)
@@ -139,15 +139,15 @@ class SafePoints(pl.Callback):
             trainer.should_stop = True  # Lightning validates, then ends
 
     def _require_one_start(self, trainer: pl.Trainer) -> None:
-        """Each rank finds its checkpoint itself, on a disk that may not be the same for all."""
+        """Check that all ranks resume from the same checkpoint; their disks may differ."""
         step = trainer.global_step
         ends = torch.tensor([step, -step], device=trainer.strategy.root_device)
         dist.all_reduce(ends, dist.ReduceOp.MAX)
         latest, earliest = ends[0].item(), -ends[1].item()
         if latest != earliest:
             raise TrainingError(
-                f"the processes resume from different checkpoints, this one from step {step}, others from step "
-                f"{earliest} or {latest}: the run's folder must be the same one on every node."
+                f"the ranks resume from different checkpoints, this one from step {step}, others from step "
+                f"{earliest} or {latest}: the run's folder must be shared by all nodes."
             )
 
     def _agree(self, trainer: pl.Trainer, pl_module: Any, *, saving: bool) -> None:
@@ -167,20 +167,20 @@ class SafePoints(pl.Callback):
                 what = f"training loss is not finite at step {-loss:.0f}"
             raise DivergedError(
                 f"the {what}, in epoch {trainer.current_epoch + 1} (learning rate {pl_module.lr:g}): the run has "
-                f"diverged. {newest_checkpoint(Path(trainer.default_root_dir))} Try a lower optim.lr, or a warm-up."
+                f"diverged. {newest_checkpoint(Path(trainer.default_root_dir))} Try a lower optim.lr or a warm-up."
             )
         self.stop = int(received)
 
 
-# Data may be stored in a different place on every node.
+# The location of the data may differ between nodes.
 _MAY_DIFFER = ("data.root", "feed.pack")
 
 
 def require_one_configuration(config: dict[str, Any]) -> None:
-    """Compare the configurations that the ranks have composed, each for itself.
+    """Compare the configurations of all ranks, since each rank composes its own.
 
     Raises:
-        ConfigError: in every rank, naming the keys that differ and the values of each rank.
+        ConfigError: on every rank, naming the keys that differ and the values of each rank.
     """
     ours = {key: value for key, value in flat(config).items() if key not in _MAY_DIFFER}
     theirs: list[Any] = [None] * dist.get_world_size()
@@ -191,6 +191,6 @@ def require_one_configuration(config: dict[str, Any]) -> None:
         return
     values = "; ".join(f"{key}: {', '.join(str(leaves.get(key)) for leaves in theirs)}" for key in different)
     raise ConfigError(
-        f"the {len(theirs)} processes of this training were started with different configurations; by rank: "
+        f"the {len(theirs)} ranks of this run were started with different configurations; by rank: "
         f"{values}. Start all of them with one command."
     )

@@ -1,4 +1,4 @@
-"""What is trained: the ``Task`` protocol of ``Classification`` and ``Detection``, and the module that they share."""
+"""The ``Task`` protocol of ``Classification`` and ``Detection``, and the base class of their Lightning modules."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ _RATE = "learning_rate"
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains ``model``, which is judged by ``score``, with the optimiser and the schedule of the configuration.
+    """Trains ``model`` with the optimiser and schedule of the configuration; ``score`` is its main metric.
 
-    After each epoch ``metrics`` holds its ``train/…`` and ``val/…`` figures and the ``lr`` of its last step; after an
-    evaluation only the ``val/…`` ones. ``nan_watch`` must be given every training loss.
+    After each epoch ``metrics`` holds the ``train/…`` and ``val/…`` metrics and the ``lr`` of the last step; after an
+    evaluation only ``val/…`` metrics. Subclasses must pass every training loss to ``nan_watch``.
     """
 
     score: Score
@@ -36,7 +36,7 @@ class TrainingModule(pl.LightningModule):
         self.metrics: dict[str, Any] = {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Neither the rate nor the random numbers of a step (dropout) have a state that an interruption could lose.
+        # Learning rate and random numbers (dropout) are functions of the step, without a state to be restored.
         torch.manual_seed(mix(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
         steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
         factor = self.rate.factor(self.global_step, int(steps_per_epoch))
@@ -47,7 +47,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit" and dist.is_available() and dist.is_initialized():
-            for buffer in self.buffers():  # each device has its own BN statistics; rank 0's are used
+            for buffer in self.buffers():  # BN statistics differ between devices; use rank 0's
                 dist.broadcast(buffer, 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -65,49 +65,49 @@ class Charts(Protocol):
     """Charts of the last validation."""
 
     def to_wandb(self) -> dict[str, Any]:
-        """W&B's objects by key."""
+        """W&B objects by key."""
 
 
 class Task(Protocol):
-    """All that depends on what is trained. Tasks have no state."""
+    """Everything that differs between classification and detection. Tasks have no state."""
 
-    detects: bool  # whether it takes configurations with a detector; config.detects must be equal
+    detects: bool  # whether configurations must have a detector; equal to config.detects
 
     @property
     def summary_metrics(self) -> tuple[str, ...]:
-        """Keys of the metrics that stand at the top of a finished run at W&B."""
+        """Keys of the metrics in the W&B summary of a finished run."""
 
     def data(self, config: TrainConfig) -> pl.LightningDataModule:
         """The data module, with its files opened.
 
-        Its ``account()``, which every rank must call, is the ``feed`` entry of ``result.json``.
+        Its ``account()``, which every rank must call, returns the ``feed`` entry of ``result.json``.
 
         Raises:
-            DataError, ConfigError: for data that are damaged, missing or not what the configuration states.
+            DataError, ConfigError: for data that are damaged, missing or do not match the configuration.
         """
 
     def network(self, config: TrainConfig) -> nn.Module:
-        """The network alone, untrained, as ``TrainingModule.model`` holds it.
+        """The untrained network, as in ``TrainingModule.model``.
 
         Raises:
             ConfigError: for settings that the network does not support.
         """
 
     def module(self, config: TrainConfig, data: Any, *, pretrained: bool = True) -> TrainingModule:
-        """The module that trains and validates ``network(config)`` on the result of ``data(config)``.
+        """The module that trains and validates ``network(config)`` on the data of ``data(config)``.
 
         Args:
-            pretrained: load the weights that training starts from, if the configuration names any.
+            pretrained: load the initial weights, if the configuration names any.
         """
 
     def result_fields(self, config: TrainConfig, module: Any) -> dict[str, Any]:
         """Fields of ``Result`` that depend on the task: ``complexity``, and ``backbone`` for a detector."""
 
     def final_charts(self, trainer: pl.Trainer, module: Any, data: Any, folder: Path) -> Charts | None:
-        """Charts of the last validation, also as pictures in the run's folder. Every rank must call it.
+        """Charts of the last validation, also written as images to the run's folder. Every rank must call it.
 
-        None if this process made no validation, and on other ranks than the first.
+        None on ranks other than 0, and if this process has not validated.
         """
 
     def describe(self, measured: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-        """Lines of text that compare the metrics of an evaluation with the recorded ones, which may be empty."""
+        """Lines of text that compare the metrics of an evaluation with ``recorded`` ones, which may be empty."""

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as all runs use it, and the translation of its errors."""
+"""Construction of Lightning's Trainer, and translation of its errors."""
 
 import logging
 import warnings
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*The number of training batches.*log_every_n_steps.*",
-    ".*You requested to overfit.*",  # our feeds do it
+    ".*You requested to overfit.*",  # geexp's feeds implement overfit_batches
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
-    ".*sync_dist=True.*",  # logged values are over all ranks already
+    ".*sync_dist=True.*",  # logged values are already reduced over all ranks
     ".*`srun` command is available.*",  # geexp's launchers use it
     "Grad strides do not match bucket view strides",  # a 1x1 map has ambiguous strides
 )
@@ -39,7 +39,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     """Lightning's Trainer for a configuration, without Lightning's checkpoints, sanity check and sampler.
 
     Raises:
-        ConfigError: for what this machine does not support, such as a GPU or a precision.
+        ConfigError: for a device or precision that this machine does not support.
     """
     settings = config.trainer
     several = settings.devices * settings.nodes > 1
@@ -55,7 +55,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.nodes,
-            # TrainingModule broadcasts BN statistics once before validation, where shares may be uneven.
+            # TrainingModule broadcasts BN statistics once before validation, whose batches may be uneven across ranks.
             strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
             sync_batchnorm=settings.sync_batchnorm,
             accumulate_grad_batches=settings.accumulate,
@@ -76,7 +76,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             enable_progress_bar=has_bar,
             **options,
         )
-    if trainer.precision != settings.precision:  # Lightning warns and uses another
+    if trainer.precision != settings.precision:  # Lightning only warns and uses another precision
         raise ConfigError(
             f"trainer.precision={settings.precision}: not supported on this device; Lightning would use "
             f"{trainer.precision}."
@@ -87,7 +87,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
 
 
 def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str:
-    """``precision=32-true, memory_format=channels_last, fused SGD, not compiled, ge.implementation=auto``."""
+    """A log line: ``precision=32-true, memory_format=channels_last, fused SGD, not compiled, …``."""
     trainer = config.trainer
     fused = all(group.get("fused") for group in optimizer.param_groups)
     words = [
@@ -113,16 +113,16 @@ def _profiler(name: str | None, folder: Path) -> Profiler | None:
 
 @contextmanager
 def translate_lightning_errors() -> Iterator[None]:
-    """ConfigError for what Lightning rejects: no GPU, an invalid limit of batches, a callback that lacks its logger."""
+    """Raise ConfigError for Lightning's errors: no GPU, an invalid batch limit, a callback without its logger."""
     try:
         yield
     except MisconfigurationException as error:
-        raise ConfigError(f"Lightning refuses this configuration: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"Lightning rejects this configuration: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
 def translate_ddp_errors() -> Iterator[None]:
-    """TrainingError if another rank has died; at the end, leave the process group in order."""
+    """Raise TrainingError if another rank has died; destroy the process group at the end."""
     try:
         yield
     except Stopped:
@@ -133,7 +133,7 @@ def translate_ddp_errors() -> Iterator[None]:
         if not gloo and not isinstance(error, dist.DistError):
             raise
         raise TrainingError(
-            "another process of this training has failed or was killed; see its last output for the reason. "
+            "another rank of this run has failed or was killed; see its last output for the reason. "
             "The same command resumes from the last checkpoint."
         ) from error
     else:
@@ -141,6 +141,6 @@ def translate_ddp_errors() -> Iterator[None]:
 
 
 def _leave_process_group() -> None:
-    """To be called where no rank waits for another. A process that ends without it is sometimes aborted."""
+    """Destroy the process group, while no rank waits for another. Otherwise a process may abort at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

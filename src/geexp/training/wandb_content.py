@@ -1,4 +1,4 @@
-"""What W&B shows of a run beyond its history: the summary, charts at the end; and whether it is used online."""
+"""The content of a W&B run besides its history (summary and final charts), and the default mode, online or offline."""
 
 import netrc
 import os
@@ -12,15 +12,15 @@ from geexp.runs.run import Result
 if TYPE_CHECKING:
     from geexp.training.task import Charts
 
-# Keys beside the configuration's, to group runs by: the network, and all but the seed. Without dots, which W&B's
-# interface takes for levels.
+# Additional config keys to group runs by: the network, and everything but the seed. Without dots, which W&B's interface
+# interprets as nested levels.
 NETWORK, LABEL = "network", "label"
-# Metrics of every epoch, as in history.jsonl.
+# Metrics logged for every epoch, as in history.jsonl.
 EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
-# Figures of the summary that dashboards show; the rest of result.json is below "result".
+# Summary entries that dashboards show; the rest of result.json is under "result".
 BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
 BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
-# The charts of the end.
+# The final charts.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
 
 
@@ -38,7 +38,7 @@ def usual_mode() -> str:
 
 
 def define_metrics(run: Any) -> None:
-    """Make the epoch the axis of every curve; the summary has the best score beside the last one."""
+    """Make the epoch the x-axis of every curve, and add the best score to the summary."""
     run.define_metric(EPOCH)
     for name in ("train/*", "val/*", "lr", "seconds"):
         run.define_metric(name, step_metric=EPOCH)
@@ -69,7 +69,7 @@ def charts(history: list[dict[str, Any]], final: "Charts | None") -> dict[str, A
 
 
 def summary(result: Result, metrics: tuple[str, ...]) -> dict[str, Any]:
-    """The best and last values of ``metrics``, and below ``result`` all of result.json but the configuration."""
+    """The best and last values of ``metrics``, and under ``result`` all of result.json except the configuration."""
     figures = {
         f"{which}/{key.removeprefix('val/')}": result.metrics[which][key]
         for which in ("best", "last")

@@ -1,4 +1,4 @@
-"""Our sweeper and launchers, where Hydra looks for them. Hydra imports this in every process: nothing heavy here."""
+"""geexp's sweeper and launchers as Hydra plugins. Hydra imports this in every process, so heavy imports are lazy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 
 class GeexpSweeper(Sweeper):
-    """``hydra/sweeper=geexp``: every combination of the given values, all composed and checked before the first starts.
+    """``hydra/sweeper=geexp``: all combinations of the given values, composed and checked before the first job starts.
 
     Args:
-        params: values by key, which those of the command line replace.
+        params: values by key; the command line overrides them.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
@@ -30,7 +30,7 @@ class GeexpSweeper(Sweeper):
 
 
 class GeexpLauncher(Launcher):
-    """``hydra/launcher=geexp``: as ``launcher=`` says, each job a process tree of its own, or all in this process."""
+    """``hydra/launcher=geexp``: run jobs as set by ``launcher=``, in separate process trees or in this process."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.given = hydra_context, task_function, config
@@ -42,7 +42,7 @@ class GeexpLauncher(Launcher):
         launch_rows(*self.given, rows, self._train())
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch a batch of another sweeper, such as one that searches."""
+        """Launch a batch of jobs from another sweeper, such as a hyperparameter search."""
         from geexp.launching.sweep import launch_batch
 
         return launch_batch(*self.given, job_overrides, initial_job_idx, self._train())
@@ -52,7 +52,7 @@ class GeexpLauncher(Launcher):
 
 
 class GeexpSlurmLauncher(GeexpLauncher):
-    """``hydra/launcher=geexp_slurm``: as SLURM job arrays. The settings are those of ``SlurmSettings``."""
+    """``hydra/launcher=geexp_slurm``: run jobs as SLURM job arrays, with the settings of ``SlurmSettings``."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings

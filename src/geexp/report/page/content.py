@@ -1,11 +1,10 @@
-"""What the template prints: tables of the paper, statements, runs with their details, pictures beside runs."""
+"""The page's content: tables of the paper, statements, runs with their details, pictures beside runs."""
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from geexp.analysis.drawing import variant_style
 from geexp.config.errors import DataError
 from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
 from geexp.report.curves import as_setting
-from geexp.report.page.cells import copying, mark, signed
+from geexp.report.page.settings import mark
 from geexp.report.paper_tables import complexity_notes, heading, paper_table
 from geexp.report.report import Report, ReportCell, ReportRow, ReportTable
 from geexp.report.runs import FinishedRun
@@ -24,19 +23,20 @@ from geexp.report.tables import Column, Table, to_html
 from geexp.runs.identity import flat
 from geexp.runs.run_files import DETECTIONS, PRECISION_RECALL
 
-# What the page shows at most; it states how much there is beyond.
+# Limits of what the page shows; it states how much there is beyond.
 OTHER_PROTOCOLS = 40  # of one table
 JUDGEMENTS = 12  # of one statement
 PICTURES = 24
 
 SIGNS = {SUPPORTS: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}
-_ANALYSES = {
-    "selectivity": "Class selectivity",
-    "pruning": "Feature importance",
-    "receptive_field": "Effective receptive field",
-    "gates": "Gates",
+_PICTURES = {  # in the folder of a run
+    DETECTIONS: "Detections",
+    PRECISION_RECALL: "Precision and recall",
+    f"{FOLDER}/selectivity.png": "Class selectivity",
+    f"{FOLDER}/pruning.png": "Feature importance",
+    f"{FOLDER}/receptive_field.png": "Effective receptive field",
+    f"{FOLDER}/gates.png": "Gates",
 }
-_OF_DETECTORS = {DETECTIONS: "Detections", PRECISION_RECALL: "Precision and recall"}
 
 
 # Tables of the paper
@@ -94,7 +94,7 @@ class PageTable:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """What trains the missing, by row, or by row and column where each has its own."""
+        """The commands of rows that are not run, or of cells where each has its own training."""
         found = []
         for row in self.table.rows:
             missing = [cell for cell in row.cells.values() if cell.measured is None]
@@ -110,7 +110,7 @@ class PageTable:
 
     @property
     def others(self) -> list[dict[str, Any]]:
-        """The runs of a row's network under other protocols, with their figures by column, and what differs."""
+        """Groups of runs of a row's network under another protocol: their figures by column, and what differs."""
         found: dict[str, dict[str, Any]] = {}
         for row in self.table.rows:
             for cell in row.cells.values():
@@ -134,7 +134,7 @@ def _difference(cell: ReportCell) -> Markup:
 
 
 def filled_tables(report: Report) -> dict[Path, list[str]]:
-    """By a run's folder, the names of the tables in which it fills a row."""
+    """The names of the tables in which a run fills a row, by its folder."""
     found: dict[Path, list[str]] = {}
     for table in report.tables:
         runs = (run for cell in table.cells if cell.measured for run in cell.measured.runs)
@@ -144,7 +144,7 @@ def filled_tables(report: Report) -> dict[Path, list[str]]:
 
 
 def statements_of(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """By statement its judgement in each setting: the paper's first, then those with a verdict."""
+    """The judgements by statement: the paper's protocol first, then settings with a verdict."""
     by_text: dict[str, list[Judgement]] = {}
     for judgement in judgements:
         by_text.setdefault(judgement.claim.text, []).append(judgement)
@@ -163,7 +163,7 @@ def statements_of(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class PageRun:
-    """A run as the page shows it; ``number`` names its details, if it has any, ``filled`` the tables it is in."""
+    """A run on the page; ``number`` is that of its details, if they are shown, ``filled`` are the tables it fills."""
 
     run: FinishedRun
     number: int | None
@@ -183,7 +183,8 @@ class PageRun:
 
     @property
     def finished(self) -> str:
-        return _date(self.run.result.metrics["last"].get("time"))
+        time = self.run.result.metrics["last"].get("time")
+        return "" if time is None else f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M}"
 
     @property
     def label(self) -> Markup:
@@ -194,7 +195,7 @@ class PageRun:
 
     @property
     def summary(self) -> Markup:
-        """The line that unfolds its details."""
+        """The heading of its details."""
         run = self.run
         place = f"{self.model}, {run.identity.get('data.name')}, {self.schedule}, seed {run.seed}"
         figure = f"{'mAP ' if run.detector else ''}{run.figure(self.score):.2f} %"
@@ -204,44 +205,37 @@ class PageRun:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a run gave and what it was made with, by heading; without what its record lacks."""
+        """Its results, resources and environment by heading, without those that were not recorded."""
         result, known = self.run.result, self.run.result.environment
         names = {"map": "mAP"} if self.run.detector else {"top1": "top-1 error", "top5": "top-5 error"}
-        gpu, versions, devices = known.get("gpu"), known.get("versions"), result.devices
-        memory = {"resident": "of the process", "gpu": "on the GPU"}
-        peaks = {name: _number(_get(result.peak_memory_bytes, key)) for key, name in memory.items()}
+        peaks = result.peak_memory_bytes
+        memory = {"of the process": peaks.get("resident"), "on the GPU": peaks.get("gpu")}
+        versions = {"Python": known.get("python")} | known.get("versions", {})
         found = {
             **{name: self._last_and_best(metric) for metric, name in names.items()},
-            "backbone": _get(result.backbone, "loaded"),
+            "backbone": (result.backbone or {}).get("loaded"),
             "epochs": result.epochs,
             "time": _duration(result.seconds),
             "finished": self.finished,
-            "processor": _joined(known.get("processor"), f"{known['threads']} threads" if known.get("threads") else ""),
-            "GPU": _joined(*gpu.values()) if isinstance(gpu, dict) else gpu or "none",
-            "devices": _joined(*(f"{k.replace('_', ' ')} {v}" for k, v in devices.items()))
-            if isinstance(devices, dict)
-            else "",
-            "peak memory": _joined(*(f"{peak / 2**30:.2f} GiB {name}" for name, peak in peaks.items() if peak)),
-            "feed": _get(result.feed, "name"),
+            "processor": _joined(known.get("processor"), f"{known['threads']} threads" if "threads" in known else ""),
+            "GPU": known.get("gpu") or "none",
+            "devices": _joined(*(f"{key.replace('_', ' ')} {value}" for key, value in result.devices.items())),
+            "peak memory": _joined(*(f"{peak / 2**30:.2f} GiB {name}" for name, peak in memory.items() if peak)),
+            "feed": result.feed.get("name"),
             "host": _joined(known.get("host"), known.get("platform")),
             "commit": known.get("commit"),
-            "versions": _joined(
-                f"Python {known['python']}" if known.get("python") else "",
-                *(f"{k} {v}" for k, v in versions.items() if isinstance(versions, dict)),
-            )
-            if isinstance(versions, dict)
-            else "",
+            "versions": _joined(*(f"{package} {number}" for package, number in versions.items() if number)),
         }
         return {name: str(text) for name, text in found.items() if text}
 
     def _last_and_best(self, metric: str) -> str:
-        epoch = self.run.result.metrics["best"].get("epoch")
-        best = f"after the best{'' if epoch is None else f' ({epoch})'}"
-        return f"{self.run.figure(metric):.2f} % after the last epoch, {self.run.figure(metric, 'best'):.2f} % {best}"
+        last, best = self.run.figure(metric), self.run.figure(metric, "best")
+        epoch = self.run.result.metrics["best"]["epoch"]
+        return f"{last:.2f} % after the last epoch, {best:.2f} % after the best ({epoch})"
 
     @property
     def configuration(self) -> list[tuple[str, str]]:
-        """Titles and texts, a setting a line: what determines the result, and the rest of the configuration."""
+        """Titles and texts with a setting per line: what determines the result, and the rest of the configuration."""
         identity = flat(self.run.result.identity)
         rest = {key: value for key, value in flat(self.run.result.config).items() if key not in identity}
         parts = {"What determines the result": identity, "The rest of the configuration": rest}
@@ -260,7 +254,7 @@ def runs_table(runs: Sequence[PageRun], *, detectors: bool) -> Table[PageRun]:
         return lambda one: f"{one.run.figure(metric, which):.2f}"
 
     def count(key: str) -> Any:
-        return lambda one: _millions(one.run.result.complexity.get(key))
+        return lambda one: f"{one.run.result.complexity[key] / 1e6:,.3f}"
 
     score = "map" if detectors else "top1"
     columns = [
@@ -278,7 +272,7 @@ def runs_table(runs: Sequence[PageRun], *, detectors: bool) -> Table[PageRun]:
         *([] if detectors else [Column("Top-5", figure("top5"))]),
         Column("Params, M", count("params")),
         *([] if detectors else [Column("MACs, M", count("macs"))]),
-        Column("Time", lambda one: _duration(one.run.result.seconds), lambda one: _number(one.run.result.seconds)),
+        Column("Time", lambda one: _duration(one.run.result.seconds), lambda one: one.run.result.seconds),
         Column("Finished", lambda one: one.finished[:10], right=False, css="date"),
         Column("Fills", lambda one: ", ".join(one.filled), right=False),
     ]  # fmt: skip
@@ -295,7 +289,7 @@ def in_order(runs: Sequence[FinishedRun], first: Container[Path]) -> list[Finish
     return sorted(runs, key=place)
 
 
-# Pictures beside runs: of analyses, and of what detectors find
+# Pictures beside runs: of analyses, and of detectors' results
 
 
 @dataclass(frozen=True)
@@ -309,22 +303,16 @@ class Picture:
 
 
 def pictures_of(runs: Sequence[FinishedRun]) -> tuple[list[Picture], int]:
-    """Those that can be read, run by run, and how many more there are."""
-    there = list(_picture_files(runs))
+    """The pictures that can be read, run by run, and how many more there are."""
+    files = [(run, run.folder / name) for run in runs for name in _PICTURES]
+    there = [(run, file) for run, file in files if file.is_file()]
     shown = []
-    for file, read in there[:PICTURES]:
+    for run, file in there[:PICTURES]:
         try:
-            shown.append(read(file))
+            shown.append(_of_analysis(file) if file.parent.name == FOLDER else _of_detector(run, file))
         except (DataError, OSError):
             continue
     return shown, max(0, len(there) - PICTURES)
-
-
-def _picture_files(runs: Sequence[FinishedRun]) -> Iterator[tuple[Path, Any]]:
-    for run in runs:
-        ways: list[tuple[Path, Any]] = [(run.folder / name, partial(_of_detector, run)) for name in _OF_DETECTORS]
-        ways += [(run.folder / FOLDER / f"{name}.png", _of_analysis) for name in _ANALYSES]
-        yield from ((file, read) for file, read in ways if file.is_file())
 
 
 def _of_analysis(file: Path) -> Picture:
@@ -333,7 +321,7 @@ def _of_analysis(file: Path) -> Picture:
     first = analysis.networks[0]
     split = {"val": "validation", "train": "training"}.get(first.split, first.split)
     return Picture(
-        title=f"{_ANALYSES[file.stem]}: {first.model}, {first.identity['data.name']}",
+        title=f"{_PICTURES[f'{FOLDER}/{file.name}']}: {first.model}, {first.identity['data.name']}",
         facts=f"{networks}; {first.images:,} {split} images",
         command=str(analysis.made.get("command", "")),
         source=address(file, "png"),
@@ -343,7 +331,7 @@ def _of_analysis(file: Path) -> Picture:
 def _of_detector(run: FinishedRun, file: Path) -> Picture:
     predict = f"python -m geexp.detect mode=predict run={as_given(run.folder)}"
     return Picture(
-        title=f"{_OF_DETECTORS[file.name]}: {run.identity['model.name']}, {run.identity['data.name']}",
+        title=f"{_PICTURES[file.name]}: {run.identity['model.name']}, {run.identity['data.name']}",
         facts=f"{run.label}, {run.identity['detector.layout']}, seed {run.seed}; mAP {run.figure('map'):.2f} %",
         command=predict if file.name == DETECTIONS else run.result.command,
         source=address(file, "png"),
@@ -351,48 +339,41 @@ def _of_detector(run: FinishedRun, file: Path) -> Picture:
 
 
 def address(picture: Path, kind: str) -> str:
-    """The picture inside an address, which needs no file beside the page."""
+    """The picture as a ``data:`` address."""
     return f"data:image/{kind};base64,{b64encode(picture.read_bytes()).decode()}"
 
 
 # Words
 
 
+def copying(command: str) -> Markup:
+    """A button that copies a command."""
+    return Markup(
+        '<button type="button" class="copy" data-copy="{0}" aria-label="Copy the command: {0}" '
+        'title="Copy the command"><svg viewBox="0 0 16 16" aria-hidden="true"><use href="#i-copy"/></svg></button>'
+    ).format(command)
+
+
+def signed(text: str) -> str:
+    """With a true minus sign."""
+    return text.replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def as_given(folder: Path, root: Path | None = None) -> str:
-    """A folder without the way to ``root``, or to the present one."""
+    """A folder relative to ``root``, or else to the working directory, if it lies there."""
     roots = [one for one in (root, Path.cwd()) if one is not None and folder.is_relative_to(one)]
     return str(folder.relative_to(roots[0])) if roots else str(folder)
-
-
-def _get(tree: Any, key: str) -> Any:
-    """From a record of any version."""
-    return tree.get(key) if isinstance(tree, dict) else None
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _joined(*parts: Any) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def _millions(value: Any) -> str:
-    return "" if _number(value) is None else f"{value / 1e6:,.3f}"
-
-
-def _duration(seconds: Any) -> str:
-    found = _number(seconds)
-    if found is None:
-        return ""
-    if found >= 3600:
-        return f"{found / 3600:,.1f} h"
-    return f"{found / 60:.1f} min" if found >= 60 else f"{found:.0f} s"
-
-
-def _date(time: Any) -> str:
-    found = _number(time)
-    try:
-        return f"{datetime.fromtimestamp(found):%Y-%m-%d %H:%M}" if found is not None else ""
-    except (OverflowError, OSError, ValueError):
-        return ""
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -12,7 +12,7 @@
     theme.setAttribute("aria-pressed", isDark());
     drawn.forEach(draw);
   };
-  const remember = name => { try { localStorage.setItem("geexp-theme", name); } catch { /* not allowed: not kept */ } };
+  const remember = name => { try { localStorage.setItem("geexp-theme", name); } catch { /* not allowed */ } };
   const remembered = () => { try { return localStorage.getItem("geexp-theme"); } catch { return null; } };
   theme.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
@@ -21,17 +21,16 @@
   });
   preferred.addEventListener("change", showTheme);
 
-  // Tables: up, down, and the order in which they came; what has no value is always last
+  // Tables: ascending, descending, and the original order; cells without a value are always last
   const valueOf = (row, column) => {
     const cell = row.cells[column];
-    const text = "value" in cell.dataset ? cell.dataset.value : cell.textContent.trim();
-    return [text, text === "" || text === "–" ? NaN : Number(text.replaceAll(",", ""))];
+    return cell.dataset.value ?? cell.textContent.trim();
   };
   const compare = (column, sign) => (a, b) => {
-    const [[s, x], [t, y]] = [valueOf(a, column), valueOf(b, column)];
+    const [s, t] = [valueOf(a, column), valueOf(b, column)];
     if (s === "" || t === "") return (s === "") - (t === "");
-    if (!isNaN(x) && !isNaN(y)) return sign * (x - y);
-    return sign * s.localeCompare(t, "en", { numeric: true });
+    const difference = s.replaceAll(",", "") - t.replaceAll(",", "");
+    return sign * (isNaN(difference) ? s.localeCompare(t, "en", { numeric: true }) : difference);
   };
   for (const table of all("table[data-sortable]")) {
     const body = table.tBodies[0];
@@ -44,12 +43,12 @@
         const rows = [...first];
         if (next !== "none") rows.sort(compare(Number(head.dataset.column), next === "ascending" ? 1 : -1));
         body.append(...rows);
-        say(next === "none" ? "in the first order" : `sorted by ${head.textContent}, ${next}`);
+        say(next === "none" ? "in the original order" : `sorted by ${head.textContent}, ${next}`);
       });
     }
   }
 
-  // Runs with all of the words
+  // Show only runs that contain all words
   const filter = document.getElementById("filter");
   filter?.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -86,25 +85,14 @@
     say("copied");
   });
 
-  // A link to something folded unfolds it
-  const unfold = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (!target) return;
-    for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
-    target.scrollIntoView();
+  // A link to something in closed details opens them
+  const unfold = hash => {
+    for (let at = document.getElementById(hash.slice(1)); at; at = at.parentElement) {
+      if (at.tagName === "DETAILS") at.open = true;
+    }
   };
-  addEventListener("hashchange", unfold);
-  document.addEventListener("click", event => {
-    const link = event.target.closest("a[href^='#']");
-    if (link && link.getAttribute("href") === location.hash) unfold();
-  });
-
-  // What scrolls can be reached by keyboard
-  const reach = () => all(".scroll").forEach(box => {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-    else box.removeAttribute("tabindex");
-  });
-  addEventListener("resize", reach);
+  document.addEventListener("click", event => unfold(event.target.closest("a")?.hash ?? ""));
+  unfold(location.hash);
 
   // Curves, drawn when they come into sight
   const settings = JSON.parse(document.getElementById("curve-data").textContent);
@@ -178,11 +166,9 @@
       }
     }, { rootMargin: "400px" });
     all(".plot").forEach(plot => sight.observe(plot));
-    reach();
-    unfold();
   });
 
-  // Paper is white
+  // Print in light colours
   let before;
   addEventListener("beforeprint", () => {
     before = root.dataset.theme;

@@ -11,25 +11,34 @@ from typing import Any
 from markupsafe import Markup
 
 from geexp.analysis.drawing import Curve
-from geexp.report.curves import TRAIN, VAL, as_setting, differing_keys, labels_of, make_curve, next_look
+from geexp.report.curves import TRAIN, VAL, by_setting, labels_of, make_curve, next_look
 from geexp.report.measured import Measured, one_per_seed
-from geexp.report.page.cells import mark, plotly_line
-from geexp.report.rows import OF_THE_HARDWARE
 from geexp.report.runs import FinishedRun
 from geexp.report.tables import Column, Table
 
-# What is drawn. 2,000 runs of 300 epochs would make a page of some hundred megabytes.
+# Limits of what is drawn: 2,000 runs of 300 epochs would make a page of some hundred megabytes.
 SETTINGS = 8
 CURVES = 40  # in one setting
 SEEDS_APART = 12  # with more curves than these, seeds are drawn as their mean
-AVERAGED = 10
-LONG = 20  # epochs
+LONG = 20  # epochs, from which on the steep start is left out
 POINTS = 200  # on one curve
+
+# matplotlib's markers by plotly's names, and as paths around 0, 0.
+_MARKERS = {
+    "o": ("circle", "M3 0A3 3 0 1 1 -3 0A3 3 0 1 1 3 0Z"),
+    "s": ("square", "M-2.6 -2.6H2.6V2.6H-2.6Z"),
+    "^": ("triangle-up", "M0 -3.4L3.4 2.6H-3.4Z"),
+    "D": ("diamond", "M0 -3.6L3.6 0L0 3.6L-3.6 0Z"),
+    "v": ("triangle-down", "M0 3.4L-3.4 -2.6H3.4Z"),
+    "p": ("pentagon", "M0 -3.4L3.2 -1.1L2 2.8H-2L-3.2 -1.1Z"),
+    "*": ("star", "M0 -4L1 -1.3L3.8 -1.2L1.6 .5L2.4 3.2L0 1.6L-2.4 3.2L-1.6 .5L-3.8 -1.2L-1 -1.3Z"),
+    "P": ("cross", "M-1.2 -3.4H1.2V-1.2H3.4V1.2H1.2V3.4H-1.2V1.2H-3.4V-1.2H-1.2Z"),
+}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed: curves of one look."""
+    """Runs that repeat a training with other seeds; their curves share a style."""
 
     number: int
     label: str
@@ -39,7 +48,7 @@ class Group:
 
     @property
     def train(self) -> float | None:
-        """The training error after the last epoch, the mean of what is drawn."""
+        """The training error after the last epoch, the mean of the drawn curves."""
         last = [curve.values[TRAIN][-1] for curve in self.curves if curve.epochs]
         known = [error for error in last if error is not None]
         return mean(known) if known else None
@@ -47,9 +56,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs on the same model, data and schedule, to be drawn together.
+    """Runs on the same model, data and schedule, drawn in one picture.
 
-    ``step`` lies between the epochs that are drawn; with ``means`` a curve is the mean over seeds.
+    Every ``step``-th epoch is drawn; with ``means`` a curve is the mean over seeds. ``undrawn`` counts missing curves.
     """
 
     name: str
@@ -99,7 +108,7 @@ def _toggle(group: Group) -> str:
 
 
 def settings_of(runs: Sequence[FinishedRun], filled: Container[Path]) -> tuple[list[Setting], list[tuple[str, int]]]:
-    """What is drawn, settings that fill the paper's tables first, and the names and runs of settings that are not."""
+    """The settings to draw, those that fill the paper's tables first, and names and number of runs of the others."""
 
     def weight(part: tuple[str, str, list[FinishedRun]]) -> tuple[Any, ...]:
         name, protocol, found = part
@@ -120,27 +129,19 @@ def settings_of(runs: Sequence[FinishedRun], filled: Container[Path]) -> tuple[l
 def _parts(runs: Sequence[FinishedRun], filled: Container[Path]) -> Iterator[tuple[str, str, list[FinishedRun]]]:
     """Name, protocol and runs of each picture.
 
-    Of one model, data set and schedule, a protocol under which several networks were trained has a picture of its own;
-    the others, which have only one curve each, share one.
+    A protocol with several networks has its own; those of one model, data set and schedule with one network share one.
     """
-    settings: dict[str, dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        names = [run.identity.get(key) for key in ("model.name", "data.name", "schedule.name", "scale")]
-        protocol = {k: v for k, v in run.identity.items() if not k.startswith("ge.") and k not in OF_THE_HARDWARE}
-        name = ", ".join(str(found) for found in names if found is not None)
-        settings[name][str(sorted(protocol.items()))].append(run)
-    for name, protocols in settings.items():
-        varying = differing_keys([found[0] for found in protocols.values()])
+    for name, protocols in by_setting(runs).items():
         single: list[FinishedRun] = []
-        for found in protocols.values():
+        for words, found in protocols.items():
             if len(protocols) > 1 and len({run.network for run in found}) == 1:
                 single += found
             elif any(run.folder in filled for run in found):
                 yield name, "the paper's protocol", found
             else:
-                yield name, " ".join(f"{key}={as_setting(found[0].identity.get(key))}" for key in varying), found
+                yield name, words, found
         if single:
-            yield name, "other protocols" if len(protocols) > 1 else "", single
+            yield name, "other protocols", single
 
 
 def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | None:
@@ -152,14 +153,14 @@ def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | N
     repeated = {label: one_per_seed(found) for label, found in by_label.items()}
     seeds = sum(map(len, repeated.values()))
     means = seeds > SEEDS_APART
+    lines = {label: [found] if means else [[run] for run in found] for label, found in repeated.items()}
     groups: list[Group] = []
     left = CURVES
     empty = 0
     for label, found in repeated.items():
-        lines = [found[:AVERAGED]] if means else [[run] for run in found]
-        shown = [line for line in lines[:left] if any(run.history for run in line)]
-        empty += sum(not run.history for line in lines[:left] for run in line)
-        left = max(0, left - len(lines))
+        shown = lines[label][:left]
+        left -= len(shown)
+        empty += sum(not run.history for line in shown for run in line)
         style = next_look(found[0].style, [group.style for group in groups])
         curves = [make_curve(line, (TRAIN, VAL), label=_seeds(line), style=style, points=POINTS) for line in shown]
         if drawable := tuple(curve for curve in curves if curve is not None):
@@ -167,7 +168,7 @@ def _drawn(name: str, protocol: str, runs: Sequence[FinishedRun]) -> Setting | N
     if not groups:
         return None
     undrawn = {
-        f"beyond the {CURVES} curves that a picture holds": max(0, (len(repeated) if means else seeds) - CURVES),
+        f"beyond the {CURVES} curves that a picture holds": max(0, sum(map(len, lines.values())) - CURVES),
         "without a history": empty,
         "repeated by a later run with the same seed": len(runs) - seeds,
     }
@@ -183,7 +184,7 @@ def _seeds(line: Sequence[FinishedRun]) -> str:
 
 
 def _range(curves: Sequence[Curve]) -> list[float] | None:
-    """Of the errors after the first tenth of many epochs, in which they fall too far to see the rest."""
+    """The range of the errors after the first tenth of a long run, in which they fall too far to see the rest."""
     if max(len(curve.epochs) for curve in curves) < LONG:
         return None
     series = [curve.values[key] for curve in curves for key in (TRAIN, VAL)]
@@ -192,3 +193,29 @@ def _range(curves: Sequence[Curve]) -> list[float] | None:
         return None
     margin = (max(begun) - min(begun)) / 20
     return [max(0.0, min(begun) - margin), max(begun) + margin]
+
+
+def ink(style: dict[str, Any]) -> str:
+    """A style's colour in CSS; black is nearly white on a dark page."""
+    return "var(--black)" if style["color"] == "#000000" else style["color"]
+
+
+def dash(style: dict[str, Any], width: float = 2) -> str:
+    """plotly's description of a dashed line; it is SVG's too."""
+    line = style["linestyle"]
+    return "solid" if line == "-" else ",".join(f"{part * width:g}px" for part in line[1])
+
+
+def plotly_line(style: dict[str, Any]) -> dict[str, str]:
+    """How plotly draws a curve; the page's script looks up the colour."""
+    return {"colour": ink(style), "dash": dash(style), "symbol": _MARKERS[style["marker"]][0]}
+
+
+def mark(style: dict[str, Any]) -> Markup:
+    """A sample of a variant's line, small enough to stand in a text."""
+    dashes = dash(style).replace("px", "").replace("solid", "")
+    return Markup(
+        '<svg class="mark" viewBox="0 0 28 10" aria-hidden="true">'
+        '<path d="M0 5H28" stroke="{0}" stroke-width="2" stroke-dasharray="{1}"/>'
+        '<path d="{2}" transform="translate(14 5)" fill="{0}"/></svg>'
+    ).format(ink(style), dashes or "none", _MARKERS[style["marker"]][1])

@@ -18,7 +18,6 @@ import geexp
 from geexp.report.claims import LEVEL, MARGIN
 from geexp.report.curves import as_setting
 from geexp.report.figures import Figure
-from geexp.report.page.cells import copying, p_value
 from geexp.report.page.content import (
     OTHER_PROTOCOLS,
     SIGNS,
@@ -26,8 +25,10 @@ from geexp.report.page.content import (
     PageTable,
     address,
     as_given,
+    copying,
     filled_tables,
     in_order,
+    p_value,
     pictures_of,
     runs_table,
     statements_of,
@@ -38,9 +39,7 @@ from geexp.report.runs import LeftOut
 from geexp.report.tables import Column, Table, to_html
 from geexp.runs.atomic_write import atomic_write
 
-# What the page shows at most; it states how much there is beyond.
-DETAILED_RUNS = 200
-LEFT_OUT = 500
+DETAILED_RUNS = 200  # the page states how many there are beyond
 
 _FILES = Path(__file__).parent
 
@@ -52,7 +51,7 @@ def write_page(report: Report, path: Path, *, figures: Sequence[Figure] = (), ma
 
 
 def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | None = None) -> str:
-    """The page as text. Whatever comes from files is escaped, and no script but its own can run in it."""
+    """The page as text. All strings from files are escaped, and only the page's own scripts can run."""
     filled = filled_tables(report)
     order = in_order(report.runs, filled)
     numbers = {run.folder: number for number, run in enumerate(order[:DETAILED_RUNS], 1)}
@@ -76,7 +75,7 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
         "verdicts": Counter(judgement.verdict for judgement in report.judgements),
         "statements": statements_of(report.judgements),
         "tables": [PageTable(table) for table in report.tables],
-        "figures": [(figure, _picture(figure)) for figure in figures],
+        "figures": [(figure, _picture(figure), [("", command) for command in figure.missing]) for figure in figures],
         "pictures": pictures,
         "pictures_left": pictures_left,
         "settings": settings,
@@ -100,7 +99,7 @@ def _left_out(report: Report) -> Table[LeftOut]:
         Column("Folder", folder, right=False, html=lambda left: code.format(folder(left))),
         Column[LeftOut]("Reason", lambda left: left.reason, right=False),
     ]
-    return Table(columns, report.left_out[:LEFT_OUT])
+    return Table(columns, report.left_out)
 
 
 def _picture(figure: Figure) -> str | None:
@@ -123,7 +122,7 @@ def _environment() -> Environment:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """What a browser may do for this page: run these very scripts, and fetch nothing."""
+    """The content security policy: only these scripts run, and nothing is fetched."""
     hashes = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
