@@ -148,7 +148,7 @@ def test_curves_of_whatever_runs_there_are(runs, run, tmp_path):
         (["analysis=pruning", "run={theta}", "blocks=[conv9_1]"], ["blocks=['conv9_1']", "conv4_1"]),
         (["analysis=pruning", "run={theta}", "blocks=[conv5_1]"], ["conv5_1", "conv2_1, conv3_1, conv4_1"]),
         (["analysis=selectivity", "run={theta}", "stage=5"], ["stage=5", "conv4_1"]),
-        (["analysis=selectivity", "run={theta}", "ratios=[0.5]"], ["ratios=[0.5]", "only pruning"]),
+        (["analysis=selectivity", "run={theta}", "ratios=[0.5]"], ["ratios=[0.5]", "only of pruning"]),
         (["analysis=selectivity", "run=nowhere"], ["run=nowhere", "no such folder"]),
         (["analysis=selectivity", "run={empty}"], ["best.ckpt", "no such file"]),
         (["analysis=curves", "run={empty}"], ["no finished run"]),

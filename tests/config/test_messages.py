@@ -194,7 +194,7 @@ def test_a_sweep_in_several_ranks_is_refused_once(forked, tmp_path, started, ran
         (line,) = done.stderr.splitlines()
         assert line.startswith("geexp.train: start a sweep with plain python; ")
         assert f"under {started} every process would run all of it" in line
-        assert line.endswith(" Say: python -m geexp.train -m seed=0,1")
+        assert line.endswith("python -m geexp.train -m seed=0,1")
     else:
         assert done.stderr == ""
     assert not (tmp_path / "outputs").exists()

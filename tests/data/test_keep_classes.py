@@ -137,7 +137,7 @@ def test_what_a_pack_lacks_of_the_kept_classes_is_told(imagenet):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.keep_classes=2"], r"data\.num_classes=10: .*data\.keep_classes=2 .*data\.num_classes=2"),
+        (["data.keep_classes=2"], r"data\.num_classes=10: .*data\.keep_classes=2\. .*data\.num_classes=2"),
         (["data.num_classes=2", "data.keep_classes=3"], r"data\.num_classes=2: .*data\.keep_classes=3"),
     ],
 )

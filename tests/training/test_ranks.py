@@ -113,7 +113,7 @@ def test_a_step_is_the_same_however_it_is_divided(forked, data, tmp_path):
         ("train", 2, "trainer.devices=2 trainer.sync_batchnorm=true", ["trainer.sync_batchnorm=true", "GPUs only"]),
         ("train", 2, "trainer.devices=2 optim.batch_size=63", ["optim.batch_size=63", "2 devices"]),
         ("evaluate", None, "devices=3", ["geexp.evaluate: devices=3", "--nproc-per-node=3 -m geexp.evaluate"]),
-        ("evaluate", 2, "devices=1", ["geexp.evaluate: devices=1, but 2", "Say devices=2", "python -m geexp.evaluate"]),
+        ("evaluate", 2, "devices=1", ["geexp.evaluate: devices=1, but 2", "Set devices=2", "python -m geexp.evaluate"]),
     ],
 )
 def test_a_wrong_number_is_refused_once(forked, trained, tmp_path, entry, ranks, devices, parts):

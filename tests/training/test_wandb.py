@@ -130,7 +130,7 @@ def test_a_dry_run_writes_the_specification(forked, tmp_path):
 
 def test_a_dashboard_sets_what_was_measured_beside_the_paper(monkeypatch):
     measured = SimpleNamespace(mean=21.5)
-    monkeypatch.setattr(Runs, "measured", lambda self, cell: measured if cell.column == "top1" else None)
+    monkeypatch.setattr(Runs, "of_training", lambda self, training, metric: measured if metric == "top1" else None)
     text = str(make_dashboard("table2", entity="me", project="geexp", runs=Runs([])).blocks[1])
     assert "-0.38" in text
 
