@@ -70,7 +70,7 @@ def main(images: str, run: str, world: int, feed: dict, end: str) -> None:
         max_epochs=4,
         logger=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[LastCheckpoint(folder, every_n_steps=5)],
+        callbacks=[LastCheckpoint(folder, every_n_steps=5, stop=lambda: 0)],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
