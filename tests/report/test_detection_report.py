@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from geexp.report.claims import CANNOT_TELL, SUPPORTS
+from geexp.report.claims import INCONCLUSIVE, SUPPORTED
 from geexp.report.comparison import trained
 from geexp.report.page import page
 from geexp.report.paper_tables import print_table, write_tables
@@ -31,8 +31,8 @@ def test_measured_stands_beside_27_3_and_28_6(tmp_path):
     assert theta.difference == pytest.approx(-0.1)
     assert baseline.elsewhere == theta.elsewhere == ()
     report = make_report(tmp_path, [DETECTION])
-    (judged,) = [one for one in report.judgements if one.claim.metric == "map"]
-    assert (judged.verdict, judged.reason) == (SUPPORTS, "difference +1.30 points")
+    (judged,) = [one for one in report.judgements if one.claim.where == "detection"]
+    assert (judged.verdict, judged.reason) == (SUPPORTED, "difference +1.30 points")
     written = {path.name: path.read_text() for path in write_tables(report, tmp_path / "report")}
     assert "| GE-θ (E8) | 28.6 | 28.50 ± 0.14 (n=2) | -0.10 |" in written["detection.md"]
     assert [row["mAP, %"] for row in trained(report.runs).rows] == ["27.20 ± 0.28 (n=2)", "28.50 ± 0.14 (n=2)"]
@@ -72,7 +72,7 @@ def test_the_other_tables_do_not_take_a_detector_for_a_classifier(tmp_path):
     shown = page(report)
     assert "mAP 27.00 %" in shown
     assert "265 tensors loaded" in shown
-    assert [one.verdict for one in report.judgements if one.claim.metric == "map"] == [CANNOT_TELL]
+    assert [one.verdict for one in report.judgements if one.claim.where == "detection"] == [INCONCLUSIVE]
 
 
 def test_what_is_not_run_says_which_sweep_runs_it(tmp_path):

@@ -12,7 +12,7 @@ from geexp.analysis.analyse import Analysis, Network, write_analysis
 from geexp.config.compose import composed_training
 from geexp.config.labels import ge_label
 from geexp.report import rows
-from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, claims, judge, judge_all
+from geexp.report.claims import INCONCLUSIVE
 from geexp.report.comparison import compare_runs, trained
 from geexp.report.figures import Figure, draw_figures
 from geexp.report.measured import Runs
@@ -140,70 +140,7 @@ def test_a_folder_without_runs_has_all_tables(tmp_path):
     assert report.tables[1].rows[0].complexity["gflops"]["computed"] == pytest.approx(7.57, abs=0.005)
     commands = {cell.command for table in report.tables[:-1] for cell in table.cells}
     assert len(commands) == 59
-    assert {judgement.verdict for judgement in report.judgements} == {CANNOT_TELL}
-
-
-# Statements
-
-
-def runs_with(tmp_path: Path, errors: dict[str, list[float]], table: int = 6) -> Runs:
-    for label, values in errors.items():
-        for seed, error in enumerate(values):
-            finished(tmp_path / f"{label}{seed}", training(table, label), seed=seed, top1=error)
-    return Runs(read_runs(tmp_path)[0])
-
-
-MAX, AVG = [23.1, 23.2, 23.0], [22.8, 22.9, 22.85]
-
-
-@pytest.mark.parametrize(
-    ("global_max", "global_avg", "verdict"),
-    [
-        ([23.6, 23.7, 23.65], [22.1, 22.2, 22.15], SUPPORTS),
-        ([22.1, 22.2, 22.15], [23.6, 23.7, 23.65], CONTRADICTS),
-        ([22.1, 23.2, 22.6], [22.2, 23.0, 22.5], CANNOT_TELL),
-        ([23.6], [22.1], CANNOT_TELL),
-    ],
-)
-def test_a_statement_is_as_good_as_its_weakest_comparison(tmp_path, global_max, global_avg, verdict):
-    errors = {"(E4, max)": MAX, "(E4, avg)": AVG, "(global, max)": global_max, "(global, avg)": global_avg}
-    (claim,) = (claim for claim in claims() if claim.where == "Table 6")
-    judged = judge(claim, "", runs_with(tmp_path, errors).faithful)
-    assert judged.verdict == verdict
-    assert (judged.p is None) == (len(global_max) == 1)
-
-
-@pytest.mark.parametrize(
-    ("other", "verdict"),
-    [([22.15, 22.18, 22.2], SUPPORTS), ([23.4, 23.5, 23.45], CONTRADICTS), ([22.0, 22.6, 22.3], CANNOT_TELL)],
-)
-def test_equal_means_within_the_margin(tmp_path, other, verdict):
-    runs = runs_with(tmp_path, {"GE-θ⁻": [22.14, 22.16, 22.15], "ResNet-101": other}, table=2)
-    (claim,) = (claim for claim in claims() if claim.equal)
-    assert judge(claim, "", runs.faithful).verdict == verdict
-
-
-def test_without_its_runs_a_statement_names_them(tmp_path):
-    (claim,) = (claim for claim in claims() if claim.where == "Table 6")
-    judged = judge(claim, "", Runs([]).faithful)
-    assert (judged.verdict, judged.p) == (CANNOT_TELL, None)
-    assert judged.reason == "not run: table6_e4_avg, table6_e4_max, table6_global_avg and 1 more"
-
-
-def test_other_settings_are_judged_by_themselves(tmp_path):
-    """A small network on a small set can say whether GE-θ⁺ is the best there, and no more than that."""
-    errors = {"ResNet-50 (Baseline)": 20.0, "SE": 19.0, "GE-θ⁻": 19.5, "GE-θ": 18.0, "GE-θ⁺": 15.0}
-    for label, error in errors.items():
-        for seed in range(3):
-            of = training(2, label)
-            but = {"schedule.epochs": 5, "trainer.max_epochs": 5}
-            finished(tmp_path / f"{label}{seed}", of, seed=seed, top1=error + seed / 10, but=but)
-    runs, _ = read_runs(tmp_path)
-    judged = {(j.claim.where, j.setting): j for j in judge_all(Runs(runs), runs)}
-    elsewhere = "resnet50, imagenet, plateau"
-    assert judged["Table 2", "the paper's protocol"].verdict == CANNOT_TELL
-    found = [j for j in judge_all(Runs(runs), runs) if j.setting == elsewhere and "best" in j.claim.text]
-    assert {j.verdict for j in found} == {SUPPORTS}
+    assert {judgement.verdict for judgement in report.judgements} == {INCONCLUSIVE}
 
 
 # Files

@@ -167,8 +167,8 @@ def add_gather_excite(
         variant: ``theta_minus``, ``theta``, ``theta_plus`` or ``se``. Give either this or ``operator``.
         operator: a function that returns the module for one block, called with the block's channels C and ``size``, the
             (H, W) of its feature map. The module maps ``[N, C, H, W]`` to the same shape.
-        extent, pool, border, reduction, implementation: arguments of ``GatherExcite``. Except with ``reference``, timm's
-            ResNet blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training;
+        extent, pool, border, reduction, implementation: arguments of ``GatherExcite``. Except with ``reference``,
+            timm's ResNet blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training;
             ``auto`` does so if the compilation, about 20 s, pays off.
         stages: the paper's numbers, 2 to 5; None for all.
         image_size: of the input, (H, W) or one number; defaults to the size in a timm network's configuration, else

@@ -36,9 +36,9 @@ class GatherExcite(nn.Module):
             they are valid, ``auto`` chooses case by case. Parameters are the same, values agree up to rounding.
 
     Raises:
-        ValueError: for an unknown variant, extent, pool, border or implementation, a missing ``size``, or ``pool="max"``
-            or ``border="padded"`` for a variant without pooling; in ``forward``, if a global parametrised gather was
-            built for another map size.
+        ValueError: for an unknown variant, extent, pool, border or implementation, a missing ``size``, or
+            ``pool="max"`` or ``border="padded"`` for a variant without pooling; in ``forward``, if a global
+            parametrised gather was built for another map size.
     """
 
     def __init__(

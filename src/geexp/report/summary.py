@@ -5,14 +5,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
+from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Judgement
 from geexp.report.measured import Measured
 from geexp.report.paper_tables import differences, print_table
 from geexp.report.report import Report, ReportCell
 
 # With more runs the terminal shows no comparison of single runs.
 FIT_ON_A_TERMINAL = 40
-_COLOURS = {SUPPORTS: "green", CONTRADICTS: "red", CANNOT_TELL: ""}
+_COLOURS = {SUPPORTED: "green", CONTRADICTED: "red", INCONCLUSIVE: ""}
 
 
 def print_summary(report: Report, console: Console, *, every_table: bool) -> None:
@@ -35,8 +35,8 @@ def print_summary(report: Report, console: Console, *, every_table: bool) -> Non
 
 
 def _judgements(judged: list[Judgement]) -> RichTable:
-    table = RichTable(title="The paper's statements and the runs at hand", title_justify="left")
-    for heading in ("statement", "where", "runs of", "verdict", "p"):
+    table = RichTable(title="The paper's claims, tested on the runs", title_justify="left")
+    for heading in ("claim", "where", "runs of", "verdict", "p"):
         table.add_column(heading)
     for one in judged:
         colour = _COLOURS[one.verdict]
@@ -64,6 +64,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "statements": [
             {
                 "statement": one.claim.text,
+                "quote": one.claim.quote,
                 "where": one.claim.where,
                 "runs_of": one.setting,
                 "verdict": one.verdict,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from geexp.analysis.analyse import FOLDER, read_analysis
 from geexp.analysis.drawing import variant_style
 from geexp.config.errors import DataError
-from geexp.report.claims import CANNOT_TELL, CONTRADICTS, SUPPORTS, Judgement
+from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Judgement
 from geexp.report.curves import as_setting
 from geexp.report.page.settings import mark
 from geexp.report.paper_tables import complexity_notes, heading, paper_table
@@ -28,7 +28,7 @@ OTHER_PROTOCOLS = 40  # of one table
 JUDGEMENTS = 12  # of one statement
 PICTURES = 24
 
-SIGNS = {SUPPORTS: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}
+SIGNS = {SUPPORTED: "✓", CONTRADICTED: "✗", INCONCLUSIVE: "?"}
 _PICTURES = {  # in the folder of a run
     DETECTIONS: "Detections",
     PRECISION_RECALL: "Precision and recall",
@@ -150,11 +150,12 @@ def statements_of(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         by_text.setdefault(judgement.claim.text, []).append(judgement)
     found = []
     for text, (first, *others) in by_text.items():
-        others.sort(key=lambda judgement: (judgement.verdict == CANNOT_TELL, judgement.p is None))
+        others.sort(key=lambda judgement: (judgement.verdict == INCONCLUSIVE, judgement.p is None))
         beyond = Counter(judgement.verdict for judgement in others[JUDGEMENTS - 1 :])
-        shown = [first, *others[: JUDGEMENTS - 1]]
+        claim, shown = first.claim, [first, *others[: JUDGEMENTS - 1]]
         counts = [f"{count} {verdict}" for verdict, count in beyond.items()]
-        found.append({"text": text, "where": first.claim.where, "judgements": shown, "beyond": counts})
+        place = {"text": text, "quote": claim.quote, "where": claim.where}
+        found.append({**place, "judgements": shown, "beyond": counts})
     return found
 
 
