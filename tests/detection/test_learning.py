@@ -34,11 +34,11 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
         regions=32,
     )
     optimizer = torch.optim.SGD(detector.parameters(), 0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=300)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=400)
     feed = DetectionFeed(
         DetectionReader(images, flip=False), TrainingOrder(len(images), batch_size=8, seed=0, repeat=True)
     )
-    for step in range(300):
+    for step in range(400):
         for batch in feed:
             with fixed_draws(mix(0, "draws", step), CPU):
                 loss = sum(detector(batch.inputs(), batch.targets).values())

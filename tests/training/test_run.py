@@ -165,7 +165,7 @@ def test_a_sweep_ends_with_a_table_and_a_picture(run, tmp_path):
     assert "| GE-θ seed 0 |" in picture.with_name("table.md").read_text()
     assert len(list(tmp_path.glob("outputs/**/metrics.csv"))) == 4
 
-    report = run("report", "format=json", "tables=none", "figures=none")
+    report = run("report.__main__", "format=json", "tables=none", "figures=none")
     assert report.returncode == 0
     assert {row["label"] for row in json.loads(report.stdout)["rows"]} == {
         f"{label} seed {seed}" for label in ("baseline", "GE-θ") for seed in (0, 1)
