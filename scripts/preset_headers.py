@@ -137,9 +137,13 @@ def experiment_header(preset: Preset) -> dict[str, str]:
     if preset.place == "coco":
         what = f"Faster R-CNN (C4) on {_network(preset.config)}, {data} train to val{_steps(preset.config)}; "
         what += f"train its backbone, {backbone_of(preset)}, first, with the same outputs folder"
+    batchnorm = {}
+    if preset.config.data.name == "imagenet":
+        batchnorm["BN"] = "over 32 images in the authors' files: trainer.devices=8 or trainer.accumulate=8"
     return {
         "What": f"{shown_in(preset.place)}, {preset.label}: {what}.",
         "Command": f"python -m geexp.train experiment={preset.name} data.root={root} trainer=gpu",
+        **batchnorm,
         "Hardware": f"about {preset.hours} GPU-hours (estimated, not measured): {_work(preset)}",
         "Number": number,
     }

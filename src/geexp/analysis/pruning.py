@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 ORDERS = ("ascending", "descending")
 RATIOS = tuple(tenths / 10 for tenths in range(11))
 REFERENCE = "reference"
-# Line and fill of the two orders; a network's colour and marker distinguish networks.
+# Line and fill of the two orders, as in the captions of Figures 5 and 8; colour and marker distinguish networks.
 _ORDER_STYLES = {
-    "ascending": ("-", "full", "least important first"),
-    "descending": ("--", "none", "most important first"),
+    "ascending": ("--", "none", "least important first"),
+    "descending": ("-", "full", "most important first"),
 }
 
 
@@ -192,7 +192,10 @@ def _top1(logits: Tensor) -> Tensor:
 
 
 def default_blocks(model: nn.Module) -> list[str]:
-    """The first block of each of the last three stages: conv3_1, conv4_1 and conv5_1, as in the paper."""
+    """The first block of each of the last three stages: conv3_1, conv4_1 and conv5_1.
+
+    The paper shows three blocks and names only conv5-1; the other two are our choice.
+    """
     return [next(iter(blocks)) for blocks in blocks_by_stage(model).values()][-3:]
 
 

@@ -49,8 +49,8 @@ def build_model(
         init: ``paper`` (He normal by fan-in; classifier N(0, 0.01²), zero bias), ``torch`` (the layers' defaults) or
             ``own`` (the constructor's). GE operators are always initialised as in the paper.
         bn_momentum: momentum of every BN; 0.05 is the paper's moving average factor of 0.95.
-        zero_init_residual: initialise residual branches to zero (not in the paper). GE's gates start near 0.5 and
-            halve the residual branches; with both, the branches start at zero and grow half as fast.
+        zero_init_residual: initialise residual branches to zero (not in the paper). The gates of GE-θ⁻ and SE start
+            near 0.5 and halve the residual branches; those of GE-θ start as σ(N(0, 1)), because of its BN.
 
     Raises:
         ValueError: for an unknown name or value; the message lists the allowed ones.

@@ -41,7 +41,21 @@ class Measured:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
     def __str__(self) -> str:
-        return f"{self.spread} (n={self.n})"
+        return f"{self.spread} ({self.about})"
+
+    @property
+    def about(self) -> str:
+        """``n=3``; on ImageNet also over how many images BN normalised, which is 32 in the authors' files."""
+        words = [f"n={self.n}"]
+        if self.images_per_batchnorm:
+            words.append("BN over " + " or ".join(map(str, self.images_per_batchnorm)))
+        return ", ".join(words)
+
+    @property
+    def images_per_batchnorm(self) -> list[int]:
+        """Of classifiers on ImageNet; in a detector BN is fixed."""
+        of_imagenet = [run for run in self.runs if run.identity["data.name"] == "imagenet" and not run.detector]
+        return sorted({run.identity["optim.batchnorm_batch"] for run in of_imagenet})
 
 
 @dataclass(frozen=True)

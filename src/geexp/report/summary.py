@@ -94,4 +94,11 @@ def _measured(measured: Measured | None) -> dict[str, Any]:
     if measured is None:
         return {"n": 0}
     seeds = [run.seed for run in measured.runs]
-    return {"n": measured.n, "mean": measured.mean, "std": measured.std, "values": measured.values, "seeds": seeds}
+    return {
+        "n": measured.n,
+        "mean": measured.mean,
+        "std": measured.std,
+        "values": measured.values,
+        "seeds": seeds,
+        "images_per_batchnorm": measured.images_per_batchnorm,
+    }

@@ -82,9 +82,9 @@ class PageTable:
         if cell.measured is None:
             link = Markup('<a class="none" href="#{}-commands">not run</a>{}')
             return link.format(self.id, copying(cell.command))
-        text = Markup("<b>{}</b>{}<small>(n={})</small>")
+        text = Markup("<b>{}</b>{}<small>({})</small>")
         between = Markup("<br>") if self.compact else " "
-        shown = text.format(cell.measured.spread, between, cell.measured.n)
+        shown = text.format(cell.measured.spread, between, cell.measured.about)
         return shown + " " + _difference(cell) if self.compact else shown
 
     def _computed(self, column: Column[ReportRow], row: ReportRow) -> Markup:
