@@ -67,7 +67,7 @@ def test_the_other_tables_do_not_take_a_detector_for_a_classifier(tmp_path):
     assert report.left_out == ()
     assert len(report.runs) == 2
     assert {cell.elsewhere for table in report.tables for cell in table.cells} == {()}
-    assert str(report.tables[1].rows[1].cells["top1"].measured) == "23.10 (n=1)"
+    assert str(report.tables[1].rows[1].cells["top1"].measured) == "23.10 (n=1, BN over 256)"
     assert str(report.tables[2].cells[0].measured) == "27.00 (n=1)"
     shown = page(report)
     assert "mAP 27.00 %" in shown

@@ -51,10 +51,11 @@ def test_measured_stands_beside_printed(shown):
     rows = shown.rows("table-2")
     assert list(rows) == ["ResNet-101", "ResNet-50 (Baseline)", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"]
     assert rows["GE-θ"][:6] == [
-        "22.00", "22.20 ± 0.28 (n=2)", "+0.20 worse", "5.87", "5.55 ± 0.07 (n=2)", "−0.32 better",
+        "22.00", "22.20 ± 0.28 (n=2, BN over 256)", "+0.20 worse",
+        "5.87", "5.55 ± 0.07 (n=2, BN over 256)", "−0.32 better",
     ]  # fmt: skip
     assert rows["GE-θ"][6:] == ["3.87", "3.869", "31.2", "31.19"]
-    assert rows["ResNet-50 (Baseline)"][:3] == ["23.30", "23.10 (n=1)", "−0.20 better"]
+    assert rows["ResNet-50 (Baseline)"][:3] == ["23.30", "23.10 (n=1, BN over 256)", "−0.20 better"]
     assert shown.rows("table-5")["Baseline"][2:4] == ["26.88", "26.88 (n=1) +0.00 equal"]
 
 
@@ -71,7 +72,10 @@ def test_what_is_not_run_has_its_command(shown):
 def test_other_protocols_stand_apart_with_what_differs(shown):
     assert shown.rows("table-2")["SE"][1] == "not run"
     section = text(shown.by_id("table-2"))
-    assert "SE top-1 error 24.50 (n=1) top-5 error 6.12 (n=1) trainer.max_epochs 90 (300)" in section
+    assert (
+        "SE top-1 error 24.50 (n=1, BN over 256) top-5 error 6.12 (n=1, BN over 256) trainer.max_epochs 90 (300)"
+        in section
+    )
     assert "Other protocols" in section
     assert "Other protocols" not in text(shown.by_id("table-5"))  # CIFAR-100 is the paper's, beside CIFAR-10 too
 

@@ -154,8 +154,8 @@ def test_tables_as_files(tmp_path):
     assert names == {f"table{n}.{suffix}" for n in (2, 4) for suffix in ("md", "csv", "tex")}
     markdown = (tmp_path / "out/table2.md").read_text()
     (line,) = (line for line in markdown.splitlines() if line.startswith("| GE-θ⁺"))
-    assert [c.strip() for c in line.split("|")[2:5]] == ["21.88", "21.50 (n=1)", "-0.38"]
-    assert "- SE, top-1 error, %: 30.00 (n=1); schedule.epochs=5 (paper: 300)" in markdown
+    assert [c.strip() for c in line.split("|")[2:5]] == ["21.88", "21.50 (n=1, BN over 256)", "-0.38"]
+    assert "- SE, top-1 error, %: 30.00 (n=1, BN over 256); schedule.epochs=5 (paper: 300)" in markdown
     with (tmp_path / "out/table2.csv").open() as file:
         rows = {(r["row"], r["column"], r["protocol"]): r for r in csv.DictReader(file)}
     assert float(rows["GE-θ⁺", "top1", "the paper's"]["mean"]) == 21.5
@@ -163,7 +163,7 @@ def test_tables_as_files(tmp_path):
     assert rows["SE", "top1", "schedule.epochs=5 (paper: 300)"]["mean"] == "30.0"
     latex = (tmp_path / "out/table2.tex").read_text()
     assert r"\toprule" in latex
-    assert r"GE-$\theta$$^{+}$ & 21.88 & 21.50 (n=1) & -0.38" in latex
+    assert r"GE-$\theta$$^{+}$ & 21.88 & 21.50 (n=1, BN over 256) & -0.38" in latex
     assert latex.isascii()
     console = Console(width=160, record=True)
     print_table(report.tables[1], console)
@@ -230,7 +230,7 @@ def test_what_was_trained_is_a_row_a_training_with_its_seeds(tmp_path):
     finished(tmp_path / "se", training(2, "SE"), gpu="H200", devices={"count": 8}, commit="abcdef0123456")
     rows = {row["network"]: row for row in trained(read_runs(tmp_path)[0]).rows}
     theta, se = rows["ResNet-50 GE-θ"], rows["ResNet-50 SE"]
-    assert theta["top-1 error, %"] == "22.50 ± 0.71 (n=2)"
+    assert theta["top-1 error, %"] == "22.50 ± 0.71 (n=2, BN over 256)"
     assert (theta["seeds"], theta["hardware"]) == ("0, 1", "AMD, 2 threads")
     assert (se["seeds"], se["hardware"], se["commit"], se["data"]) == ("0", "8 × H200", "abcdef0123", "imagenet")
 
