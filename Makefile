@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-browser chaos lint format bench bench-gpu bench-feed schedules clean
+.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu bench-feed schedules clean
 
 help:  ## List all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +27,7 @@ demo-detection: $(STAMP)  ## Train a small detector on synthetic images (minutes
 	@$(BIN)/python -m geexp.detect experiment=demo_detection outputs=outputs/demo_detection
 	@$(BIN)/python -m geexp.detect mode=predict run=$$(dirname $$(ls -t outputs/demo_detection/fashion_coco_mini/*/*/*/*/result.json | head -1))
 
-test: $(STAMP)  ## Run the tests (8 minutes on two cores)
+test: $(STAMP)  ## Run the tests (5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 test-slow: $(STAMP)  ## Run the slow tests
@@ -39,6 +39,9 @@ test-gpu: $(STAMP)  ## Run the tests that need a GPU
 test-slurm: $(STAMP)  ## Run the SLURM tests on a real single-node SLURM, installed if missing (Debian, as root)
 	@folder=$$(mktemp -d); scripts/slurm_cluster.sh $$folder $(BIN)/python -m pytest -q -m slurm tests; \
 		code=$$?; rm -rf $$folder; exit $$code
+
+test-cifar: $(STAMP)  ## Run the tests on the real CIFAR-10 and CIFAR-100 in GEEXP_DATA
+	@$(BIN)/python -m pytest -q -m real_cifar tests
 
 test-browser: $(STAMP)  ## Run the tests of the report page in Chromium, installed if missing (Debian, as root)
 	@command -v chromedriver >/dev/null || { apt-get update -q && apt-get install -y -q chromium chromium-driver; }

@@ -59,6 +59,7 @@ ABOVE = [
 ]
 BELOW = [
     Panel("fixed100", "paper", "Fixed 100 epochs (Figures 4 and 6)", 100, (0, 30, 60, 90, 100)),
+    Panel("fixed270", "paper", "Fixed 270 epochs (SENet)", 270, (0, 125, 200, 250, 270)),
     Panel(
         "preact_cifar",
         "cifar",

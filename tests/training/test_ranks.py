@@ -58,7 +58,7 @@ def test_1_2_and_3_processes_count_the_same(forked, trained, tmp_path):
         counts.append({key: measured["measured"][key] for key in COUNTS})
     assert counts == counts[:1] * 4
     assert counts[0]["val/images"] == 997
-    assert 100 < counts[0]["val/top1_wrong"] < 800  # it has learnt something, and not all
+    assert 100 < counts[0]["val/top1_wrong"] < 850  # it has learnt something (chance is 897), and not all
 
 
 def test_2_processes_train(forked, data, tmp_path):
