@@ -27,9 +27,13 @@ IMAGENET, CIFAR = 5005, 391
 PIECES = [
     ("fixed100", "paper", "epochs", 100, IMAGENET, [(0, 30, 0.1), (30, 60, 0.01), (60, 90, 0.001), (90, 100, 0.0001)]),
     (
-        "fixed270", "paper", "epochs", 270, IMAGENET,
+        "fixed270",
+        "paper",
+        "epochs",
+        270,
+        IMAGENET,
         [(0, 125, 0.1), (125, 200, 0.01), (200, 250, 0.001), (250, 270, 0.0001)],
-    ),  # fmt: skip
+    ),
     ("wrn_cifar", "wrn", "epochs", 200, CIFAR, [(0, 60, 0.1), (60, 120, 0.02), (120, 160, 0.004), (160, 200, 0.0008)]),
     (
         "preact_cifar", "cifar", "iterations", 64_000, CIFAR,
