@@ -59,7 +59,7 @@ ABOVE = [
 ]
 BELOW = [
     Panel("fixed100", "paper", "Fixed 100 epochs (Figures 4 and 6)", 100, (0, 30, 60, 90, 100)),
-    Panel("fixed270", "paper", "Fixed 270 epochs (SENet)", 270, (0, 125, 200, 250, 270)),
+    Panel("fixed270", "paper", "Fixed 270 epochs (SENet)", 270, (0, 125, 200, 270)),
     Panel(
         "preact_cifar",
         "cifar",
@@ -182,17 +182,19 @@ def draw_loss(axis: Axes, above: Axes, panel: Panel, drawn: Curve) -> None:
 def plot(path: Path) -> None:
     style: dict[str, Any] = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8}
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(11, 9.6), layout="constrained")
+        figure = plt.figure(figsize=(13, 9.6), layout="constrained")
         upper, lower = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
         rate_axes, loss_axes = upper.subplots(2, 2, sharex="col", sharey="row", height_ratios=[1.6, 1])
         for axis, below, panel in zip(rate_axes, loss_axes, ABOVE, strict=True):
             drawn = curve(panel.config)
             draw_rate(axis, panel, drawn, "")
             draw_loss(below, axis, panel, drawn)
-        lower_axes = lower.subplots(2, 3, sharey=True)
-        for axis, panel in zip(lower_axes.flat, BELOW, strict=True):
+        lower_axes = lower.subplots(2, -(-len(BELOW) // 2), sharey=True)
+        for axis, panel in zip(lower_axes.flat, BELOW, strict=False):
             config = panel.config
             draw_rate(axis, panel, curve(config), "epochs" if config.schedule.iterations is None else "iterations")
+        for axis in lower_axes.flat[len(BELOW) :]:
+            axis.set_axis_off()
         for axis in (rate_axes[0], *lower_axes[:, 0]):
             axis.set_ylabel("learning rate")
         loss_axes[1].set_ylabel("")
