@@ -41,15 +41,15 @@ class Measured:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
     def __str__(self) -> str:
-        return f"{self.spread} ({self.about})"
+        return f"{self.spread} ({', '.join(self.about)})"
 
     @property
-    def about(self) -> str:
+    def about(self) -> list[str]:
         """``n=3``; on ImageNet also over how many images BN normalised, which is 32 in the authors' files."""
         words = [f"n={self.n}"]
         if self.images_per_batchnorm:
             words.append("BN over " + " or ".join(map(str, self.images_per_batchnorm)))
-        return ", ".join(words)
+        return words
 
     @property
     def images_per_batchnorm(self) -> list[int]:

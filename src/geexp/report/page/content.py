@@ -84,7 +84,7 @@ class PageTable:
             return link.format(self.id, copying(cell.command))
         text = Markup("<b>{}</b>{}<small>({})</small>")
         between = Markup("<br>") if self.compact else " "
-        shown = text.format(cell.measured.spread, between, cell.measured.about)
+        shown = text.format(cell.measured.spread, between, Markup(",<br>").join(cell.measured.about))
         return shown + " " + _difference(cell) if self.compact else shown
 
     def _computed(self, column: Column[ReportRow], row: ReportRow) -> Markup:
