@@ -136,6 +136,7 @@ SIBLINGS = [
     ("table2_theta", "imagenet100", "imagenet"),
     ("table4_theta_e8", "imagenet10", "imagenet"),
     ("table5_resnet164_cifar100_se", "cifar_short", "cifar100"),
+    ("table5_resnet110_cifar100_theta", "half", "cifar100"),
     ("figure6_theta", "smoke", "imagenet"),
     ("demo", "smoke", "fashion_mnist_mini"),
 ]
@@ -180,7 +181,7 @@ def test_what_a_scale_makes_smaller():
     ("overrides", "parts"),
     [
         (["experiment=table5_resnet110_cifar10_se", "scale=imagenet100"], ["data=cifar10", "scale=cifar_short"]),
-        (["experiment=table2_theta", "scale=cifar_short"], ["data=imagenet", "imagenet100 or imagenet10 or smoke"]),
+        (["experiment=table2_theta", "scale=cifar_short"], ["data=imagenet", "imagenet100 or imagenet10 or half or smoke"]),
         (["scale=imagenet10"], ["data=fashion_mnist_mini", "scale=smoke"]),
         (
             ["experiment=table2_theta", "scale=imagenet100", "data.num_classes=1000"],

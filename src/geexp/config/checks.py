@@ -29,7 +29,12 @@ from geexp.config.schema import (
 from geexp.registry import options
 
 # The data sets that a scale supports; scales not listed (smoke, custom ones) support all.
-SCALES = {"imagenet100": ("imagenet",), "imagenet10": ("imagenet",), "cifar_short": ("cifar10", "cifar100")}
+SCALES = {
+    "imagenet100": ("imagenet",),
+    "imagenet10": ("imagenet",),
+    "cifar_short": ("cifar10", "cifar100"),
+    "half": ("cifar10", "cifar100", "imagenet"),
+}
 
 
 @singledispatch
