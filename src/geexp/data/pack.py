@@ -22,7 +22,7 @@ from torch import Tensor
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig
 from geexp.data.decode import Decoder
-from geexp.data.folder import cache_folder, name_at
+from geexp.data.folder_index import cache_folder, name_at
 from geexp.data.images import EncodedImages
 from geexp.data.parallel import in_threads, meter, processors
 from geexp.runs.atomic_write import atomic_write
