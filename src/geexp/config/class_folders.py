@@ -107,7 +107,7 @@ def require_same_classes(train: Sequence[str], val: Sequence[str], *, where: Pat
                 f"{where}: train and val have a class of the same name in different Unicode forms: {_escaped(other)} "
                 f"in train, {_escaped(name)} in val. Rename one of the two folders to the other's exact name."
             )
-    listed = [f"only {split} has {_several(names)}" for split, names in only.items() if names]
+    listed = [f"only {split} has {several(names)}" for split, names in only.items() if names]
     counts = f"{len(set(train)):,} and {len(set(val)):,}"
     raise DataError(
         f"{where}: train and val have different classes ({counts}): {'; '.join(listed)}. Both need the same class "
@@ -119,6 +119,12 @@ def visible(name: str) -> str:
     """A name for messages, escaped if it is not what it looks like: ``'cafe\\u0301' (NFD)``."""
     plain = name.isprintable() and name == name.strip() and unicodedata.is_normalized("NFC", name)
     return name if plain else _escaped(name)
+
+
+def several(names: list[str], most: int = 5) -> str:
+    """``a, b, c and 7 more``, for messages."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(visible, names[:most])) + more
 
 
 def is_there(path: Path) -> bool:
@@ -183,11 +189,6 @@ def _unreadable(error: OSError, path: str | Path) -> DataError:
     return DataError(
         f"{error.filename or path} cannot be read: {error.strerror}. Make it readable, or move it elsewhere."
     )
-
-
-def _several(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(visible, names[:most])) + more
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

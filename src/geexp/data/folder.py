@@ -7,6 +7,8 @@ import numpy as np
 
 from geexp.data.folder_index import name_at, read_folder
 from geexp.data.images import EncodedImages
+from geexp.data.record import names_record
+from geexp.runs.data_record import SplitRecord
 
 
 class FolderImages(EncodedImages):
@@ -33,3 +35,6 @@ class FolderImages(EncodedImages):
 
     def content(self, index: int) -> np.ndarray:
         return np.fromfile(self.name(index), dtype=np.uint8)
+
+    def record(self) -> SplitRecord:
+        return names_record(self.classes, self.labels, self.index.names, self.index.ends, with_class=False)

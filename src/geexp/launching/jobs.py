@@ -13,12 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from geexp.config.compose import validated
+from geexp.config.compose import is_ours, validated
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
+from geexp.runs.data_record import DataRecord, read_data_record
 from geexp.runs.job import Job, make_job, of_the_task, require_backbone
+from geexp.runs.run import Run
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
@@ -60,6 +62,51 @@ def require_inputs(config: TrainConfig) -> None:
     if config.detects:
         require_extras("a detector", "detection")
         require_backbone(config)
+
+
+def require_same_data(job: Job, known: dict[object, DataRecord | None] | None = None) -> None:
+    """Raise ConfigError if the run in the job's folder, finished or stopped, read other data than the job would.
+
+    Class folders and packs are compared by their names. Other data sets are opened, and only if they are in another
+    folder than they were, or accepted if they are official ones. Data that are missing are not compared.
+
+    Args:
+        known: the records of data that were compared before, to which this function adds.
+    """
+    config, run, known = job.config, Run(job.folder), {} if known is None else known
+    recorded = read_data_record(job.folder)
+    start_over = config.force or (config.resume is False and run.result is None)
+    if recorded is None or start_over or not (run.result or run.resumable):
+        return
+    data, feed = config.data, config.feed
+    try:
+        require_data(data, feed)
+    except ConfigError:
+        return
+    from geexp.data.record import source_of, stored_record  # which need numpy
+
+    source = source_of(data, feed)
+    key = (data._target_, source, data.keep_classes)
+    if key not in known:
+        known[key] = stored_record(data, feed)
+    ours = known[key]
+    if ours is None:
+        official = is_ours(data._target_) and (data.downloadable or not data.requires)
+        if official or source == recorded.source:
+            return
+        ours = task_of(config).data(config).record()
+    ours.require_same(job.folder)
+
+
+def task_of(config: TrainConfig) -> Any:
+    """The task of a configuration, classification or detection, as a ``geexp.training.task.Task``."""
+    if config.detects:
+        from geexp.detection.task import Detection
+
+        return Detection()
+    from geexp.training.classification import Classification
+
+    return Classification()
 
 
 def shell(command: Sequence[str]) -> str:
