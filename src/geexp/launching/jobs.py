@@ -26,6 +26,9 @@ from geexp.runs.run import Run
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
 
 
+Records = dict[object, DataRecord | None]
+
+
 @dataclass(frozen=True)
 class SweepJob(Job):
     """A job of a sweep, and the command that trains it alone.
@@ -64,38 +67,59 @@ def require_inputs(config: TrainConfig) -> None:
         require_backbone(config)
 
 
-def require_same_data(job: Job, known: dict[object, DataRecord | None] | None = None) -> None:
+def require_same_data(job: Job, known: Records | None = None) -> None:
     """Raise ConfigError if the run in the job's folder, finished or stopped, read other data than the job would.
 
-    Class folders and packs are compared by their names. Other data sets are opened, and only if they are in another
-    folder than they were, or accepted if they are official ones. Data that are missing are not compared.
+    Class folders and packs are compared by the names of their images, without opening one. Other data sets are opened
+    if they are in another folder than recorded. Official data sets and missing ones are not compared.
 
     Args:
-        known: the records of data that were compared before, to which this function adds.
+        known: records that were read before, to which this function adds.
     """
-    config, run, known = job.config, Run(job.folder), {} if known is None else known
+    config, run = job.config, Run(job.folder)
     recorded = read_data_record(job.folder)
     start_over = config.force or (config.resume is False and run.result is None)
     if recorded is None or start_over or not (run.result or run.resumable):
         return
-    data, feed = config.data, config.feed
     try:
-        require_data(data, feed)
+        require_data(config.data, config.feed)
     except ConfigError:
         return
+    ours = _record_of(config, recorded.source, known)
+    if ours is not None:
+        ours.require_same(job.folder)
+
+
+def require_one_data_set(job: Job, other: Job, known: Records | None = None) -> None:
+    """Raise ConfigError if two jobs that share a folder would read different data; see ``require_same_data``."""
+    from geexp.data.record import source_of
+
+    ours, theirs = (source_of(one.config.data, one.config.feed) for one in (job, other))
+    if ours == theirs:
+        return
+    require_data(job.config.data, job.config.feed)
+    one, two = _record_of(job.config, theirs, known), _record_of(other.config, ours, known)
+    parts = one.differences(two) if one is not None and two is not None else []
+    if parts:
+        raise ConfigError(
+            f"{ours} and {theirs} are different data ({'; '.join(parts)}) of the same name, so both jobs would be one "
+            f"run in {job.folder}. Give each data set a name of its own with data.name=<name>."
+        )
+
+
+def _record_of(config: TrainConfig, elsewhere: str | None, known: Records | None) -> DataRecord | None:
+    """The record of the data of a job, to be compared with data from ``elsewhere``; None if there is no need to."""
     from geexp.data.record import source_of, stored_record  # which need numpy
 
+    data, feed, known = config.data, config.feed, {} if known is None else known
     source = source_of(data, feed)
     key = (data._target_, source, data.keep_classes)
     if key not in known:
         known[key] = stored_record(data, feed)
-    ours = known[key]
-    if ours is None:
-        official = is_ours(data._target_) and (data.downloadable or not data.requires)
-        if official or source == recorded.source:
-            return
-        ours = task_of(config).data(config).record()
-    ours.require_same(job.folder)
+    official = is_ours(data._target_) and (data.downloadable or not data.requires)
+    if known[key] is None and not official and source != elsewhere:
+        return task_of(config).data(config).record()
+    return known[key]
 
 
 def task_of(config: TrainConfig) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from geexp.config.class_folders import several
-from geexp.config.errors import ConfigError
+from geexp.config.errors import ConfigError, DataError
 from geexp.runs.run_files import write_json
 
 log = logging.getLogger(__name__)
@@ -45,23 +45,44 @@ class DataRecord:
     def write(self, folder: Path) -> None:
         write_json(folder / DATA, {"format": FORMAT, **asdict(self)})
 
+    def differences(self, other: "DataRecord") -> list[str]:
+        """What differs from the other record, in words; empty for the same data, wherever they are."""
+        parts = _other_classes(self, other)
+        for split in ("train", "val"):
+            ours, theirs = getattr(self, split), getattr(other, split)
+            if ours.images != theirs.images:
+                parts.append(f"{ours.images:,} images in {split} instead of {theirs.images:,}")
+            elif ours.digest != theirs.digest and not parts:
+                parts.append(f"other names or labels of the {ours.images:,} images in {split}")
+        return parts
+
     def require_same(self, folder: Path) -> None:
         """Raise ConfigError, naming the differences, if the run in the folder was recorded with other data."""
         recorded = read_data_record(folder)
         if recorded is None:
             return
-        parts = _differences(self, recorded)
+        parts = self.differences(recorded)
         if not parts:
             if self.source != recorded.source:
                 log.info("%s: the same names as in %s, with which the run began", self.source, recorded.source)
             return
         if self.source is not None:
-            then = "" if self.source == recorded.source else f" (in the folder: {recorded.source})"
+            then = "" if self.source == recorded.source else f" instead of {recorded.source}"
             parts.append(f"{self.source}{then}")
         raise ConfigError(
             f"{folder} holds a run on other data: {'; '.join(parts)}. Give this data set a name of its own with "
             "data.name=<name>, choose another folder with outputs=<folder>, or start over in this one with force=true."
         )
+
+    def require_same_classes(self, folder: Path) -> None:
+        """Raise DataError unless labels mean what they meant to the run in the folder, as far as it is recorded."""
+        recorded = read_data_record(folder)
+        parts = [] if recorded is None else _other_classes(self, recorded)
+        if parts:
+            raise DataError(
+                f"{self.source or 'the data'}: {parts[0]}, so the labels would not mean the same as in {folder}. Name "
+                "the class folders as those that the run was trained on."
+            )
 
 
 def read_data_record(folder: Path) -> DataRecord | None:
@@ -83,22 +104,11 @@ def _text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _differences(ours: DataRecord, theirs: DataRecord) -> list[str]:
-    parts = []
-    if ours.classes != theirs.classes:
-        ours_only, theirs_only = set(ours.classes) - set(theirs.classes), set(theirs.classes) - set(ours.classes)
-        named = [several(sorted(only)) or "no others" for only in (ours_only, theirs_only)]
-        parts.append(
-            f"classes {named[0]} (in the folder: {named[1]})"
-            if ours_only or theirs_only
-            else "the same classes in another order"
-        )
-    for split in ("train", "val"):
-        one, other = getattr(ours, split), getattr(theirs, split)
-        if one.images != other.images:
-            parts.append(f"{one.images:,} images in {split} (in the folder: {other.images:,})")
-        elif one.digest != other.digest and ours.classes == theirs.classes:
-            parts.append(
-                f"as many images in {split}, with other names or labels (digests {one.digest}, {other.digest})"
-            )
-    return parts
+def _other_classes(ours: DataRecord, theirs: DataRecord) -> list[str]:
+    if ours.classes == theirs.classes:
+        return []
+    new, gone = set(ours.classes) - set(theirs.classes), set(theirs.classes) - set(ours.classes)
+    if not new and not gone:
+        return ["the same classes in another order"]
+    here, there = (several(sorted(only)) or "none" for only in (new, gone))
+    return [f"classes {here} instead of {there}"]
