@@ -119,7 +119,9 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     try:
         trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
-            _prepare(folder, checkpoint, record)
+            _prepare(folder, checkpoint)
+            if checkpoint is None:
+                record.write(folder)
         _fit(trainer, module, data, folder, None if checkpoint is None else checkpoint.path)
         account, charts = data.account(), task.final_charts(trainer, module, data, folder)  # on all ranks
         if rank() != 0:
@@ -151,14 +153,13 @@ def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def _prepare(folder: Path, checkpoint: Checkpoint | None, data: DataRecord) -> None:
+def _prepare(folder: Path, checkpoint: Checkpoint | None) -> None:
     """Prepare the folder for the start of training. Called late, since a failing start must not remove anything."""
     last = Run(folder).checkpoint(LAST)
     if checkpoint is None:
         # In this order, a kill in between leaves no checkpoint without its history.
         for path in (*(last.with_name(name) for name in (LAST, PREVIOUS, BEST)), folder / RESULT, folder / HISTORY):
             path.unlink(missing_ok=True)
-        data.write(folder)
         return
     keep_epochs(folder, checkpoint.info.epoch)
     if checkpoint.path != last and last.exists():  # otherwise the damaged file would soon replace the good one
