@@ -128,6 +128,17 @@ def test_links_to_somewhere_else_are_followed_each_time(tmp_path):
     assert [images.relative_name(i) for i in range(len(images))] == ["a/1.jpg", "b/3.jpg", "b/cats/1.jpg", "c/1.jpg"]
 
 
+@pytest.mark.parametrize("place", ["c", "a/more"])
+def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path, place):
+    """Such as one to a disk that is not mounted. One to an image is found by reading it, as any damaged image."""
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "a/2.jpg").symlink_to("nowhere.jpg")
+    assert len(FolderImages(tmp_path)) == 3
+    (tmp_path / place).symlink_to("/mnt/not mounted/c")
+    with pytest.raises(DataError, match=f"{place} cannot be read: No such file or directory"):
+        FolderImages(tmp_path)
+
+
 def test_a_link_that_is_pointed_elsewhere_is_another_folder(tmp_path):
     """The folders of both may have the same time stamps, as after unpacking an archive."""
     for root in ("flowers", "cars"):

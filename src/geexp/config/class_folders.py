@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def list_folder(path: str | Path, real: tuple[str, ...] | None = None) -> Folder
     """List a folder without hidden entries (``.name``) and links that lead back up to a folder that contains it.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if it cannot be read, or has a link to nothing that is no image, since it may stand for a folder.
     """
     path = os.fspath(path)
     real = (os.path.realpath(path),) if real is None else real
@@ -193,8 +194,9 @@ def _unreadable(error: OSError, path: str | Path) -> DataError:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        image = entry.name.lower().endswith(SUFFIXES)
+        return stat.S_ISDIR(entry.stat().st_mode) if entry.is_symlink() and not image else entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself is as broken as a link to nothing
+        if error.errno == errno.ELOOP:  # a link to itself
             return False
         raise

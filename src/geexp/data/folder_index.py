@@ -78,7 +78,7 @@ def _scan(folder: Path) -> FolderIndex:
             prefix = f"{found.path[len(top.path) + 1 :]}/" if found is not top else ""
             names += [prefix + file for file in found.files]
         if len(names) == before:
-            raise DataError(f"The class folder {top.path} has no image ({', '.join(SUFFIXES)}).")
+            raise DataError(f"The class folder {top.path} has no image ({', '.join(SUFFIXES)}). Add some or remove it.")
         labels.append(np.full(len(names) - before, label, dtype=np.int64))
     joined, ends = join_names(names)
     return FolderIndex(

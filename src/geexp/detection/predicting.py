@@ -32,7 +32,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     path = checkpoint_of(settings.run, settings.which)
     detector, checkpoint = restore_network(Detection(), path)
     classes = checkpoint.content[CLASSES]
-    images = _images(settings, checkpoint.config)
+    images = chosen_images(settings, checkpoint.config)
     device = torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     detector.to(device).eval()
     detections = []
@@ -53,7 +53,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     return objects, out
 
 
-def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
+def chosen_images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
     """``uint8 [3, H, W]`` by path."""
     if settings.images is None:
         data = config.data if settings.root is None else replace(config.data, root=settings.root)
