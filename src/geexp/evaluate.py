@@ -7,7 +7,7 @@ from pathlib import Path
 from geexp.config.command import command
 from geexp.config.ranks import rank, require_ranks
 from geexp.config.schema import EvaluateConfig
-from geexp.train import task_of
+from geexp.launching.jobs import task_of
 
 
 @command("evaluate", EvaluateConfig)

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -11,7 +10,7 @@ from rich.console import Console
 from geexp.config.command import command
 from geexp.config.ranks import rank, require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
-from geexp.launching.jobs import folder_argument, require_inputs, with_command
+from geexp.launching.jobs import folder_argument, require_inputs, require_same_data, task_of, with_command
 from geexp.launching.plan import plan, show_plan
 from geexp.launching.supervisor import in_a_tree, stop_with_parent, train_in_ranks
 from geexp.runs.job import make_job, register_resolvers
@@ -30,6 +29,7 @@ def main(config: TrainConfig) -> float | None:
     result = None if start_over else Run(job.folder).result
     if result is not None:
         job.require_same(result.identity)
+        require_same_data(job)
         print(f"finished earlier (force=true trains it again): {job.folder}", file=sys.stderr)
     else:
         require_inputs(config)
@@ -53,17 +53,6 @@ def main(config: TrainConfig) -> float | None:
     for name, value in coco_numbers(last):
         print(f"  {name:<10} {value}")
     return score.loss(last)
-
-
-def task_of(config: TrainConfig) -> Any:
-    """The task of a configuration, classification or detection, as a ``geexp.training.task.Task``."""
-    if config.detects:
-        from geexp.detection.task import Detection
-
-        return Detection()
-    from geexp.training.classification import Classification
-
-    return Classification()
 
 
 def needs_ranks(config: TrainConfig) -> bool:

@@ -1,7 +1,9 @@
 """Folders of class folders: what torchvision's ImageFolder sees, remembered until something changes."""
 
+import errno
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -11,8 +13,8 @@ import pytest
 import torchvision.datasets as tv
 
 from geexp.config.errors import DataError
-from geexp.config.schema import FeedConfig
-from geexp.data import folder as folder_module
+from geexp.config.schema import DataConfig, FeedConfig
+from geexp.data import folder_index
 from geexp.data.datasets import open_dataset
 from geexp.data.folder import FolderImages
 from tests.support.configuration import data_config
@@ -45,10 +47,13 @@ def names(images: FolderImages) -> list[str]:
     return [images.name(i) for i in range(len(images))]
 
 
+def two_classes(root: Path) -> DataConfig:
+    return data_config("data=imagenet", f"data.root={root}", "data.num_classes=2")
+
+
 ODD = (
     "cat/10.jpg",
     "cat/9.jpg",
-    "cat/.hidden.jpg",
     "cat/UPPER.JPEG",
     "cat/Mixed.JpG",
     "cat/with space.png",
@@ -64,7 +69,6 @@ ODD = (
     "Dog and bird/1.pgm",
     "ärger/1.jpeg",
     "n01440764/n01440764_1.JPEG",
-    "n01440764/.nested/2.JPEG",
     "loose.jpg",
 )
 
@@ -79,10 +83,88 @@ def test_as_torchvision_sees_it(tmp_path):
     assert [ours.content(i).tobytes() for i in range(len(ours))] == [Path(p).read_bytes() for p, _ in theirs.samples]
 
 
-def test_a_hidden_folder_is_no_class(tmp_path):
-    """Unlike in ImageFolder: notebooks and file managers leave such folders behind."""
-    write(tmp_path, "a/1.jpg", "b/1.jpg", ".ipynb_checkpoints/1.jpg")
-    assert FolderImages(tmp_path).classes == ["a", "b"]
+def test_hidden_files_and_folders_are_passed_over_at_every_level(tmp_path):
+    """Unlike in ImageFolder: notebooks, file managers and Macs leave them behind."""
+    hidden = [".ipynb_checkpoints/1.jpg", "a/._1.jpg", "a/.ipynb_checkpoints/1-checkpoint.jpg", "a/more/.git/1.jpg"]
+    write(tmp_path, "a/1.jpg", "a/more/2.jpg", "b/1.jpg", "._b", *hidden)
+    images = FolderImages(tmp_path)
+    assert images.classes == ["a", "b"]
+    assert [images.relative_name(i) for i in range(len(images))] == ["a/1.jpg", "a/more/2.jpg", "b/1.jpg"]
+    write(tmp_path / "b", "cat/1.jpg", "dog/._1.jpg")
+    with pytest.raises(DataError, match=r"class folder .*/dog has no image \(\.jpg, "):
+        FolderImages(tmp_path / "b")
+
+
+UP = {
+    "to itself as a folder": ("a/up", "."),
+    "to its class": ("a/more/up", ".."),
+    "to all classes": ("a/up", ".."),
+    "to both splits": ("a/more/up", "../../.."),
+    "to the root of the file system": ("a/up", "/"),
+    "as a class": ("up", "."),
+    "through a folder elsewhere": ("a/away", "../../elsewhere"),
+    "to itself as a link": ("a/up", "up"),
+}
+
+
+@pytest.mark.parametrize("name", UP)
+def test_links_that_lead_back_up_are_not_followed(tmp_path, name):
+    write(tmp_path, "train/a/1.jpg", "train/a/more/2.jpg", "train/b/3.jpg", "val/a/4.jpg", "elsewhere/5.jpg")
+    link, target = UP[name]
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train/a")
+    (tmp_path / "train" / link).symlink_to(target)
+    settle(tmp_path)
+    for _ in range(2):  # the second time from the cache
+        images = FolderImages(tmp_path / "train")
+        found = [images.relative_name(i) for i in range(len(images))]
+        assert found == ["a/1.jpg", *["a/away/5.jpg"] * (link == "a/away"), "a/more/2.jpg", "b/3.jpg"]
+
+
+def test_links_to_somewhere_else_are_followed_each_time(tmp_path):
+    write(tmp_path, "store/cats/1.jpg", "train/b/3.jpg")
+    for link in ("a", "c", "b/cats"):
+        (tmp_path / "train" / link).symlink_to(tmp_path / "store/cats")
+    images = FolderImages(tmp_path / "train")
+    assert [images.relative_name(i) for i in range(len(images))] == ["a/1.jpg", "b/3.jpg", "b/cats/1.jpg", "c/1.jpg"]
+
+
+@pytest.mark.parametrize("place", ["c", "a/more"])
+def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path, place):
+    """Such as one to a disk that is not mounted. One to an image is found by reading it, as any damaged image."""
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "a/2.jpg").symlink_to("nowhere.jpg")
+    assert len(FolderImages(tmp_path)) == 3
+    (tmp_path / place).symlink_to("/mnt/not mounted/c")
+    with pytest.raises(DataError, match=f"{place} cannot be read: No such file or directory"):
+        FolderImages(tmp_path)
+
+
+def test_a_link_that_is_pointed_elsewhere_is_another_folder(tmp_path):
+    """The folders of both may have the same time stamps, as after unpacking an archive."""
+    for root in ("flowers", "cars"):
+        write(tmp_path / root, "a/1.jpg", f"a/{root}.jpg")
+    link = tmp_path / "current"
+    link.symlink_to("flowers")
+    assert len([name for name in names(FolderImages(link)) if "flowers" in name]) == 1
+    link.unlink()
+    link.symlink_to("cars")
+    assert not [name for name in names(FolderImages(link)) if "flowers" in name]
+
+
+@pytest.mark.parametrize("where", ["", "a", "a/nested/deep"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_empty(tmp_path, monkeypatch, where, code):
+    write(tmp_path, "a/1.jpg", "a/nested/deep/2.jpg", "b/1.jpg")
+    bad, scandir = str(tmp_path / where), os.scandir
+
+    def refuse(path="."):
+        if os.fspath(path) == bad:
+            raise OSError(code, os.strerror(code), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"{re.escape(bad)} cannot be read: {os.strerror(code)}"):
+        FolderImages(tmp_path)
 
 
 def test_names_that_are_no_text(tmp_path, cache):
@@ -101,8 +183,8 @@ def test_cached(tmp_path, monkeypatch, caplog):
     write(tmp_path, *ODD)
     with caplog.at_level(logging.INFO):
         first = FolderImages(tmp_path)
-    assert "16 images in 4 class folders" in caplog.text
-    monkeypatch.setattr(folder_module, "_scan", must_not_scan)
+    assert "14 images in 4 class folders" in caplog.text
+    monkeypatch.setattr(folder_index, "_scan", must_not_scan)
     second = FolderImages(tmp_path)
     assert names(second) == names(first)
     assert second.classes == first.classes
@@ -162,7 +244,7 @@ def test_a_damaged_cache_is_written_again(tmp_path, cache, monkeypatch, damage):
         content[len(content) // 2] ^= 0xFF
         file.write_bytes({"empty": b"", "cut": content[:-100], "flipped": content}[damage])
     assert names(FolderImages(tmp_path)) == first
-    monkeypatch.setattr(folder_module, "_scan", must_not_scan)
+    monkeypatch.setattr(folder_index, "_scan", must_not_scan)
     assert names(FolderImages(tmp_path)) == first
     assert list(cache.iterdir()) == [file]
 
@@ -186,11 +268,40 @@ def test_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_an_empty_folder_is_named(tmp_path):
     write(tmp_path, "train/a/1.jpg", "train/b/notes.txt", "val/a/1.jpg", "val/b/1.jpg")
-    config = data_config("data=imagenet", f"data.root={tmp_path}", "data.num_classes=2")
     with pytest.raises(DataError, match=r"class folder .*train/b has no image \(\.jpg, "):
-        open_dataset(config, FeedConfig("folder"), train=True)
-    with pytest.raises(ValueError, match="has no class folders"):
-        FolderImages(tmp_path / "train/a")
+        open_dataset(two_classes(tmp_path), FeedConfig("folder"), train=True)
+
+
+@pytest.mark.parametrize(("files", "found"), [(["1.jpg", ".hidden/1.jpg"], "images directly in it and"), ([], "has")])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_class_folders(tmp_path, split, files, found):
+    write(tmp_path, *(f"{name}/{label}/1.jpg" for name in ("train", "val") for label in "ab"))
+    shutil.rmtree(tmp_path / split)
+    (tmp_path / split).mkdir()
+    write(tmp_path / split, *files)
+    with pytest.raises(DataError, match=rf"/{split} .*{found} no class folders.*{split}/<class>/\*"):
+        open_dataset(two_classes(tmp_path), FeedConfig("folder"), train=True)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "parts"),
+    [
+        ("abcdefg", "afh", ["only train has b, c, d, e, g", "only val has h", "(7 and 3)"]),
+        ("abcdefghi", "a", ["only train has b, c, d, e, f and 3 more"]),
+        (["a", "b"], ["a", "b", "b "], ["only val has 'b '"]),
+        (["a", COMPOSED], ["a", DECOMPOSED], [r"'caf\xe9' (NFC) in train", r"'cafe\u0301' (NFD) in val", "Rename"]),
+        (["a", DECOMPOSED], ["a", "b"], [r"only train has 'cafe\u0301' (NFD)", "only val has b"]),
+        ([COMPOSED, DECOMPOSED], [COMPOSED, DECOMPOSED], [r"'cafe\u0301' (NFD) and 'caf\xe9' (NFC)", "train has two"]),
+    ],
+)
+def test_splits_of_different_classes(tmp_path, train, val, parts):
+    write(tmp_path, *(f"{split}/{name}/1.jpg" for split, names in (("train", train), ("val", val)) for name in names))
+    with pytest.raises(DataError) as caught:
+        open_dataset(two_classes(tmp_path), FeedConfig("folder"), train=False)
+    assert [part for part in [str(tmp_path), *parts] if part not in str(caught.value)] == []
 
 
 def test_an_index_is_as_large_as_its_names(tmp_path):

@@ -1,11 +1,18 @@
 """Pictures of detections, and precision-recall curves."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from geexp.config.errors import DataError
+from geexp.config.schema import DetectConfig
 from geexp.detection.evaluation import NUMBERS, DetectionScores
 from geexp.detection.pictures import draw_detections, save_detections, save_precision_recall
+from geexp.detection.predicting import chosen_images
+from tests.support.configuration import train_config
 
 CLASSES = ["person", "dog"]
 
@@ -13,6 +20,20 @@ CLASSES = ["person", "dog"]
 def detection(*scores):
     boxes = torch.tensor([[10.0, 10.0, 40.0, 50.0]]).expand(len(scores), 4)
     return {"boxes": boxes, "labels": torch.arange(len(scores)) % 2 + 1, "scores": torch.tensor(scores)}
+
+
+def test_a_folder_of_photos_has_hidden_files_and_folders(tmp_path):
+    """As from a Mac or a notebook; they are passed over as in class folders."""
+    for name in ("b.png", "a.JPG", "c.webp"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name, "PNG")
+    for name in ("._a.JPG", ".b.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "folder.png").mkdir()
+    settings, config = DetectConfig(images=str(tmp_path)), train_config()
+    assert [Path(name).name for name in chosen_images(settings, config)] == ["a.JPG", "b.png", "c.webp"]
+    settings.images = str(tmp_path / "folder.png")
+    with pytest.raises(DataError, match=r"images=.*folder\.png: the folder has no \.jpg"):
+        chosen_images(settings, config)
 
 
 def test_boxes_above_the_least_score_are_drawn():

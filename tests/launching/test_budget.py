@@ -55,9 +55,10 @@ def test_images_of_class_folders_are_counted_and_of_others_not_known(tmp_path):
     own = replace(config, data=replace(config.data, kind=None, training_images=None))
     assert images_per_epoch(own) is None
     assert cost(own) is None
-    for name in ("a/1.png", "a/2.png", "b/deep/3.png"):
+    for name in ("a/1.png", "a/2.png", "b/deep/3.png", "a/._1.png", "a/.hidden/1.png", "a/notes.txt"):
         (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / name).touch()
+    (tmp_path / "train/a/up").symlink_to("..")
     folders = replace(own, data=replace(own.data, kind="files", root=str(tmp_path)))
     assert images_per_epoch(folders) == 3
 

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from geexp.config.errors import ConfigError
+from geexp.data.record import stored_record
 from geexp.launching.jobs import shell
 from geexp.launching.live_table import status
 from geexp.launching.plan import (
@@ -22,6 +23,7 @@ from geexp.launching.plan import (
     summary,
 )
 from geexp.runs.lock import run_lock
+from tests.support.photos import write_classes
 from tests.support.sweep_jobs import finish, leave, reach, sweep_job, sweep_jobs
 
 
@@ -120,6 +122,29 @@ def test_missing_data_name_their_row(tmp_path):
     rows = plan(sweep_jobs(tmp_path, "seed=1", f"data=imagenet data.root={tmp_path}"))
     with pytest.raises(ConfigError, match=r"^data=imagenet data\.root=\S+: data=imagenet: train and val not found"):
         require_all_data(rows)
+
+
+def test_runs_on_other_data_are_refused_before_anything_starts(tmp_path):
+    """Finished, stopped, and two jobs of a sweep that would share a folder; a run that starts over is not."""
+    for root, classes in (("flowers", ["daisy", "rose"]), ("cars", ["bmw", "vw"]), ("roses", ["daisy", "rose"])):
+        for split in ("train", "val"):
+            write_classes(tmp_path / root / split, classes, 1)
+    options = "data=imagenet data.num_classes=2"
+    on = {root: f"{options} data.root={tmp_path / root}" for root in ("flowers", "cars", "roses")}
+    finished, stopped = sweep_jobs(tmp_path / "outputs", on["flowers"], f"{on['flowers']} seed=1")
+    finish(finished)
+    leave(stopped, "preempted")
+    for job in (finished, stopped):
+        stored_record(job.config.data, job.config.feed).write(job.folder)
+    require_all_data(plan(sweep_jobs(tmp_path / "outputs", on["roses"], f"{on['roses']} seed=1")))
+    for words in (on["cars"], f"{on['cars']} seed=1"):
+        with pytest.raises(ConfigError, match=r"^data\.root=\S+cars.*: classes bmw, vw instead of daisy, rose"):
+            require_all_data(plan(sweep_jobs(tmp_path / "outputs", f"{on['roses']} seed=2", words)))
+    require_all_data(plan(sweep_jobs(tmp_path / "outputs", f"{on['cars']} force=true")))
+
+    require_all_data(plan(sweep_jobs(tmp_path / "new", on["flowers"], on["roses"], f"{on['cars']} data.name=cars")))
+    with pytest.raises(ConfigError, match=r"data\.root=\S+/cars and data\.root=\S+/flowers are different.*data\.name="):
+        require_all_data(plan(sweep_jobs(tmp_path / "new", on["flowers"], on["cars"])))
 
 
 @pytest.mark.parametrize("words", [["hydra.run.dir=here"], ["-m"]])

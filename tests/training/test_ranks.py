@@ -81,8 +81,8 @@ def test_2_processes_train(forked, data, tmp_path):
     assert len(list(run.glob("csv/*/metrics.csv"))) == 1
     files = {path.name for path in run.iterdir()}
     assert files == {
-        ".hydra", "checkpoints", "config.yaml", "config_tree.txt", "csv", "history.jsonl", "result.json", "run.lock",
-        "status.json", "train.log",
+        ".hydra", "checkpoints", "config.yaml", "config_tree.txt", "csv", "data.json", "history.jsonl", "result.json",
+        "run.lock", "status.json", "train.log",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     result = json.loads((run / "result.json").read_text())

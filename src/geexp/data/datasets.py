@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets as tv
 
-from geexp.config.class_folders import class_folders as names_of_classes
+from geexp.config.class_folders import class_folders as folder_of_split
+from geexp.config.class_folders import require_same_classes
 from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import DataConfig, FeedConfig
@@ -75,13 +76,6 @@ def require_classes(whole: Images, data: DataConfig, split: str) -> Images:
     return whole if data.keep_classes is None else whole.first_classes(data.keep_classes)
 
 
-def require_same_classes(train: list[str], val: list[str]) -> None:
-    """Raise ``ValueError`` for classes that only one split has, which would shift the labels of the other."""
-    only = sorted(set(train) ^ set(val))
-    if only:
-        raise ValueError(f"Only one of train and val has the classes {', '.join(only[:5])}.")
-
-
 def _users_own(data: DataConfig, train: bool) -> MapStyleImages:
     """The data set that the user's ``_target_`` makes; an exception of that code keeps its traceback."""
     where = {key: value for key, value in (("root", data.root), ("download", data.download)) if value}
@@ -119,8 +113,8 @@ def cifar100(*, root: Path, train: bool, download: bool = False) -> ArrayImages:
 
 
 def class_folders(*, root: Path, train: bool) -> FolderImages:
-    """``train/<class>/…`` and ``val/<class>/…``, which must have the same classes (``ValueError``)."""
-    require_same_classes(*(names_of_classes(root / split) for split in SPLITS))
+    """``train/<class>/…`` and ``val/<class>/…``, which must have the same classes (``DataError``)."""
+    require_same_classes(*(list(folder_of_split(root / split).folders) for split in SPLITS), where=root)
     return FolderImages(root / ("train" if train else "val"))
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from geexp.config.errors import DataError
-from geexp.data.folder import join_names, name_at
+from geexp.data.folder_index import join_names, name_at
 from geexp.data.images import EncodedImages
 from geexp.data.parallel import with_bar
 from geexp.registry import options

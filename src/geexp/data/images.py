@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geexp.config.errors import ConfigError
 from geexp.data.decode import Decoder, open_with_pil
+from geexp.runs.data_record import SplitRecord, digest_of
 
 
 class Images(ABC):
@@ -33,6 +34,10 @@ class Images(ABC):
     @abstractmethod
     def pixels(self, index: int, decode: Decoder) -> Tensor:
         """``uint8 [H, W, 3]``, for the fast feeds."""
+
+    def record(self) -> SplitRecord:
+        """For the run's ``data.json``."""
+        return SplitRecord(len(self), digest_of([self.labels.tobytes()]))
 
     def first_classes(self, n: int) -> Self:
         """The same kind of images, of the first ``n`` classes only, for sets in the order of their classes."""

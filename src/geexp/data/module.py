@@ -17,6 +17,8 @@ from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.images import Images
 from geexp.data.order import FixedOrder, TrainingOrder
 from geexp.data.pack import Pack
+from geexp.data.record import source_of
+from geexp.runs.data_record import DataRecord
 
 
 class ImageData(pl.LightningDataModule):
@@ -70,6 +72,10 @@ class ImageData(pl.LightningDataModule):
             if self.trainer is not None:  # Lightning converts what comes as floating point only
                 images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
+
+    def record(self) -> DataRecord:
+        train, val = self.training_images, self.evaluation_images
+        return DataRecord.of(source_of(self.data, self.feed), train.classes, train.record(), val.record())
 
     def account(self) -> dict[str, Any]:
         """Images that the feeds of all ranks could not read as intended, since the run began; every rank must call it.

@@ -22,10 +22,12 @@ from torch import Tensor
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import RecipeConfig
 from geexp.data.decode import Decoder
-from geexp.data.folder import cache_folder, name_at
+from geexp.data.folder_index import cache_folder, name_at
 from geexp.data.images import EncodedImages
 from geexp.data.parallel import in_threads, meter, processors
+from geexp.data.record import names_record
 from geexp.runs.atomic_write import atomic_write
+from geexp.runs.data_record import SplitRecord
 from geexp.runs.identity import recipe_slug
 
 log = logging.getLogger(__name__)
@@ -116,6 +118,9 @@ class Pack(EncodedImages):
         start = int(self.index.ends[index - 1]) if index else 0
         content = np.empty(int(self.index.ends[index]) - start, dtype=np.uint8)
         return content[: os.preadv(self._file.fileno(), [content.data], start)]
+
+    def record(self) -> SplitRecord:
+        return names_record(self.classes, self.labels, self.index.names, self.index.name_ends, with_class=True)
 
     def require_sound(self) -> None:
         """Compare every image with its digest; raises ``DataError`` for the first that differs."""

@@ -24,11 +24,12 @@ import numpy as np
 from PIL import Image
 from rich.filesize import decimal
 
+from geexp.config.class_folders import require_same_classes
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
-from geexp.data.datasets import SPLITS, open_dataset, require_classes, require_same_classes
+from geexp.data.datasets import SPLITS, open_dataset, require_classes
 from geexp.data.decode import DAMAGED, open_with_pil
-from geexp.data.folder import join_names
+from geexp.data.folder_index import join_names
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.images import EncodedImages
 from geexp.data.pack import FORMAT, PackIndex, digest, index_path, read_index
@@ -84,10 +85,7 @@ def open_sources(data: DataConfig, kind: str) -> dict[str, EncodedImages]:
         return cast(dict[str, EncodedImages], opened)
     root = Path(str(data.root)).expanduser()
     archives: dict[str, EncodedImages] = {"train": open_training_archive(root), "val": open_validation_archive(root)}
-    try:
-        require_same_classes(*(archive.classes for archive in archives.values()))
-    except ValueError as error:
-        raise DataError(f"data={data.name}: the archives in {root.absolute()} cannot be used. {error}") from error
+    require_same_classes(*(archive.classes for archive in archives.values()), where=root)
     for split, archive in archives.items():
         require_classes(archive, data, split)
     return archives

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+from geexp.config.class_folders import is_there
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.registry import options
@@ -11,7 +12,10 @@ from geexp.runs.identity import recipe_slug
 
 
 def require_data(data: DataConfig, feed: FeedConfig) -> None:
-    """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on."""
+    """Raise ``ConfigError`` if something is missing: what was looked for, where, and the two ways to go on.
+
+    ``DataError`` if a folder on the way to it cannot be read.
+    """
     if not data.requires:
         return
     if feed.name == "pack":
@@ -20,7 +24,7 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
     root = _root_of(data)
     if data.download and data.downloadable:
         return
-    missing = [forms[0] for forms in data.requires if not any((root / form).exists() for form in forms)]
+    missing = [forms[0] for forms in data.requires if not any(is_there(root / form) for form in forms)]
     if not missing:
         return
     if data.kind == "boxes":
@@ -57,7 +61,7 @@ def _root_of(data: DataConfig) -> Path:
 def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
     folder = pack_folder(data, feed)
     missing = [f"{split}{suffix}" for split in ("train", "val") for suffix in (".npz", ".bin")]
-    missing = [name for name in missing if not (folder / name).exists()]
+    missing = [name for name in missing if not is_there(folder / name)]
     if missing:
         raise ConfigError(
             f"feed=pack: {' and '.join(missing)} not found in {folder}. Either set feed.pack=<folder>, or make the "
@@ -89,7 +93,7 @@ def pack_source(data: DataConfig, wanted: str) -> str:
     if data.archives:
         needed["archives"] = data.archives
     kinds = list(needed) if wanted == "auto" else [wanted]
-    missing = {kind: [name for name in needed[kind] if not (root / name).exists()] for kind in kinds}
+    missing = {kind: [name for name in needed[kind] if not is_there(root / name)] for kind in kinds}
     for kind in kinds:
         if not missing[kind]:
             return kind

@@ -1,5 +1,6 @@
 """Images with boxes in batches, and the DataModule of detection."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from geexp.data.module import share_of_ranks
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 from geexp.data.parallel import processors
 from geexp.data.reading import Workers
+from geexp.data.record import source_of
 from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.registry import locate
+from geexp.runs.data_record import DataRecord, SplitRecord, digest_of
 
 
 class DetectionBatch(NamedTuple):
@@ -103,6 +106,10 @@ class DetectionData(pl.LightningDataModule):
         share = share_of_ranks(self.trainer, self.batch_size, train=False)
         return self._feed(self.evaluation_images, FixedOrder(len(self.evaluation_images), **share), flip=False)
 
+    def record(self) -> DataRecord:
+        train, val = _record(self.training_images), _record(self.evaluation_images)
+        return DataRecord.of(source_of(self.data, self.feed), self.training_images.classes, train, val)
+
     def account(self) -> dict[str, Any]:
         """Numbers of images and annotations that training leaves out."""
         return {"train": self.training_images.left_out, "val": self.evaluation_images.left_out}
@@ -132,6 +139,11 @@ def open_split(data: DataConfig, *, train: bool) -> CocoImages:
             f"({', '.join(images.classes[:3])}, …)."
         )
     return images
+
+
+def _record(images: CocoImages) -> SplitRecord:
+    names = (images.name(index).removeprefix(f"{images.folder}/") for index in range(len(images)))
+    return SplitRecord(len(images), digest_of(map(os.fsencode, names)))
 
 
 def read_image(decode: Decoder, path: str) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geexp.config.class_folders import SUFFIXES, is_there, list_folder
 from geexp.config.errors import DataError
 from geexp.config.schema import DetectConfig, TrainConfig
 from geexp.data.decode import Decoder
@@ -15,8 +16,6 @@ from geexp.detection.pictures import save_detections
 from geexp.detection.task import CLASSES, Detection
 from geexp.runs.run_files import DETECTIONS
 from geexp.training.evaluation import checkpoint_of, restore_network
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, Any]]], Path]:
@@ -33,7 +32,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     path = checkpoint_of(settings.run, settings.which)
     detector, checkpoint = restore_network(Detection(), path)
     classes = checkpoint.content[CLASSES]
-    images = _images(settings, checkpoint.config)
+    images = chosen_images(settings, checkpoint.config)
     device = torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     detector.to(device).eval()
     detections = []
@@ -54,7 +53,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     return objects, out
 
 
-def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
+def chosen_images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
     """``uint8 [3, H, W]`` by path."""
     if settings.images is None:
         data = config.data if settings.root is None else replace(config.data, root=settings.root)
@@ -62,9 +61,9 @@ def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
         names = [split.name(index) for index in range(min(settings.most, len(split)))]
     else:
         place = Path(settings.images).expanduser()
-        if not place.exists():
+        if not is_there(place):
             raise DataError(f"images={settings.images}: no such file or folder.")
-        files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = [place] if place.is_file() else [place / name for name in list_folder(place).files]
         if not files:
             raise DataError(f"images={settings.images}: the folder has no {', '.join(SUFFIXES)} files.")
         names = [str(file) for file in files[: settings.most]]

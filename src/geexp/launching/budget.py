@@ -1,7 +1,6 @@
 """The cost of a sweep: device-hours, finishing date and disk space, from configurations and finished runs."""
 
 import heapq
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from geexp.config.class_folders import is_there, list_folder, walk_folders
 from geexp.config.errors import ConfigError
 from geexp.config.protocol import stretched
 from geexp.config.schema import HardwareConfig, TrainConfig
@@ -59,7 +59,7 @@ def images_per_epoch(config: TrainConfig) -> int | None:
 
 @cache
 def _files_below(folder: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder, followlinks=True))
+    return sum(len(found.files) for found in walk_folders(list_folder(folder))) if is_there(folder) else 0
 
 
 def gmacs_per_image(config: TrainConfig) -> float:

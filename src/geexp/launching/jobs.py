@@ -13,15 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from geexp.config.compose import validated
+from geexp.config.compose import is_ours, validated
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
+from geexp.runs.data_record import DataRecord, read_data_record
 from geexp.runs.job import Job, make_job, of_the_task, require_backbone
+from geexp.runs.run import Run
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
+
+
+Records = dict[object, DataRecord | None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,72 @@ def require_inputs(config: TrainConfig) -> None:
     if config.detects:
         require_extras("a detector", "detection")
         require_backbone(config)
+
+
+def require_same_data(job: Job, known: Records | None = None) -> None:
+    """Raise ConfigError if the run in the job's folder, finished or stopped, read other data than the job would.
+
+    Class folders and packs are compared by the names of their images, without opening one. Other data sets are opened
+    if they are in another folder than recorded. Official data sets and missing ones are not compared.
+
+    Args:
+        known: records that were read before, to which this function adds.
+    """
+    config, run = job.config, Run(job.folder)
+    recorded = read_data_record(job.folder)
+    start_over = config.force or (config.resume is False and run.result is None)
+    if recorded is None or start_over or not (run.result or run.resumable):
+        return
+    try:
+        require_data(config.data, config.feed)
+    except ConfigError:
+        return
+    ours = _record_of(config, recorded.source, known)
+    if ours is not None:
+        ours.require_same(job.folder)
+
+
+def require_one_data_set(job: Job, other: Job, known: Records | None = None) -> None:
+    """Raise ConfigError if two jobs that share a folder would read different data; see ``require_same_data``."""
+    from geexp.data.record import source_of
+
+    ours, theirs = (source_of(one.config.data, one.config.feed) for one in (job, other))
+    if ours == theirs:
+        return
+    require_data(job.config.data, job.config.feed)
+    one, two = _record_of(job.config, theirs, known), _record_of(other.config, ours, known)
+    parts = one.differences(two) if one is not None and two is not None else []
+    if parts:
+        raise ConfigError(
+            f"{ours} and {theirs} are different data ({'; '.join(parts)}) of the same name, so both jobs would be one "
+            f"run in {job.folder}. Give each data set a name of its own with data.name=<name>."
+        )
+
+
+def _record_of(config: TrainConfig, elsewhere: str | None, known: Records | None) -> DataRecord | None:
+    """The record of the data of a job, to be compared with data from ``elsewhere``; None if there is no need to."""
+    from geexp.data.record import source_of, stored_record  # which need numpy
+
+    data, feed, known = config.data, config.feed, {} if known is None else known
+    source = source_of(data, feed)
+    key = (data._target_, source, data.keep_classes)
+    if key not in known:
+        known[key] = stored_record(data, feed)
+    official = is_ours(data._target_) and (data.downloadable or not data.requires)
+    if known[key] is None and not official and source != elsewhere:
+        return task_of(config).data(config).record()
+    return known[key]
+
+
+def task_of(config: TrainConfig) -> Any:
+    """The task of a configuration, classification or detection, as a ``geexp.training.task.Task``."""
+    if config.detects:
+        from geexp.detection.task import Detection
+
+        return Detection()
+    from geexp.training.classification import Classification
+
+    return Classification()
 
 
 def shell(command: Sequence[str]) -> str:

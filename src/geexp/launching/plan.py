@@ -12,7 +12,7 @@ from rich.table import Table
 from geexp.config.errors import UserError
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
-from geexp.launching.jobs import SweepJob, require_inputs, shell
+from geexp.launching.jobs import Records, SweepJob, require_inputs, require_one_data_set, require_same_data, shell
 from geexp.runs.identity import ge_slug
 from geexp.runs.metrics import score_of
 from geexp.runs.run import Run
@@ -143,13 +143,19 @@ def labels(jobs: Sequence[SweepJob]) -> list[str]:
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if a job to be trained lacks its images, or the weights of a detector's backbone."""
+    """Raise ``UserError`` if a job to be trained lacks its images, or the weights of a detector's backbone, or if a
+    run, finished or stopped, is of other data."""
+    known: Records = {}
     for row in rows:
-        if row.to_train:
-            try:
+        try:
+            if row.to_train:
                 require_inputs(row.job.config)
-            except UserError as error:
-                raise type(error)(f"{row.label}: {error}") from error
+            if row.same_as is not None:
+                require_one_data_set(row.job, row.same_as.job, known)
+            elif row.progress.state != RUNNING:
+                require_same_data(row.job, known)
+        except UserError as error:
+            raise type(error)(f"{row.label}: {error}") from error
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -36,7 +36,7 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
     The run's ``trainer.limit_val_batches`` applies here, too.
 
     Raises:
-        DataError: for missing data, or weights that do not match the network.
+        DataError: for missing data or other classes, or weights that do not match the network.
         ConfigError: if the device is not available.
     """
     config = checkpoint.config
@@ -50,7 +50,8 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
         sync_batchnorm=False,  # needs GPUs, and evaluation does not synchronise
         profiler=None,
     )
-    data = task.data(replace(config, data=data_config, feed=feed))
+    data: Any = task.data(replace(config, data=data_config, feed=feed))
+    data.record().require_same_classes(checkpoint.path.absolute().parents[1])
     module = task.module(config, data, pretrained=False)
     _load_weights(module, checkpoint.weights, checkpoint.path)
     trainer = make_trainer(replace(config, trainer=trainer_config), checkpoint.path.parent, logger=False, callbacks=[])

@@ -25,6 +25,7 @@ from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
 from geexp.data.reading import explained_workers
 from geexp.runs.atomic_write import remove_unfinished
+from geexp.runs.data_record import DataRecord
 from geexp.runs.environment import environment, peak_memory
 from geexp.runs.identity import ge_slug
 from geexp.runs.job import Job, make_job
@@ -59,7 +60,8 @@ def train(job: Job, task: Task | None = None) -> Result | None:
         The result on rank 0, None on other ranks.
 
     Raises:
-        ConfigError: for ``resume=true`` without a checkpoint, or settings that the data or the model do not support.
+        ConfigError: for ``resume=true`` without a checkpoint, or settings that the data or the model do not
+            support, or a stopped run on other data.
         DataError: for unreadable images or checkpoints, a run that another process is training, or a full disk.
         DivergedError: if loss or weights become NaN or infinite.
         Stopped: after a signal, once the last checkpoint is written (SystemExit with code 75, or 130 for Ctrl-C).
@@ -92,6 +94,9 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: Any = task.data(config)
+    record: DataRecord = data.record()
+    if checkpoint is not None:
+        record.require_same(folder)
     if rank() == 0:
         _show(config, folder, plain)
     module = task.module(config, data)
@@ -115,6 +120,8 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
             _prepare(folder, checkpoint)
+            if checkpoint is None:
+                record.write(folder)
         _fit(trainer, module, data, folder, None if checkpoint is None else checkpoint.path)
         account, charts = data.account(), task.final_charts(trainer, module, data, folder)  # on all ranks
         if rank() != 0:

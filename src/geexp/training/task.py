@@ -80,7 +80,8 @@ class Task(Protocol):
     def data(self, config: TrainConfig) -> pl.LightningDataModule:
         """The data module, with its files opened.
 
-        Its ``account()``, which every rank must call, returns the ``feed`` entry of ``result.json``.
+        Its ``record()`` returns the ``DataRecord``, and its ``account()``, which every rank must call, the ``feed``
+        entry of ``result.json``.
 
         Raises:
             DataError, ConfigError: for data that are damaged, missing or do not match the configuration.
