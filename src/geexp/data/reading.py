@@ -1,21 +1,31 @@
 """Batches as readers make them, and the worker processes of a DataLoader that call a reader."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geexp.config.errors import DataError
-from geexp.data.images import Images
-from geexp.data.order import FixedOrder, Key, TrainingOrder
+from geexp.data.decode import DAMAGED
+from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 
 Order = TrainingOrder | FixedOrder
+T = TypeVar("T")
 
 _TIMEOUT = 900  # seconds to wait for a batch of worker processes
+_TRIES = 100  # with half of the images readable, the chance that so many tries fail is 1e-30
+
+
+class Named(Protocol):
+    """Images with names for messages."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Unreadable:
     reason: str
 
     @classmethod
-    def of(cls, images: Images, index: int, error: OSError | ValueError) -> "Unreadable":
+    def of(cls, images: Named, index: int, error: OSError | ValueError) -> "Unreadable":
         reason = getattr(error, "strerror", None) or str(error)  # str(OSError) names the file once more
         return cls(index, printable(images.name(index)), reason)
 
@@ -37,9 +47,42 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
+def read_or_replace(
+    read: Callable[[int], T], key: Key, images: Named, unreadable: list[Unreadable], *, seed: int, replace: bool
+) -> tuple[int, T] | None:
+    """The index of the image of ``key`` and what ``read`` returns for it; None if it cannot be read.
+
+    With ``replace``, others are tried in its place: random images of the split, a function of (seed, epoch, index).
+
+    Args:
+        read: raises one of ``DAMAGED`` for an image that cannot be read.
+        unreadable: a list to which the images that cannot be read are added.
+
+    Raises:
+        DataError: if none of ``_TRIES`` others can be read.
+    """
+    epoch, wanted = key
+    for tried in range(1 + _TRIES if replace else 1):
+        index = mix(seed, "replacement", epoch, wanted, tried) % len(images) if tried else wanted
+        try:
+            return index, read(index)
+        except DAMAGED as error:
+            unreadable.append(Unreadable.of(images, index, error))
+    if replace:
+        raise mostly_unreadable(len(images), unreadable[-1])
+    return None
+
+
+def mostly_unreadable(number: int, last: Unreadable) -> DataError:
+    return DataError(
+        f"more than half of {number} images cannot be read; the last one: {last.name} (image {last.index}): "
+        f"{last.reason}. See python -m geexp.check_data"
+    )
+
+
 @dataclass
 class Batch:
-    """Images, labels ``[N]`` int64, the images missing from it, and how many fell back to Pillow."""
+    """Images, labels ``[N]`` int64, the images that could not be read, and how many fell back to Pillow."""
 
     images: Tensor
     labels: Tensor
