@@ -200,6 +200,38 @@ def test_a_damaged_image_stops_with_its_name(damaged):
             batches(photos(damaged, feed, batch_size=12))
 
 
+def test_16_bits_and_transparency_are_the_same_in_every_feed_and_logged_once(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name, level in (("dark", 20_000), ("light", 50_000)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                grey = np.full((64, 64), level + number, dtype=np.uint16)
+                Image.fromarray(grey).save(tmp_path / split / name / f"{number}.png")
+        Image.new("LA", (64, 64), (0, 0)).save(tmp_path / split / "light/transparent.png")
+        pack_split(FolderImages(tmp_path / split), tmp_path / "pack-original", split, RecipeConfig(), workers=1)
+        raw = RecipeConfig("raw", short_side=256)
+        pack_split(FolderImages(tmp_path / split), tmp_path / "pack-raw", split, raw, workers=1)
+    expected = [[78] * 4 + [195] * 4 + [255], [78] * 4 + [195] * 4 + [255]]
+    for feed in (
+        REFERENCE,
+        *ENGINES,
+        FeedConfig("pack", "threads", 0),
+        FeedConfig("pack", pack=f"{tmp_path}/pack-raw"),
+    ):
+        more = ["data.recipe.name=raw", "data.recipe.short_side=256"] if feed.pack else []
+        data = train_config("data=imagenet", f"data.root={tmp_path}", "data.num_classes=2", "feed=pack", *more).data
+        images = ImageData(data, feed, batch_size=3, seed=0)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found = [
+                sorted(levels(shown)[:, 0, 30, 30].round().int().tolist()[k] for shown, _ in epoch for k in range(3))
+                for epoch in (batches(images), batches(images, train=False))
+            ]
+        assert found == expected, feed
+        for sentence in ("16-bit grey images", "on white"):
+            assert sum(sentence in record.message for record in caplog.records) == (0 if feed.pack else 1), feed
+
+
 def skipping(feed: FeedConfig) -> FeedConfig:
     return replace(feed, on_error="skip")
 

@@ -38,6 +38,7 @@ class ResumableFeed(ABC, Generic[T]):
         self.sampler = self.batch_sampler = order  # the names at which Lightning calls set_epoch
         self.on_error = on_error
         self.skipped: dict[int, Unreadable] = {}
+        self.logged: set[str] = set()  # conversions; feeds of one run may share it
         self._given = 0
         self._resume: dict[str, int] | None = None
 
@@ -74,7 +75,10 @@ class ResumableFeed(ABC, Generic[T]):
             )
         self._resume = state
 
-    def _note(self, unreadable: list[Unreadable]) -> None:
+    def _note(self, unreadable: list[Unreadable], conversions: frozenset[str]) -> None:
+        for conversion in sorted(conversions - self.logged):
+            log.info("%s", conversion)
+        self.logged |= conversions
         for one in unreadable:
             about = f"cannot read {one.name} (image {one.index}): {one.reason}"
             if self.on_error == "stop":
@@ -101,7 +105,7 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
         before = self.fallbacks
         for batch in self._batches():
             self.fallbacks += batch.fallbacks
-            self._note(batch.unreadable)
+            self._note(batch.unreadable, batch.conversions)
             if len(batch.labels):
                 yield batch.images, batch.labels
         if self.fallbacks and not before:

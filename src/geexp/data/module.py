@@ -32,6 +32,7 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
         self._earlier: dict[str, Any] | None = None  # the account before the run was resumed
+        self._logged: set[str] = set()
 
     @cached_property
     def training_images(self) -> Images:
@@ -105,9 +106,11 @@ class ImageData(pl.LightningDataModule):
         trainer = self.trainer
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         processes = 1 if trainer is None else trainer.num_devices
-        return make_feed(
+        feed = make_feed(
             images, self.data, self.feed, train=train, order=order, seed=self.seed, device=device, processes=processes
         )
+        feed.logged = self._logged
+        return feed
 
 
 def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) -> dict[str, Any]:

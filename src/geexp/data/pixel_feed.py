@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from geexp.config.schema import AugmentationConfig, DataConfig
-from geexp.data.decode import Decoder
+from geexp.data.decode import Decoder, take_conversions
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
 from geexp.data.parallel import read_ahead
@@ -79,6 +79,7 @@ class PixelReader:
     def finish(self, batch: Batch, unreadable: list[Unreadable]) -> Batch:
         """The batch without the rows that could not be read."""
         batch.fallbacks, batch.unreadable = self.decode.take_fallbacks(), unreadable
+        batch.conversions = take_conversions()
         if unreadable:
             good = batch.labels != _MISSING
             batch.images, batch.labels = batch.images[good], batch.labels[good]

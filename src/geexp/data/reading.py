@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
@@ -82,15 +82,19 @@ def mostly_unreadable(number: int, last: Unreadable) -> DataError:
 
 @dataclass
 class Batch:
-    """Images, labels ``[N]`` int64, the images that could not be read, and how many fell back to Pillow."""
+    """Images, labels ``[N]`` int64, the images that could not be read, and how many fell back to Pillow.
+
+    ``conversions``: see ``geexp.data.decode.take_conversions``.
+    """
 
     images: Tensor
     labels: Tensor
     unreadable: list[Unreadable] = field(default_factory=list)
     fallbacks: int = 0
+    conversions: frozenset[str] = frozenset()
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.unreadable, self.fallbacks)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class Reader(Protocol):

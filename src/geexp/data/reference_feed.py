@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geexp.config.schema import DataConfig
+from geexp.data.decode import take_conversions, to_eight_bits, to_rgb
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
 from geexp.data.reading import Batch, Unreadable, read_or_replace
@@ -59,12 +60,8 @@ def _centre(data: DataConfig) -> list[object]:
 
 
 def _composed(data: DataConfig, steps: list[object]) -> T.Compose:
-    mode = T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
-    return T.Compose([mode, *steps, T.ToTensor(), T.Normalize(data.mean, data.std)])
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
+    mode = [T.Lambda(to_eight_bits), T.Grayscale()] if data.channels == 1 else [T.Lambda(to_rgb)]
+    return T.Compose([*mode, *steps, T.ToTensor(), T.Normalize(data.mean, data.std)])
 
 
 class ReferenceReader:
@@ -92,7 +89,7 @@ class ReferenceReader:
             rows.append(self._transformed(picture, epoch, index))
             labels.append(int(self.images.labels[index]))
         pixels = torch.stack(rows) if rows else torch.empty(0)
-        return Batch(pixels, torch.tensor(labels, dtype=torch.int64), unreadable)
+        return Batch(pixels, torch.tensor(labels, dtype=torch.int64), unreadable, conversions=take_conversions())
 
     def _transformed(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
         # The transforms draw from the default generator. torch.manual_seed would also record a traceback for CUDA.
