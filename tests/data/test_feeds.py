@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from PIL import Image
 from scipy.stats import chisquare
 from torchvision.transforms import RandomResizedCrop
 
-from geexp.config.errors import DataError
+from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import AugmentationConfig, FeedConfig, RecipeConfig
 from geexp.data.feeds import Feed, normalised
 from geexp.data.folder import FolderImages
@@ -306,6 +307,25 @@ def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
     iterator.close()
     assert threading.active_count() == before
     assert len(list(feed)) == 6  # and the next epoch is whole
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "needed"),
+    # The images of 2 workers x 2 batches + 1, of uint8 or float32, but at most all of a split.
+    [("folder", 2, 5 * 2 * 3 * 224**2), ("folder", 40, 12 * 3 * 224**2), ("reference", 1, 3 * 2 * 3 * 224**2 * 4)],
+)
+def test_too_little_shared_memory_is_found_before_training(imagenet, monkeypatch, name, workers, needed):
+    free = SimpleNamespace(f_frsize=1, f_bavail=needed)
+    monkeypatch.setattr(os, "statvfs", lambda path: {"/dev/shm": free}[path])
+    feed = FeedConfig(name, "workers", workers)
+    photos(imagenet, feed, batch_size=2).setup("fit")
+    free.f_bavail = 65536
+    ways_out = [r"feed\.workers=0", r"--shm-size=1g", *([r"feed\.engine=threads"] if name == "folder" else [])]
+    for words in ([f"feed.workers={workers}", "/dev/shm", r"65\.5 kB", f"{needed / 1e6:.1f} MB"], ways_out):
+        with pytest.raises(ConfigError, match="(?s)" + "".join(f"(?=.*{word})" for word in words)):
+            photos(imagenet, feed, batch_size=2).setup("fit")
+    for other in (FeedConfig(name, "workers", 0), FeedConfig("folder", "threads", 2)):
+        photos(imagenet, other, batch_size=2).setup("fit")
 
 
 def test_a_dead_worker_is_explained(imagenet):

@@ -15,7 +15,7 @@ from geexp.data.decode import Decoder
 from geexp.data.images import ArrayImages, Images
 from geexp.data.parallel import processors
 from geexp.data.pixel_feed import PixelReader, read_with_threads
-from geexp.data.reading import Batch, Order, Unreadable, Workers, mostly_unreadable
+from geexp.data.reading import Batch, Notes, Order, Unreadable, Workers, mostly_unreadable
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
 from geexp.data.resident_feed import ResidentImages
 
@@ -27,7 +27,7 @@ class ResumableFeed(ABC, Generic[T]):
     """Batches in an order, for Lightning. One iteration is one epoch, or the rest of one after a checkpoint.
 
     Its position goes into checkpoints by Lightning's protocol for stateful loaders. ``skipped`` records the images that
-    could not be read, by index.
+    could not be read, by index; ``fallbacks`` counts those that fell back to Pillow.
 
     Raises:
         DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if more than half of them
@@ -38,6 +38,7 @@ class ResumableFeed(ABC, Generic[T]):
         self.sampler = self.batch_sampler = order  # the names at which Lightning calls set_epoch
         self.on_error = on_error
         self.skipped: dict[int, Unreadable] = {}
+        self.fallbacks = 0
         self.logged: set[str] = set()  # conversions; feeds of one run may share it
         self._given = 0
         self._resume: dict[str, int] | None = None
@@ -75,11 +76,13 @@ class ResumableFeed(ABC, Generic[T]):
             )
         self._resume = state
 
-    def _note(self, unreadable: list[Unreadable], conversions: frozenset[str]) -> None:
-        for conversion in sorted(conversions - self.logged):
+    def note(self, batch: Notes) -> None:
+        """Record and log what was unusual about a batch; see the class for the errors."""
+        self.fallbacks += batch.fallbacks
+        for conversion in sorted(batch.conversions - self.logged):
             log.info("%s", conversion)
-        self.logged |= conversions
-        for one in unreadable:
+        self.logged |= batch.conversions
+        for one in batch.unreadable:
             about = f"cannot read {one.name} (image {one.index}): {one.reason}"
             if self.on_error == "stop":
                 raise DataError(
@@ -98,14 +101,12 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
 
     def __init__(self, batches: Callable[[], Iterator[Batch]], order: Order, on_error: str) -> None:
         super().__init__(order, on_error)
-        self.fallbacks = 0
         self._batches = batches
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         before = self.fallbacks
         for batch in self._batches():
-            self.fallbacks += batch.fallbacks
-            self._note(batch.unreadable, batch.conversions)
+            self.note(batch)
             if len(batch.labels):
                 yield batch.images, batch.labels
         if self.fallbacks and not before:
@@ -128,6 +129,9 @@ def make_feed(
     Args:
         device: of the training; a resident feed keeps its images there.
         processes: of this machine, which share its processors.
+
+    Raises:
+        ConfigError: if worker processes need more shared memory than there is.
     """
     augmentation = data.augmentation if train else None
     if feed.name == "resident":
@@ -148,7 +152,9 @@ def make_feed(
         return Feed(lambda: map(reader.__getitems__, order), order, feed.on_error)
     if isinstance(reader, PixelReader) and feed.engine != "workers":
         return Feed(lambda: read_with_threads(reader, order, workers, pin=pin), order, feed.on_error)
-    return Feed(Workers(reader, order, workers, pin=pin).__iter__, order, feed.on_error)
+    image_bytes = data.channels * data.image_size**2 * (4 if feed.name == "reference" else 1)  # float32 or uint8
+    made = Workers(reader, order, workers, image_bytes=image_bytes, processes=processes, pin=pin)
+    return Feed(made.__iter__, order, feed.on_error)
 
 
 def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -1,15 +1,16 @@
 """Batches as readers make them, and the worker processes of a DataLoader that call a reader."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast
 
+from rich.filesize import decimal
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from geexp.config.errors import DataError
+from geexp.config.errors import ConfigError, DataError
 from geexp.data.decode import DAMAGED
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 
@@ -17,6 +18,8 @@ Order = TrainingOrder | FixedOrder
 T = TypeVar("T")
 
 _TIMEOUT = 900  # seconds to wait for a batch of worker processes
+_PREFETCHED = 2  # batches that each of them keeps ready
+_SHARED_MEMORY = "/dev/shm"
 _TRIES = 100  # with half of the images readable, the chance that so many tries fail is 1e-30
 
 
@@ -80,6 +83,17 @@ def mostly_unreadable(number: int, last: Unreadable) -> DataError:
     )
 
 
+class Notes(Protocol):
+    """What was unusual about reading a batch; see ``Batch``."""
+
+    @property
+    def unreadable(self) -> Sequence[Unreadable]: ...
+    @property
+    def fallbacks(self) -> int: ...
+    @property
+    def conversions(self) -> frozenset[str]: ...
+
+
 @dataclass
 class Batch:
     """Images, labels ``[N]`` int64, the images that could not be read, and how many fell back to Pillow.
@@ -104,13 +118,27 @@ class Reader(Protocol):
 
 
 class Workers:
-    """Batches in order, made by the worker processes of a DataLoader, which live on from epoch to epoch."""
+    """Batches in order, made by the worker processes of a DataLoader, which live on from epoch to epoch.
 
-    def __init__(self, reader: Reader, order: Order, workers: int, *, pin: bool = False) -> None:
+    Args:
+        image_bytes: of one image of a batch.
+        processes: of this machine that have such workers.
+
+    Raises:
+        ConfigError: if the shared memory of this machine is too small.
+    """
+
+    def __init__(
+        self, reader: Reader, order: Order, workers: int, *, image_bytes: int, processes: int = 1, pin: bool = False
+    ) -> None:
+        if workers:
+            at_once = min((_PREFETCHED * workers + 1) * order.batch_size, order.share)
+            _require_shared_memory(processes * at_once * image_bytes, workers)
         self._loader: DataLoader = DataLoader(
             cast(Dataset, reader),
             batch_sampler=order,
             num_workers=workers,
+            prefetch_factor=_PREFETCHED if workers else None,
             collate_fn=_unchanged,
             persistent_workers=workers > 0,
             pin_memory=pin,
@@ -120,6 +148,22 @@ class Workers:
     def __iter__(self) -> Iterator[Batch]:
         with explained_workers():
             yield from self._loader
+
+
+def _require_shared_memory(needed: int, workers: int) -> None:
+    """Worker processes pass batches through shared memory. If it is full, batches get lost and training waits."""
+    try:
+        status = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # other systems than Linux do not have it there
+        return
+    free = status.f_bavail * status.f_frsize
+    if needed > free:
+        raise ConfigError(
+            f"feed.workers={workers}: the batches of the worker processes need {decimal(needed)} of shared memory, and "
+            f"{_SHARED_MEMORY} has {decimal(free)} free. Use threads (feed.engine=threads, for feed=folder and pack), "
+            "this process (feed.workers=0), fewer workers or a smaller optim.batch_size; or give a container more, "
+            f"such as docker run --shm-size={-(-needed // 2**30)}g."
+        )
 
 
 @contextmanager
