@@ -311,8 +311,12 @@ def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
 
 @pytest.mark.parametrize(
     ("name", "workers", "needed"),
-    # The images of 2 workers x 2 batches + 1, of uint8 or float32, but at most all of a split.
-    [("folder", 2, 5 * 2 * 3 * 224**2), ("folder", 40, 12 * 3 * 224**2), ("reference", 1, 3 * 2 * 3 * 224**2 * 4)],
+    # The images of 2 batches per worker + 1, of uint8 or float32, but at most all of a split; 64 KiB per process.
+    [
+        ("folder", 2, 5 * 2 * 3 * 224**2 + 3 * 2**16),
+        ("folder", 7, 12 * 3 * 224**2 + 8 * 2**16),
+        ("reference", 1, 3 * 2 * 3 * 224**2 * 4 + 2 * 2**16),
+    ],
 )
 def test_too_little_shared_memory_is_found_before_training(imagenet, monkeypatch, name, workers, needed):
     free = SimpleNamespace(f_frsize=1, f_bavail=needed)

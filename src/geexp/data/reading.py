@@ -20,6 +20,7 @@ T = TypeVar("T")
 _TIMEOUT = 900  # seconds to wait for a batch of worker processes
 _PREFETCHED = 2  # batches that each of them keeps ready
 _SHARED_MEMORY = "/dev/shm"
+_OVERHEAD = 2**16  # bytes per worker process, for semaphores and for pages that are not full
 _TRIES = 100  # with half of the images readable, the chance that so many tries fail is 1e-30
 
 
@@ -133,7 +134,7 @@ class Workers:
     ) -> None:
         if workers:
             at_once = min((_PREFETCHED * workers + 1) * order.batch_size, order.share)
-            _require_shared_memory(processes * at_once * image_bytes, workers)
+            _require_shared_memory(processes * (at_once * image_bytes + (workers + 1) * _OVERHEAD), workers)
         self._loader: DataLoader = DataLoader(
             cast(Dataset, reader),
             batch_sampler=order,

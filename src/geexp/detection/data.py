@@ -112,7 +112,7 @@ class DetectionFeed(ResumableFeed[DetectionBatch]):
     ) -> None:
         super().__init__(order, on_error)
         pixels = sum(math.prod(reader.images.size(index)) for index in range(len(reader.images)))
-        image_bytes = 3 * pixels // len(reader.images)  # on average
+        image_bytes = 3 * pixels // len(reader.images) + 3 * 4096  # on average; three tensors in pages of their own
         self._batches: Any = Workers(reader, order, workers, image_bytes=image_bytes, processes=processes, pin=pin)
 
     def batches(self) -> Iterator[DetectionBatch]:
