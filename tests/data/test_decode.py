@@ -15,7 +15,7 @@ from PIL import Image
 
 from geexp.config.errors import ConfigError
 from geexp.data import decode as decode_module
-from geexp.data.decode import DAMAGED, Decoder, decode_with_pil
+from geexp.data.decode import DAMAGED, Decoder, decode_with_pil, take_conversions
 from tests.support.photos import photo
 
 SIZE = (97, 61)
@@ -80,8 +80,13 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
-palette = photo(2, SIZE).convert("P")
-deep = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, SIZE[::-1], dtype=np.uint16))
+def with_adobe(transform: int | None) -> bytes:
+    """CMYK with another transform in Adobe's segment (2: stored as YCCK), or without the segment."""
+    jpeg = encoded(photo(1, SIZE, "CMYK"))
+    segment = jpeg.find(b"\xff\xee")
+    end = segment + 2 + int.from_bytes(jpeg[segment + 2 : segment + 4], "big")
+    return jpeg[:segment] + (b"" if transform is None else jpeg[segment : end - 1] + bytes([transform])) + jpeg[end:]
+
 
 READABLE = {
     "4:2:0": encoded(photo(1, SIZE), subsampling="4:2:0"),
@@ -93,6 +98,8 @@ READABLE = {
     "restart markers": encoded(photo(1, SIZE), restart_marker_blocks=2),
     "RGB without YCbCr": encoded(photo(1, SIZE), keep_rgb=True),
     "CMYK": encoded(photo(1, SIZE, "CMYK")),
+    "CMYK without Adobe's segment": with_adobe(None),
+    "YCCK": with_adobe(2),
     "progressive CMYK": encoded(photo(1, SIZE, "CMYK"), progressive=True),
     **{f"EXIF orientation {o}": turned(o) for o in (1, 3, 6, 8, 9)},
     "EXIF behind XMP": turned_after_other_app1(),
@@ -103,9 +110,11 @@ READABLE = {
     "flipped bytes in the scan": flipped_in_scan(),
     "two pictures (MPO)": encoded(photo(1, SIZE), "MPO", save_all=True, append_images=[photo(2, SIZE)]),
     "PNG": encoded(photo(1, SIZE), "PNG"),
-    "PNG with palette of transparencies": encoded(palette, "PNG", transparency=bytes(range(256))),
-    "PNG with alpha": encoded(photo(1, SIZE, "RGBA"), "PNG"),
-    "PNG of 16 bits": encoded(deep, "PNG"),
+    "PNG with alpha, all opaque": encoded(photo(1, SIZE, "RGBA"), "PNG"),
+    "PNG with a palette": encoded(photo(2, SIZE).convert("P"), "PNG"),
+    "TIFF in LAB": encoded(Image.merge("LAB", photo(1, SIZE).split()), "TIFF"),
+    "TIFF in YCbCr": encoded(photo(1, SIZE, "YCbCr"), "TIFF"),
+    "animated GIF": encoded(photo(1, SIZE), "GIF", save_all=True, append_images=[photo(2, SIZE)]),
     "PNG of 1 bit": encoded(photo(1, SIZE, "1"), "PNG"),
     **{name: encoded(photo(1, SIZE), name) for name in ("GIF", "TIFF", "WEBP", "BMP", "PPM")},
 }
@@ -128,6 +137,78 @@ def test_pixels_are_pillows(backend):
         assert given.tobytes() == data, f"{kind}: decoding changed the content"
         left_to_pillow = backend != "pil" and (not data.startswith(b"\xff\xd8") or kind in TO_PILLOW[backend])
         assert (decode.take_fallbacks(), decode.take_fallbacks()) == (left_to_pillow, 0), kind
+
+
+RAMP = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[::-1]).astype(np.uint16)
+SCALED = np.rint(RAMP / 257)
+FLOATS = (RAMP / 65535).astype(np.float32)
+COLOURS, ALPHA = np.array(photo(1, SIZE)), np.rint(RAMP / 257).astype(np.uint8)
+ON_WHITE = np.rint(COLOURS * (ALPHA[..., None] / 255) + 255 * (1 - ALPHA[..., None] / 255))
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels), "TIFF")
+
+
+def tiff_of_12_bits() -> bytes:
+    """One row of 0, 1365, 2730 and 4095, which Pillow reads but does not write."""
+    row = bytes.fromhex("000555aaafff")
+    entries = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(row))]
+    directory = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in entries)
+    start = 8 + len(row)
+    return b"II*\0" + struct.pack("<I", start) + row + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def with_nan() -> bytes:
+    pixels = FLOATS.copy()
+    pixels[0] = np.nan
+    return tiff(pixels)
+
+
+# What Pillow's convert("RGB") spoils, and the pixels that it should have, grey or RGB.
+SPOILT = {
+    "16-bit PNG": (encoded(Image.fromarray(RAMP), "PNG"), SCALED),
+    "16-bit TIFF": (tiff(RAMP), SCALED),
+    "big-endian 16-bit TIFF": (tiff(RAMP.astype(">u2")), SCALED),
+    "16-bit JPEG 2000": (encoded(Image.fromarray(RAMP), "JPEG2000"), SCALED),
+    "16-bit PGM": (encoded(Image.fromarray(RAMP.astype(np.int32)), "PPM"), SCALED),
+    "12-bit TIFF": (tiff_of_12_bits(), np.array([[0, 85, 170, 255]])),
+    "dark 16-bit PNG": (encoded(Image.fromarray(RAMP // 256), "PNG"), np.rint(RAMP // 256 / 257)),
+    "32-bit integers up to 65535": (tiff(RAMP.astype(np.int32)), SCALED),
+    "32-bit integers up to 255": (tiff((RAMP // 257).astype(np.int32)), RAMP // 257),
+    "large 32-bit integers": (tiff(RAMP.astype(np.int32) * 30_000 + 1_000_000), SCALED),
+    "floats from 0 to 1": (tiff(FLOATS), SCALED),
+    "floats up to 255": (tiff(FLOATS * 255), SCALED),
+    "floats from -3 to 2": (tiff(FLOATS * 5 - 3), SCALED),
+    "a constant float": (tiff(np.full(SIZE, 1000, dtype=np.float32)), np.zeros(SIZE)),
+    "floats with NaN": (with_nan(), np.where(np.arange(SIZE[1])[:, None] == 0, 0, SCALED)),
+    "PNG with alpha": (encoded(Image.fromarray(np.dstack([COLOURS, ALPHA])), "PNG"), ON_WHITE),
+    "PNG of a shape that only alpha shows": (
+        encoded(Image.merge("LA", (Image.new("L", SIZE), Image.fromarray(ALPHA))), "PNG"),
+        255 - ALPHA.astype(int),
+    ),
+    "GIF with a transparent colour": (
+        encoded(Image.fromarray(COLOURS[..., 0] // 2), "GIF", transparency=10),
+        np.where(COLOURS[..., 0] // 2 == 10, 255, COLOURS[..., 0] // 2),
+    ),
+    "PNG with a transparent palette": (
+        encoded(Image.fromarray(COLOURS[..., 0]).convert("P"), "PNG", transparency=bytes(256)),
+        np.full(SIZE[::-1], 255),
+    ),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("kind", SPOILT)
+def test_what_conversion_to_rgb_spoils(kind, backend):
+    data, expected = SPOILT[kind]
+    take_conversions()
+    pixels = Decoder(backend)(content(data)).numpy().astype(int)
+    wanted = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert pixels.shape == wanted.shape
+    assert np.abs(pixels - wanted).max() <= (0 if expected.ndim == 2 and "float" not in kind else 1)
+    assert len(take_conversions()) == (not kind.endswith("up to 255"))
+    assert not take_conversions()
 
 
 UNREADABLE = {

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,12 +21,14 @@ from PIL import Image
 from scipy.stats import chisquare
 from torchvision.transforms import RandomResizedCrop
 
-from geexp.config.errors import DataError
-from geexp.config.schema import AugmentationConfig, FeedConfig
+from geexp.config.errors import ConfigError, DataError
+from geexp.config.schema import AugmentationConfig, FeedConfig, RecipeConfig
 from geexp.data.feeds import Feed, normalised
+from geexp.data.folder import FolderImages
 from geexp.data.images import ArrayImages
 from geexp.data.module import ImageData
-from geexp.data.order import mix
+from geexp.data.order import FixedOrder, TrainingOrder, mix
+from geexp.data.packing import pack_split
 from geexp.data.pixel_feed import resized_crop_box
 from geexp.data.reading import explained_workers
 from geexp.data.resident_feed import ResidentImages
@@ -181,12 +185,13 @@ def test_normalised_is_to_tensor_and_normalize():
 
 @pytest.fixture
 def damaged(imagenet):
-    """Two of the twelve training images, one of the nine of evaluation."""
+    """Two of the twelve training images, and the first four of the nine of evaluation."""
     train = imagenet / "train"
     one, two = train / "n01440764/n01440764_1.JPEG", train / "n01443537/n01443537_2.JPEG"
     one.write_bytes(one.read_bytes()[:1500])
-    two.write_bytes(b"")
-    (imagenet / "val/n01484850/n01484850_0.JPEG").write_text("not an image")
+    two.write_bytes(b"x")
+    for path in sorted((imagenet / "val").rglob("*.JPEG"))[:4]:
+        path.write_text("not an image")
     return imagenet
 
 
@@ -196,32 +201,102 @@ def test_a_damaged_image_stops_with_its_name(damaged):
             batches(photos(damaged, feed, batch_size=12))
 
 
-@pytest.mark.parametrize("feed", [REFERENCE, *ENGINES], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
-def test_damaged_images_can_be_left_out(damaged, feed, caplog):
-    skipping = FeedConfig(feed.name, feed.engine, feed.workers, on_error="skip")
-    data = photos(damaged, skipping, batch_size=4)
+def test_16_bits_and_transparency_are_the_same_in_every_feed_and_logged_once(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name, level in (("dark", 20_000), ("light", 50_000)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                grey = np.full((64, 64), level + number, dtype=np.uint16)
+                Image.fromarray(grey).save(tmp_path / split / name / f"{number}.png")
+        Image.new("LA", (64, 64), (0, 0)).save(tmp_path / split / "light/transparent.png")
+        pack_split(FolderImages(tmp_path / split), tmp_path / "pack-original", split, RecipeConfig(), workers=1)
+        raw = RecipeConfig("raw", short_side=256)
+        pack_split(FolderImages(tmp_path / split), tmp_path / "pack-raw", split, raw, workers=1)
+    expected = [[78] * 4 + [195] * 4 + [255], [78] * 4 + [195] * 4 + [255]]
+    for feed in (
+        REFERENCE,
+        *ENGINES,
+        FeedConfig("pack", "threads", 0),
+        FeedConfig("pack", pack=f"{tmp_path}/pack-raw"),
+    ):
+        more = ["data.recipe.name=raw", "data.recipe.short_side=256"] if feed.pack else []
+        data = train_config("data=imagenet", f"data.root={tmp_path}", "data.num_classes=2", "feed=pack", *more).data
+        images = ImageData(data, feed, batch_size=3, seed=0)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found = [
+                sorted(levels(shown)[:, 0, 30, 30].round().int().tolist()[k] for shown, _ in epoch for k in range(3))
+                for epoch in (batches(images), batches(images, train=False))
+            ]
+        assert found == expected, feed
+        for sentence in ("16-bit grey images", "on white"):
+            assert sum(sentence in record.message for record in caplog.records) == (0 if feed.pack else 1), feed
+
+
+def skipping(feed: FeedConfig) -> FeedConfig:
+    return replace(feed, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    "feed", [REFERENCE, *ENGINES, FeedConfig("pack", "threads", 2)], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}"
+)
+def test_damaged_images_are_replaced_in_training_and_left_out_of_evaluation(damaged, feed, caplog):
+    if feed.name == "pack":
+        for split in ("train", "val"):
+            folder = FolderImages(damaged / split)
+            pack_split(folder, damaged / "pack-original", split, RecipeConfig(), workers=1)
+    data = photos(damaged, skipping(feed), batch_size=2)
     with caplog.at_level(logging.WARNING):
         found, evaluated = batches(data, 3), batches(data, train=False)
-    assert sum(len(labels) for _, labels in found) == 3 * 10
-    assert all(len(images) == len(labels) for images, labels in found)
-    assert sorted(torch.cat([labels for _, labels in found[:3]]).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-    assert sum(len(labels) for _, labels in evaluated) == 8
+    assert [len(labels) for _, labels in found] == [len(images) for images, _ in found] == [2] * 18
+    # The first two batches of evaluation have no image left.
+    assert [labels.tolist() for _, labels in evaluated] == [[1, 1], [2, 2], [2]]
     account = data.account()
     assert sorted(name[-16:] for name in account["train"]["skipped"]) == ["n01440764_1.JPEG", "n01443537_2.JPEG"]
-    assert [name[-16:] for name in account["val"]["skipped"]] == ["n01484850_0.JPEG"]
+    assert len(account["val"]["skipped"]) == 4
     told = [record for record in caplog.records if "skipped" in record.message]
-    assert len(told) == 2 + 1  # each once, however often it comes
-    resumed = photos(damaged, skipping, batch_size=4)
+    assert len(told) == 2 + 4  # each once, however often it comes
+    wanted = batches(photos(damaged, skipping(REFERENCE if feed.name == "reference" else IN_PROCESS), batch_size=2), 3)
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(found, wanted, strict=True))
+    resumed = photos(damaged, skipping(feed), batch_size=2)
     resumed.load_state_dict(data.state_dict())
     assert resumed.account() == account
 
 
-def test_a_batch_of_damaged_images_only(damaged):
+def test_replacements_are_those_of_an_uninterrupted_epoch(damaged):
+    whole = batches(photos(damaged, skipping(IN_PROCESS), batch_size=2))
+    data = photos(damaged, skipping(IN_PROCESS), batch_size=2)
+    for done in range(6):
+        feed = data.train_dataloader()
+        feed.load_state_dict({"epoch": 0, "batches": done, "images": 12})
+        rest = [data.on_after_batch_transfer(batch, 0) for batch in feed]
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, whole[done:], strict=True))
+
+
+def test_ranks_take_equally_many_steps_whatever_is_damaged(damaged):
+    """Batches of one: a rank whose only image is damaged would otherwise leave the others waiting."""
+    lengths, shown = [], []
+    for rank in range(4):
+        data = photos(damaged, skipping(IN_PROCESS), batch_size=4)
+        train = TrainingOrder(12, batch_size=1, seed=0, rank=rank, world=4)
+        data.training_feed = data._feed(data.training_images, train, train=True)
+        lengths.append([len(labels) for _, labels in batches(data, 2)])
+        val = FixedOrder(9, batch_size=1, rank=rank, world=4)
+        data.evaluation_feed = data._feed(data.evaluation_images, val, train=False)
+        shown += [label for _, labels in batches(data, train=False) for label in labels.tolist()]
+    assert lengths == [[1] * 6] * 4
+    assert sorted(shown) == [1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("feed", [REFERENCE, *ENGINES[1:]], ids=lambda f: f"{f.name}-{f.engine}-{f.workers}")
+def test_if_most_images_are_damaged_it_stops(damaged, feed):
+    files = sorted((damaged / "val").rglob("*.JPEG"))
+    files[4].write_bytes(b"")  # the fifth of nine
     for path in (damaged / "train").rglob("*.JPEG"):
         path.write_bytes(b"")
-    data = photos(damaged, FeedConfig("folder", "threads", 2, on_error="skip"))
-    with pytest.raises(DataError, match="none of the 6 images of a batch can be read"):
-        batches(data)
+    for train, number in ((True, 12), (False, 9)):
+        with pytest.raises(DataError, match=rf"more than half of {number} images .*\.JPEG.*check_data"):
+            batches(photos(damaged, skipping(feed)), train=train)
 
 
 def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
@@ -232,6 +307,29 @@ def test_a_feed_that_is_left_early_leaves_no_thread(imagenet):
     iterator.close()
     assert threading.active_count() == before
     assert len(list(feed)) == 6  # and the next epoch is whole
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "needed"),
+    # The images of 2 batches per worker + 1, of uint8 or float32, but at most all of a split; 64 KiB per process.
+    [
+        ("folder", 2, 5 * 2 * 3 * 224**2 + 3 * 2**16),
+        ("folder", 7, 12 * 3 * 224**2 + 8 * 2**16),
+        ("reference", 1, 3 * 2 * 3 * 224**2 * 4 + 2 * 2**16),
+    ],
+)
+def test_too_little_shared_memory_is_found_before_training(imagenet, monkeypatch, name, workers, needed):
+    free = SimpleNamespace(f_frsize=1, f_bavail=needed)
+    monkeypatch.setattr(os, "statvfs", lambda path: {"/dev/shm": free}[path])
+    feed = FeedConfig(name, "workers", workers)
+    photos(imagenet, feed, batch_size=2).setup("fit")
+    free.f_bavail = 65536
+    ways_out = [r"feed\.workers=0", r"--shm-size=1g", *([r"feed\.engine=threads"] if name == "folder" else [])]
+    for words in ([f"feed.workers={workers}", "/dev/shm", r"65\.5 kB", f"{needed / 1e6:.1f} MB"], ways_out):
+        with pytest.raises(ConfigError, match="(?s)" + "".join(f"(?=.*{word})" for word in words)):
+            photos(imagenet, feed, batch_size=2).setup("fit")
+    for other in (FeedConfig(name, "workers", 0), FeedConfig("folder", "threads", 2)):
+        photos(imagenet, other, batch_size=2).setup("fit")
 
 
 def test_a_dead_worker_is_explained(imagenet):

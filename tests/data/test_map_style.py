@@ -15,6 +15,7 @@ from geexp.data.check import check_images
 from geexp.data.datasets import open_dataset
 from geexp.data.images import MapStyleImages
 from geexp.data.module import ImageData
+from geexp.data.reference_feed import evaluation_transform
 from tests.support.cifar import small_cifar10
 
 REFERENCE = FeedConfig("reference", "workers", 0)
@@ -42,6 +43,7 @@ class Squares:
         image = {
             "pil": lambda: Image.fromarray(pixels),
             "grey": lambda: Image.fromarray(pixels[:, :, 0]),
+            "16-bit grey": lambda: Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257),
             "array": lambda: pixels,
             "one channel": lambda: pixels[:, :, :1],
             "tensor": lambda: torch.from_numpy(pixels).permute(2, 0, 1),
@@ -76,6 +78,15 @@ def test_images_of_every_kind():
     for kind in ("one channel", "grey tensor", "one channel tensor"):
         assert np.array_equal(np.asarray(opened(kind=kind).picture(4)), grey), kind
     assert opened(kind="grey tensor").pixels(4, None).shape == (16, 16, 3)
+
+
+def test_16_bit_pictures_are_scaled():
+    deep, grey = opened(kind="16-bit grey"), opened(kind="grey")
+    assert torch.equal(deep.pixels(4, None), grey.pixels(4, None))
+    for channels in (1, 3):
+        shape = DataConfig("squares", 3, 16, channels, [0.5] * channels, [0.5] * channels)
+        transform = evaluation_transform(shape)
+        assert torch.equal(transform(deep.picture(4)), transform(grey.picture(4)))
 
 
 @pytest.mark.parametrize("kind", ["floats", "list"])

@@ -121,15 +121,42 @@ def test_classes_must_be_those_of_the_configuration_and_equal_in_both_splits(tmp
 
 
 def test_damaged_and_exchanged_images(tmp_path):
-    reader = DetectionReader(split_of(tmp_path), flip=False)
+    images = split_of(tmp_path)
+    feed = DetectionFeed(DetectionReader(images, flip=False), FixedOrder(len(images), batch_size=4))
     file = tmp_path / "train2014" / annotations()["images"][0]["file_name"]
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(DataError, match="cannot be read as an image"):
-        reader.__getitems__([(0, 0)])
+    with pytest.raises(DataError, match=rf"cannot read .*{file.name} \(image 0\): .*feed\.on_error=skip"):
+        list(feed)
     write_coco(tmp_path / "other", annotations(size=(50, 40)))
     (tmp_path / "other/train2014" / file.name).rename(file)
-    with pytest.raises(DataError, match="50x40 pixels, but annotated as 60x40"):
-        reader.__getitems__([(0, 0)])
+    with pytest.raises(DataError, match=rf"{file.name} .*50x40 pixels, but annotated as 60x40"):
+        list(feed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_are_replaced_in_training_and_left_out_of_evaluation(tmp_path, workers):
+    content = annotations(n=7)
+    images = split_of(tmp_path, content)
+    for image in content["images"][:3]:
+        (tmp_path / "train2014" / image["file_name"]).write_text("no image")
+    damaged = [image["id"] for image in content["images"][:3]]
+
+    def feed(order, *, replace):
+        reader = DetectionReader(images, flip=True, replace=replace)
+        return DetectionFeed(reader, order, workers=workers, on_error="skip")
+
+    training = feed(TrainingOrder(7, batch_size=1, seed=3), replace=True)
+    batches = list(training)
+    assert [len(batch.images) for batch in batches] == [len(batch.targets) for batch in batches] == [1] * 7
+    assert not {i for batch in batches for i in batch.image_ids} & set(damaged)
+    assert sorted(training.skipped) == [0, 1, 2]
+    batches = list(feed(FixedOrder(7, batch_size=2), replace=False))
+    assert [len(batch.images) for batch in batches] == [0, 1, 2, 1]
+    assert [i for batch in batches for i in batch.skipped_ids] == damaged
+    (tmp_path / "train2014" / content["images"][3]["file_name"]).write_text("no image")
+    for order, replace in ((FixedOrder(7, batch_size=2), False), (TrainingOrder(7, batch_size=1, seed=3), True)):
+        with pytest.raises(DataError, match=r"more than half of 7 images .*\.jpg"):
+            list(feed(order, replace=replace))
 
 
 def test_flip_mirrors_image_and_boxes(tmp_path):

@@ -3,6 +3,7 @@
 All decoders use libjpeg-turbo and give the same pixels for sound JPEG files. Files that one of them refuses, or is
 known to decode differently, fall back to Pillow. So PNGs named .JPEG, CMYK files and EXIF orientation (ignored, as
 torchvision's datasets ignore it) look the same with every decoder, and a file is damaged if Pillow cannot read it.
+Pillow's own conversion to RGB spoils some images: see ``to_eight_bits``.
 """
 
 import importlib
@@ -24,6 +25,9 @@ from geexp.config.errors import ConfigError
 
 # Errors of a file that cannot be read, and of content that is no image or only part of one.
 DAMAGED = (OSError, ValueError)
+# What the values of 32-bit images usually go up to, by Pillow's mode.
+_USUAL_MAXIMA = {"I": (255, 65535), "F": (1, 255)}
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 # How decoders refuse a file: torchvision and torchcodec with the former, read_jpeg_header with the latter.
 _REFUSED = (RuntimeError, ValueError)
 
@@ -99,6 +103,58 @@ def _first_available() -> str:
     return "torchcodec" if find_spec("torchcodec") is not None else "pil"
 
 
+_conversions: set[str] = set()  # in this process, not taken yet
+
+
+def take_conversions() -> frozenset[str]:
+    """What ``to_eight_bits`` has changed in this process since the last call, as sentences for the log."""
+    taken = frozenset(_conversions)
+    _conversions.difference_update(taken)
+    return taken
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    return to_eight_bits(image).convert("RGB")
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Images that ``convert("RGB")`` would spoil, in mode L or RGB; others as they are.
+
+    Pillow clips grey levels above 255 to white, and replaces transparency by the colour hidden below it. Here 16-bit
+    grey is scaled by its range. So is 32-bit grey if its values are within a usual range: 0 … 1 (floats), 255 or 65535
+    (integers); others are scaled from the minimum to the maximum of the image. Transparency is shown on white.
+    """
+    image.load()
+    if image.mode in _USUAL_MAXIMA or image.mode.startswith("I;16"):
+        return _scaled(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() != (255, 255):
+            _conversions.add("images with transparency are shown on white")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+        if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
+            high = 4095.0
+        _conversions.add("16-bit grey images: 0 … 65535 is scaled to 0 … 255")
+    else:
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        usual = [top for top in _USUAL_MAXIMA[image.mode] if low >= 0 and high <= top]
+        if usual:
+            low, high = 0.0, usual[0]
+        if high != 255:
+            what = f"0 … {high:.0f}" if usual else "the minimum to the maximum of each image"
+            _conversions.add(f"32-bit grey images: {what} is scaled to 0 … 255")
+    levels = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
+    return Image.fromarray(np.rint(np.nan_to_num(levels.clip(0, 255))).astype(np.uint8))
+
+
 def open_with_pil(content: np.ndarray) -> Image.Image:
     """The content as a PIL image in RGB, read to its end.
 
@@ -107,7 +163,7 @@ def open_with_pil(content: np.ndarray) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content.data)) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except UnidentifiedImageError:  # its own message names the object in memory
         what = f"{len(content)} bytes that are no image, or whose header is damaged" if len(content) else "empty file"
         raise ValueError(what) from None

@@ -15,7 +15,7 @@ from geexp.data.decode import Decoder
 from geexp.data.images import ArrayImages, Images
 from geexp.data.parallel import processors
 from geexp.data.pixel_feed import PixelReader, read_with_threads
-from geexp.data.reading import Batch, Order, Unreadable, Workers
+from geexp.data.reading import Batch, Notes, Order, Unreadable, Workers, mostly_unreadable
 from geexp.data.reference_feed import ReferenceReader, evaluation_transform, training_transform
 from geexp.data.resident_feed import ResidentImages
 
@@ -26,11 +26,20 @@ log = logging.getLogger(__name__)
 class ResumableFeed(ABC, Generic[T]):
     """Batches in an order, for Lightning. One iteration is one epoch, or the rest of one after a checkpoint.
 
-    Its position goes into checkpoints by Lightning's protocol for stateful loaders.
+    Its position goes into checkpoints by Lightning's protocol for stateful loaders. ``skipped`` records the images that
+    could not be read, by index; ``fallbacks`` counts those that fell back to Pillow.
+
+    Raises:
+        DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if more than half of them
+            cannot (``skip``).
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, on_error: str = "stop") -> None:
         self.sampler = self.batch_sampler = order  # the names at which Lightning calls set_epoch
+        self.on_error = on_error
+        self.skipped: dict[int, Unreadable] = {}
+        self.fallbacks = 0
+        self.logged: set[str] = set()  # conversions; feeds of one run may share it
         self._given = 0
         self._resume: dict[str, int] | None = None
 
@@ -67,31 +76,12 @@ class ResumableFeed(ABC, Generic[T]):
             )
         self._resume = state
 
-
-class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
-    """Batches of (images, labels), and a record of the images that could not be read.
-
-    Raises:
-        DataError: when iterated, for an image that cannot be read (``on_error="stop"``), or if none of a batch can.
-    """
-
-    def __init__(self, batches: Callable[[], Iterator[Batch]], order: Order, on_error: str) -> None:
-        super().__init__(order)
-        self.on_error = on_error
-        self.skipped: dict[int, Unreadable] = {}
-        self.fallbacks = 0
-        self._batches = batches
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        before = self.fallbacks
-        for batch in self._batches():
-            self.fallbacks += batch.fallbacks
-            self._note(batch)
-            yield batch.images, batch.labels
-        if self.fallbacks and not before:
-            log.info("%d images fell back to the Pillow decoder", self.fallbacks)
-
-    def _note(self, batch: Batch) -> None:
+    def note(self, batch: Notes) -> None:
+        """Record and log what was unusual about a batch; see the class for the errors."""
+        self.fallbacks += batch.fallbacks
+        for conversion in sorted(batch.conversions - self.logged):
+            log.info("%s", conversion)
+        self.logged |= batch.conversions
         for one in batch.unreadable:
             about = f"cannot read {one.name} (image {one.index}): {one.reason}"
             if self.on_error == "stop":
@@ -102,11 +92,25 @@ class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
             if one.index not in self.skipped:
                 log.warning("skipped: %s", about)
                 self.skipped[one.index] = one
-        if not len(batch.labels):
-            raise DataError(
-                f"none of the {len(batch.unreadable)} images of a batch can be read; the last one: "
-                f"{batch.unreadable[-1].reason}. See python -m geexp.check_data"
-            )
+                if 2 * len(self.skipped) > self.sampler.share:
+                    raise mostly_unreadable(self.sampler.share, one)
+
+
+class Feed(ResumableFeed[tuple[Tensor, Tensor]]):
+    """Batches of (images, labels). Of evaluation, without the images that cannot be read, and never empty."""
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], order: Order, on_error: str) -> None:
+        super().__init__(order, on_error)
+        self._batches = batches
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        before = self.fallbacks
+        for batch in self._batches():
+            self.note(batch)
+            if len(batch.labels):
+                yield batch.images, batch.labels
+        if self.fallbacks and not before:
+            log.info("%d images fell back to the Pillow decoder", self.fallbacks)
 
 
 def make_feed(
@@ -125,6 +129,9 @@ def make_feed(
     Args:
         device: of the training; a resident feed keeps its images there.
         processes: of this machine, which share its processors.
+
+    Raises:
+        ConfigError: if worker processes need more shared memory than there is.
     """
     augmentation = data.augmentation if train else None
     if feed.name == "resident":
@@ -133,16 +140,21 @@ def make_feed(
         return Feed(lambda: map(resident.__getitems__, order), order, feed.on_error)
     workers = max(1, processors() // processes) if feed.workers is None else feed.workers
     pin = device.type == "cuda"
+    # Only a constant number of images keeps batch normalisation and the mean over ranks as they would be.
+    replace = train and feed.on_error == "skip"
     reader: PixelReader | ReferenceReader
     if feed.name == "reference":
-        reader = ReferenceReader(images, training_transform(data) if train else evaluation_transform(data), seed)
+        transform = training_transform(data) if train else evaluation_transform(data)
+        reader = ReferenceReader(images, transform, seed, replace=replace)
     else:
-        reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed)
+        reader = PixelReader(images, Decoder(feed.decode), data, augmentation, seed, replace=replace)
     if not workers:
         return Feed(lambda: map(reader.__getitems__, order), order, feed.on_error)
     if isinstance(reader, PixelReader) and feed.engine != "workers":
         return Feed(lambda: read_with_threads(reader, order, workers, pin=pin), order, feed.on_error)
-    return Feed(Workers(reader, order, workers, pin=pin).__iter__, order, feed.on_error)
+    image_bytes = data.channels * data.image_size**2 * (4 if feed.name == "reference" else 1)  # float32 or uint8
+    made = Workers(reader, order, workers, image_bytes=image_bytes, processes=processes, pin=pin)
+    return Feed(made.__iter__, order, feed.on_error)
 
 
 def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

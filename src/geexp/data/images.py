@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from geexp.config.errors import ConfigError
-from geexp.data.decode import Decoder, open_with_pil
+from geexp.data.decode import Decoder, open_with_pil, to_rgb
 from geexp.runs.data_record import SplitRecord, digest_of
 
 
@@ -147,7 +147,7 @@ class MapStyleImages(Images):
         return Image.fromarray(np.ascontiguousarray(pixels))
 
     def pixels(self, index: int, decode: Decoder) -> Tensor:
-        return torch.from_numpy(np.array(self.picture(index).convert("RGB")))
+        return torch.from_numpy(np.array(to_rgb(self.picture(index))))
 
     def first_classes(self, n: int) -> Self:
         first, chosen = copy(self), self.labels < n

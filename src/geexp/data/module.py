@@ -1,4 +1,4 @@
-"""The LightningDataModule: a data set and a feed."""
+"""The LightningDataModules: a data set and its feeds."""
 
 from collections import ChainMap
 from functools import cached_property
@@ -13,7 +13,7 @@ from geexp.config.errors import ConfigError
 from geexp.config.protocol import share_of_batch
 from geexp.config.schema import DataConfig, FeedConfig
 from geexp.data.datasets import open_dataset
-from geexp.data.feeds import Feed, make_feed, normalised
+from geexp.data.feeds import Feed, ResumableFeed, make_feed, normalised
 from geexp.data.images import Images
 from geexp.data.order import FixedOrder, TrainingOrder
 from geexp.data.pack import Pack
@@ -21,7 +21,61 @@ from geexp.data.record import source_of
 from geexp.runs.data_record import DataRecord
 
 
-class ImageData(pl.LightningDataModule):
+class FeedData(pl.LightningDataModule):
+    """A data module whose feeds record the images that they cannot read as intended."""
+
+    training_feed: Any
+    evaluation_feed: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._earlier: dict[str, Any] | None = None  # the account before the run was resumed
+        self._logged: set[str] = set()  # see ``ResumableFeed``
+
+    def setup(self, stage: str) -> None:
+        """Make the feeds, to find what is wrong with them before the training."""
+        if stage == "fit":
+            _ = self.training_feed
+        _ = self.evaluation_feed
+
+    def train_dataloader(self) -> ResumableFeed:
+        return self.training_feed
+
+    def val_dataloader(self) -> ResumableFeed:
+        return self.evaluation_feed
+
+    def account(self) -> dict[str, Any]:
+        """Images that the feeds of all ranks could not read as intended, since the run began; every rank must call it.
+
+        ``fallbacks`` counts images that fell back to Pillow, epoch by epoch, including those read ahead in vain;
+        ``skipped`` names each skipped image once, with the reason.
+        """
+        mine = {
+            split: {"fallbacks": feed.fallbacks, "skipped": {one.name: one.reason for one in feed.skipped.values()}}
+            for split, feed in (("train", self.training_feed), ("val", self.evaluation_feed))
+        }
+        accounts = [mine]
+        if dist.is_available() and dist.is_initialized():
+            accounts = [{}] * dist.get_world_size()
+            dist.all_gather_object(accounts, mine)
+        if self._earlier is not None:
+            accounts.append(self._earlier)
+        return {
+            split: {
+                "fallbacks": sum(account[split]["fallbacks"] for account in accounts),
+                "skipped": dict(ChainMap(*(account[split]["skipped"] for account in accounts))),
+            }
+            for split in mine
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.account()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict
+
+
+class ImageData(FeedData):
     """Batches of (images ``[N, C, H, W]`` float, normalised on the device; labels ``[N]`` int64).
 
     Training drops the last, smaller batch; evaluation never does, and shows every image once over all ranks.
@@ -33,7 +87,6 @@ class ImageData(pl.LightningDataModule):
     def __init__(self, data: DataConfig, feed: FeedConfig, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.feed, self.batch_size, self.seed = data, feed, batch_size, seed
-        self._earlier: dict[str, Any] | None = None  # the account before the run was resumed
 
     @cached_property
     def training_images(self) -> Images:
@@ -59,12 +112,6 @@ class ImageData(pl.LightningDataModule):
         images, share = self.evaluation_images, share_of_ranks(self.trainer, self.batch_size, train=False)
         return self._feed(images, FixedOrder(len(images), **share), train=False)
 
-    def train_dataloader(self) -> Feed:
-        return self.training_feed
-
-    def val_dataloader(self) -> Feed:
-        return self.evaluation_feed
-
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if images.dtype == torch.uint8:
@@ -78,42 +125,21 @@ class ImageData(pl.LightningDataModule):
         return DataRecord.of(source_of(self.data, self.feed), train.classes, train.record(), val.record())
 
     def account(self) -> dict[str, Any]:
-        """Images that the feeds of all ranks could not read as intended, since the run began; every rank must call it.
-
-        ``fallbacks`` counts images that fell back to Pillow, epoch by epoch, including those read ahead in vain;
-        ``skipped`` names each skipped image once, with the reason.
-        """
-        mine = {
-            "train": _account(self.training_images, self.training_feed),
-            "val": _account(self.evaluation_images, self.evaluation_feed),
-        }
-        accounts = [mine]
-        if dist.is_available() and dist.is_initialized():
-            accounts = [{}] * dist.get_world_size()
-            dist.all_gather_object(accounts, mine)
-        if self._earlier is not None:
-            accounts.append(self._earlier)
-        return {
-            split: {
-                "fallbacks": sum(account[split]["fallbacks"] for account in accounts),
-                "skipped": dict(ChainMap(*(account[split]["skipped"] for account in accounts))),
-            }
-            for split in mine
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.account()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._earlier = state_dict
+        account = super().account()
+        for split, images in (("train", self.training_images), ("val", self.evaluation_images)):
+            if isinstance(images, Pack):
+                account[split]["skipped"] |= dict.fromkeys(images.left_out, "left out of the pack")
+        return account
 
     def _feed(self, images: Images, order: TrainingOrder | FixedOrder, *, train: bool) -> Feed:
         trainer = self.trainer
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         processes = 1 if trainer is None else trainer.num_devices
-        return make_feed(
+        feed = make_feed(
             images, self.data, self.feed, train=train, order=order, seed=self.seed, device=device, processes=processes
         )
+        feed.logged = self._logged
+        return feed
 
 
 def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) -> dict[str, Any]:
@@ -125,10 +151,3 @@ def share_of_ranks(trainer: pl.Trainer | None, batch_size: int, *, train: bool) 
         return {"batch_size": max(1, batch_size // trainer.world_size), **ranks}
     steps_of = trainer.accumulate_grad_batches
     return {"batch_size": share_of_batch(batch_size, trainer.world_size, steps_of), "accumulate": steps_of, **ranks}
-
-
-def _account(images: Images, feed: Feed) -> dict[str, Any]:
-    skipped = {one.name: one.reason for one in feed.skipped.values()}
-    if isinstance(images, Pack):
-        skipped |= dict.fromkeys(images.left_out, "left out of the pack")
-    return {"fallbacks": feed.fallbacks, "skipped": skipped}

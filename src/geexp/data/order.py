@@ -33,6 +33,7 @@ class TrainingOrder:
     ) -> None:
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
         self.accumulate, self.repeat = accumulate, repeat
+        self.share = n  # the images that this rank sees, in the course of the epochs
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,6 +63,7 @@ class FixedOrder:
         self.n, self.batch_size = n, batch_size
         count = n if count is None else min(count, n)
         self.mine = [i * n // count for i in range(rank, count, world)]
+        self.share = len(self.mine)
         self.epoch = self.start = 0
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ from geexp.config.class_folders import require_same_classes
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig, RecipeConfig
 from geexp.data.datasets import SPLITS, open_dataset, require_classes
-from geexp.data.decode import DAMAGED, open_with_pil
+from geexp.data.decode import DAMAGED, open_with_pil, take_conversions
 from geexp.data.folder_index import join_names
 from geexp.data.imagenet_archives import open_training_archive, open_validation_archive
 from geexp.data.images import EncodedImages
@@ -187,6 +187,8 @@ def _fill(partial: "PartialPack", source: EncodedImages, recipe: RecipeConfig, w
                 log.warning("left out: %s", about)
                 partial.append(_LEFT_OUT)
             advance(len(indices), partial.end - before)
+    for conversion in sorted(take_conversions()):
+        log.info("%s", conversion)
 
 
 def _record(source: EncodedImages, recipe: RecipeConfig, index: int) -> Record | Exception:

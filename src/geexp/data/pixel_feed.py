@@ -15,14 +15,15 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from geexp.config.schema import AugmentationConfig, DataConfig
-from geexp.data.decode import DAMAGED, Decoder
+from geexp.data.decode import Decoder, take_conversions
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
 from geexp.data.parallel import read_ahead
-from geexp.data.reading import Batch, Order, Unreadable
+from geexp.data.reading import Batch, Order, Unreadable, read_or_replace
 
 _ROWS = 8  # of one task of a thread
 _BATCHES_AHEAD = 2
+_MISSING = -1  # the label of a row that is not filled
 
 _ASPECT = (3 / 4, 4 / 3)  # RandomResizedCrop's own default, with which the reference feed makes it
 _LOG_ASPECT = torch.log(torch.tensor(_ASPECT)).tolist()  # in float32, as there
@@ -33,6 +34,7 @@ class PixelReader:
 
     Args:
         augmentation: None for evaluation: the short side resized to ``S * 256 / 224``, then the centre.
+        replace: read others in place of unreadable images, instead of leaving them out.
     """
 
     def __init__(
@@ -42,44 +44,49 @@ class PixelReader:
         data: DataConfig,
         augmentation: AugmentationConfig | None,
         seed: int,
+        *,
+        replace: bool = False,
     ) -> None:
-        self.images, self.decode, self.seed = images, decode, seed
+        self.images, self.decode, self.seed, self.replace = images, decode, seed, replace
         self.size, self.augmentation = data.image_size, augmentation
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         batch = self.new_batch(keys)
-        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)), keys)
+        return self.finish(batch, self.read_rows(batch, keys, 0, len(keys)))
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch:
         buffer = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8, pin_memory=pin)
-        labels = torch.from_numpy(self.images.labels[[index for _, index in keys]])
-        return Batch(buffer.permute(0, 3, 1, 2), labels)
+        return Batch(buffer.permute(0, 3, 1, 2), torch.full((len(keys),), _MISSING))
 
     def read_rows(self, batch: Batch, keys: list[Key], first: int, last: int) -> list[Unreadable]:
         """Fill the rows ``first`` to ``last``, the last one excluded; returns what could not be read."""
-        unreadable = []
-        rows = batch.images.permute(0, 2, 3, 1).numpy()  # torch would start threads of its own for a copy
-        for row, (epoch, index) in zip(rows[first:last], keys[first:last], strict=True):
-            try:
-                pixels = self.images.pixels(index, self.decode)
-            except DAMAGED as error:
-                unreadable.append(Unreadable.of(self.images, index, error))
+        unreadable: list[Unreadable] = []
+        # torch would start threads of its own for a copy
+        rows, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
+        for place, key in enumerate(keys[first:last], start=first):
+            found = read_or_replace(self._pixels, key, self.images, unreadable, seed=self.seed, replace=self.replace)
+            if found is None:
                 continue
+            (epoch, _), (index, pixels) = key, found
+            labels[place] = self.images.labels[index]
             if self.augmentation is None:
-                np.copyto(row, centre(pixels, self.size).numpy())
+                np.copyto(rows[place], centre(pixels, self.size).numpy())
             else:
                 generator = Generator().manual_seed(mix(self.seed, epoch, index))
-                np.copyto(row, augmented(pixels, self.size, self.augmentation, generator))
+                np.copyto(rows[place], augmented(pixels, self.size, self.augmentation, generator))
         return unreadable
 
-    def finish(self, batch: Batch, unreadable: list[Unreadable], keys: list[Key]) -> Batch:
+    def finish(self, batch: Batch, unreadable: list[Unreadable]) -> Batch:
         """The batch without the rows that could not be read."""
         batch.fallbacks, batch.unreadable = self.decode.take_fallbacks(), unreadable
+        batch.conversions = take_conversions()
         if unreadable:
-            bad = {one.index for one in unreadable}
-            good = [row for row, (_, index) in enumerate(keys) if index not in bad]
+            good = batch.labels != _MISSING
             batch.images, batch.labels = batch.images[good], batch.labels[good]
         return batch
+
+    def _pixels(self, index: int) -> Tensor:
+        return self.images.pixels(index, self.decode)
 
 
 def read_with_threads(reader: PixelReader, order: Order, threads: int, *, pin: bool = False) -> Iterator[Batch]:
@@ -90,15 +97,15 @@ def read_with_threads(reader: PixelReader, order: Order, threads: int, *, pin: b
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="feed") as pool:
 
-        def begin(keys: list[Key]) -> tuple[list[Key], Batch, list[Future[list[Unreadable]]]]:
+        def begin(keys: list[Key]) -> tuple[Batch, list[Future[list[Unreadable]]]]:
             batch = reader.new_batch(keys, pin=pin)
             starts = range(0, len(keys), _ROWS)
             tasks = [pool.submit(reader.read_rows, batch, keys, s, min(s + _ROWS, len(keys))) for s in starts]
-            return keys, batch, tasks
+            return batch, tasks
 
         try:
-            for keys, batch, tasks in read_ahead(map(begin, order), _BATCHES_AHEAD):
-                yield reader.finish(batch, [one for task in tasks for one in task.result()], keys)
+            for batch, tasks in read_ahead(map(begin, order), _BATCHES_AHEAD):
+                yield reader.finish(batch, [one for task in tasks for one in task.result()])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geexp.config.schema import DataConfig
-from geexp.data.decode import DAMAGED
+from geexp.data.decode import take_conversions, to_eight_bits, to_rgb
 from geexp.data.images import Images
 from geexp.data.order import Key, mix
-from geexp.data.reading import Batch, Unreadable
+from geexp.data.reading import Batch, Unreadable, read_or_replace
 
 
 def training_transform(data: DataConfig) -> T.Compose:
@@ -60,35 +60,36 @@ def _centre(data: DataConfig) -> list[object]:
 
 
 def _composed(data: DataConfig, steps: list[object]) -> T.Compose:
-    mode = T.Grayscale() if data.channels == 1 else T.Lambda(_rgb)
-    return T.Compose([mode, *steps, T.ToTensor(), T.Normalize(data.mean, data.std)])
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
+    mode = [T.Lambda(to_eight_bits), T.Grayscale()] if data.channels == 1 else [T.Lambda(to_rgb)]
+    return T.Compose([*mode, *steps, T.ToTensor(), T.Normalize(data.mean, data.std)])
 
 
 class ReferenceReader:
     """Keys (epoch, index) → a batch of normalised float images ``[N, C, H, W]``.
 
     Augmentation is a pure function of (seed, epoch, index), whatever was drawn before.
+
+    Args:
+        replace: read others in place of unreadable images, instead of leaving them out.
     """
 
-    def __init__(self, images: Images, transform: T.Compose, seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: Images, transform: T.Compose, seed: int, *, replace: bool = False) -> None:
+        self.images, self.transform, self.seed, self.replace = images, transform, seed, replace
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        rows, labels, unreadable = [], [], []
-        for epoch, index in keys:
-            try:
-                picture = self.images.picture(index)
-            except DAMAGED as error:
-                unreadable.append(Unreadable.of(self.images, index, error))
+        rows, labels = [], []
+        unreadable: list[Unreadable] = []
+        for key in keys:
+            found = read_or_replace(
+                self.images.picture, key, self.images, unreadable, seed=self.seed, replace=self.replace
+            )
+            if found is None:
                 continue
+            (epoch, _), (index, picture) = key, found
             rows.append(self._transformed(picture, epoch, index))
             labels.append(int(self.images.labels[index]))
         pixels = torch.stack(rows) if rows else torch.empty(0)
-        return Batch(pixels, torch.tensor(labels, dtype=torch.int64), unreadable)
+        return Batch(pixels, torch.tensor(labels, dtype=torch.int64), unreadable, conversions=take_conversions())
 
     def _transformed(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
         # The transforms draw from the default generator. torch.manual_seed would also record a traceback for CUDA.

@@ -1,22 +1,23 @@
 """Images with boxes in batches, and the DataModule of detection."""
 
+import math
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 from torch import Tensor
 
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, FeedConfig
-from geexp.data.decode import DAMAGED, Decoder
+from geexp.data.decode import DAMAGED, Decoder, take_conversions
 from geexp.data.feeds import ResumableFeed
-from geexp.data.module import share_of_ranks
+from geexp.data.module import FeedData, share_of_ranks
 from geexp.data.order import FixedOrder, Key, TrainingOrder, mix
 from geexp.data.parallel import processors
-from geexp.data.reading import Workers
+from geexp.data.reading import Unreadable, Workers, read_or_replace
 from geexp.data.record import source_of
 from geexp.detection.coco import CocoImages, require_same_classes
 from geexp.registry import locate
@@ -24,11 +25,19 @@ from geexp.runs.data_record import DataRecord, SplitRecord, digest_of
 
 
 class DetectionBatch(NamedTuple):
-    """``images`` uint8 ``[3, H, W]`` of any sizes, their ``targets`` as torchvision's detectors take them, COCO ids."""
+    """``images`` uint8 ``[3, H, W]`` of any sizes, their ``targets`` as torchvision's detectors take them, COCO ids.
+
+    ``skipped_ids`` are of images left out of an evaluation because they cannot be read. For the other fields see
+    ``geexp.data.reading.Batch``; a feed removes them.
+    """
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
     image_ids: list[int]
+    skipped_ids: tuple[int, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
+    fallbacks: int = 0
+    conversions: frozenset[str] = frozenset()
 
     def inputs(self) -> list[Tensor]:
         """The images as torchvision's detectors take them, float32 in 0 … 1."""
@@ -42,26 +51,45 @@ class DetectionReader:
         flip: mirror half of the images, the only augmentation of He et al. 2016. Which ones is a pure function of
             (seed, epoch, index).
         decode: the backend of ``geexp.data.decode.Decoder``.
+        replace: read others in place of unreadable images, instead of leaving them out.
     """
 
-    def __init__(self, images: CocoImages, *, flip: bool, seed: int = 0, decode: str = "auto") -> None:
-        self.images, self.flip, self.seed, self.decode = images, flip, seed, Decoder(decode)
+    def __init__(
+        self, images: CocoImages, *, flip: bool, seed: int = 0, decode: str = "auto", replace: bool = False
+    ) -> None:
+        self.images, self.flip, self.seed, self.decode, self.replace = images, flip, seed, Decoder(decode), replace
 
     def __getitems__(self, keys: list[Key]) -> DetectionBatch:  # called by a DataLoader with the keys of a batch
-        images, targets = zip(*(self.read_one(key) for key in keys), strict=True)
-        return DetectionBatch(list(images), list(targets), [self.images.image_id(index) for _, index in keys])
+        images, targets, image_ids, skipped_ids = [], [], [], []
+        unreadable: list[Unreadable] = []
+        for key in keys:
+
+            def read(index: int, epoch: int = key[0]) -> tuple[Tensor, dict[str, Tensor]]:
+                return self.read_one((epoch, index))
+
+            found = read_or_replace(read, key, self.images, unreadable, seed=self.seed, replace=self.replace)
+            if found is None:
+                skipped_ids.append(self.images.image_id(key[1]))
+                continue
+            index, (image, target) = found
+            images.append(image)
+            targets.append(target)
+            image_ids.append(self.images.image_id(index))
+        notes = tuple(unreadable), self.decode.take_fallbacks(), take_conversions()
+        return DetectionBatch(images, targets, image_ids, tuple(skipped_ids), *notes)
 
     def read_one(self, key: Key) -> tuple[Tensor, dict[str, Tensor]]:
         """The image ``uint8 [3, H, W]`` and its target.
 
         Raises:
-            DataError: for a file that is no image, or whose size differs from the annotations.
+            OSError, ValueError: for a file that cannot be read, or whose size differs from the annotations.
         """
         epoch, index = key
-        image, target = read_image(self.decode, self.images.name(index)), self.images.target(index)
+        content, target = np.fromfile(self.images.name(index), dtype=np.uint8), self.images.target(index)
+        image = self.decode(content).permute(2, 0, 1)
         if tuple(image.shape[1:]) != self.images.size(index):
             found, annotated = (f"{width}x{height}" for height, width in (image.shape[1:], self.images.size(index)))
-            raise DataError(f"{self.images.name(index)}: {found} pixels, but annotated as {annotated}. Fetch it again.")
+            raise ValueError(f"{found} pixels, but annotated as {annotated}")
         if self.flip and mix(self.seed, "flip", epoch, index) % 2:
             image = image.flip(2)
             target["boxes"][:, [0, 2]] = image.shape[2] - target["boxes"][:, [2, 0]]
@@ -69,19 +97,34 @@ class DetectionReader:
 
 
 class DetectionFeed(ResumableFeed[DetectionBatch]):
-    """Batches in an order, made by ``workers`` processes; with 0, by this one."""
+    """Batches in an order, made by ``workers`` processes; with 0, by this one.
+
+    Args:
+        processes: of this machine that have such workers.
+    """
 
     def __init__(
-        self, reader: DetectionReader, order: TrainingOrder | FixedOrder, *, workers: int = 0, pin: bool = False
+        self,
+        reader: DetectionReader,
+        order: TrainingOrder | FixedOrder,
+        *,
+        workers: int = 0,
+        processes: int = 1,
+        pin: bool = False,
+        on_error: str = "stop",
     ) -> None:
-        super().__init__(order)
-        self._batches: Any = Workers(reader, order, workers, pin=pin)
+        super().__init__(order, on_error)
+        pixels = sum(math.prod(reader.images.size(index)) for index in range(len(reader.images)))
+        image_bytes = 3 * pixels // len(reader.images) + 3 * 4096  # on average; three tensors in pages of their own
+        self._batches: Any = Workers(reader, order, workers, image_bytes=image_bytes, processes=processes, pin=pin)
 
     def batches(self) -> Iterator[DetectionBatch]:
-        yield from self._batches
+        for batch in self._batches:
+            self.note(batch)
+            yield batch._replace(unreadable=(), fallbacks=0, conversions=frozenset())
 
 
-class DetectionData(pl.LightningDataModule):
+class DetectionData(FeedData):
     """Batches of images and their boxes. Evaluation shows every image of its split once over all ranks.
 
     Args:
@@ -97,29 +140,44 @@ class DetectionData(pl.LightningDataModule):
         self.training_images, self.evaluation_images = open_split(data, train=True), open_split(data, train=False)
         require_same_classes(self.training_images, self.evaluation_images)
 
-    def train_dataloader(self) -> DetectionFeed:
+    @cached_property
+    def training_feed(self) -> DetectionFeed:
         share = share_of_ranks(self.trainer, self.batch_size, train=True)
         order = TrainingOrder(len(self.training_images), seed=self.seed, **share)
-        return self._feed(self.training_images, order, flip=self.data.augmentation.flip)
+        return self._feed(self.training_images, order, train=True)
 
-    def val_dataloader(self) -> DetectionFeed:
+    @cached_property
+    def evaluation_feed(self) -> DetectionFeed:
         share = share_of_ranks(self.trainer, self.batch_size, train=False)
-        return self._feed(self.evaluation_images, FixedOrder(len(self.evaluation_images), **share), flip=False)
+        return self._feed(self.evaluation_images, FixedOrder(len(self.evaluation_images), **share), train=False)
 
     def record(self) -> DataRecord:
         train, val = _record(self.training_images), _record(self.evaluation_images)
         return DataRecord.of(source_of(self.data, self.feed), self.training_images.classes, train, val)
 
     def account(self) -> dict[str, Any]:
-        """Numbers of images and annotations that training leaves out."""
-        return {"train": self.training_images.left_out, "val": self.evaluation_images.left_out}
+        """As of every ``FeedData``, and the numbers of images and annotations that training leaves out."""
+        account = super().account()
+        return {
+            "train": self.training_images.left_out | account["train"],
+            "val": self.evaluation_images.left_out | account["val"],
+        }
 
-    def _feed(self, images: CocoImages, order: TrainingOrder | FixedOrder, *, flip: bool) -> DetectionFeed:
+    def _feed(self, images: CocoImages, order: TrainingOrder | FixedOrder, *, train: bool) -> DetectionFeed:
         trainer: Any = self.trainer
-        device = trainer.strategy.root_device
-        workers = max(1, processors() // trainer.num_devices) if self.feed.workers is None else self.feed.workers
-        reader = DetectionReader(images, flip=flip, seed=self.seed, decode=self.feed.decode)
-        return DetectionFeed(reader, order, workers=workers, pin=device.type == "cuda")
+        device, processes = trainer.strategy.root_device, trainer.num_devices
+        workers = max(1, processors() // processes) if self.feed.workers is None else self.feed.workers
+        reader = DetectionReader(
+            images,
+            flip=train and self.data.augmentation.flip,
+            seed=self.seed,
+            decode=self.feed.decode,
+            replace=train and self.feed.on_error == "skip",
+        )
+        where: dict[str, Any] = {"workers": workers, "processes": processes, "pin": device.type == "cuda"}
+        feed = DetectionFeed(reader, order, on_error=self.feed.on_error, **where)
+        feed.logged = self._logged
+        return feed
 
 
 def open_split(data: DataConfig, *, train: bool) -> CocoImages:

@@ -56,7 +56,8 @@ class CocoEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        self._rows: dict[int, np.ndarray] = {}  # by image id: COCO's x, y, width, height, score and category, [n, 6]
+        # By image id: COCO's x, y, width, height, score and category, [n, 6]; None for an image that is left out.
+        self._rows: dict[int, np.ndarray | None] = {}
 
     def add(self, image_ids: Sequence[int], detections: Sequence[dict[str, Tensor]]) -> None:
         """``boxes`` ``[n, 4]``, x1 y1 x2 y2 in the image's own pixels, ``labels`` and ``scores`` ``[n]``, per image.
@@ -71,6 +72,10 @@ class CocoEvaluator:
             x1, y1, x2, y2 = boxes.T
             categories = self.images.category_ids[one["labels"].cpu().numpy() - 1]
             self._rows[image_id] = np.stack([x1, y1, x2 - x1, y2 - y1, scores, categories], axis=1)
+
+    def skip(self, image_ids: Sequence[int]) -> None:
+        """Leave images out, with their objects."""
+        self._rows |= dict.fromkeys(image_ids)
 
     def scores(self) -> DetectionScores:
         """Scores of the detections of all ranks. Every rank must call it; rank 0 computes.
@@ -93,10 +98,11 @@ class CocoEvaluator:
             raise outcome[0]
         return outcome[0]
 
-    def _compute(self, parts: list[dict[int, np.ndarray]]) -> DetectionScores:
+    def _compute(self, parts: list[dict[int, np.ndarray | None]]) -> DetectionScores:
         self._require_once(np.array([image_id for part in parts for image_id in part], dtype=np.int64))
         # Sorted by image id: equal scores are ranked in their order, which must not depend on the number of ranks.
-        rows = dict(sorted(item for part in parts for item in part.items()))
+        everything = {image_id: mine for part in parts for image_id, mine in part.items()}
+        rows = {image_id: mine for image_id, mine in sorted(everything.items()) if mine is not None}
         found = [np.insert(mine, 0, image_id, axis=1) for image_id, mine in rows.items() if len(mine)]
         with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             truth = COCO()

@@ -74,7 +74,9 @@ class Detector(TrainingModule):
         return loss
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self.evaluator.add(batch.image_ids, self.model(batch.inputs()))
+        if batch.images:
+            self.evaluator.add(batch.image_ids, self.model(batch.inputs()))
+        self.evaluator.skip(batch.skipped_ids)
 
     def on_train_epoch_start(self) -> None:  # not called when an epoch is resumed in the middle
         self._sums.zero_()
