@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -71,7 +71,7 @@ def read_annotations(path: Path) -> Annotations:
     images, objects, categories = _read_lists(path)
     notes: list[str] = []
     image_rows, category_rows = _by_id(path, "images", images, notes), _by_id(path, "categories", categories, notes)
-    category_keys = _in_order(category_rows)
+    category_keys = sorted(category_rows, key=int if _are_integers(category_rows) else None)
     classes = [_text(path, "categories", category_rows[key], "name") for key in category_keys]
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
@@ -88,7 +88,8 @@ def read_annotations(path: Path) -> Annotations:
             left_out[INVALID_BOX].append(_named(position, row, "bbox"))
         else:
             kept.append((owner, row, box))
-    notes += [f"{reason}: {len(names)} left out, such as {_first(names)}" for reason, names in left_out.items() if names]
+    counts = {reason: len(names) for reason, names in left_out.items() if names}
+    notes += [f"{reason}: {count} left out, such as {_first(left_out[reason])}" for reason, count in counts.items()]
     if objects and not kept:
         raise DataError(f"{path}: none of the {len(objects)} annotations can be used. {'; '.join(notes)}.")
     kept.sort(key=lambda one: one[0])
@@ -109,7 +110,7 @@ def read_annotations(path: Path) -> Annotations:
         bbox=bbox,
         area=area,
         crowd=np.array([_number(row.get("iscrowd")) > 0 for row in rows], dtype=bool),
-        left_out={reason: len(names) for reason, names in left_out.items() if names},
+        left_out=counts,
         notes=notes,
     )
 
@@ -172,13 +173,12 @@ def _key(value: Any) -> str:
     return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
 
 
-def _in_order(keys: Sequence[str] | dict[str, Row]) -> list[str]:
-    return sorted(keys, key=int) if all(map(_EXACT_ID.fullmatch, keys)) else sorted(keys)
+def _are_integers(keys: Collection[str]) -> bool:
+    return all(map(_EXACT_ID.fullmatch, keys))
 
 
 def _numbers(keys: list[str]) -> np.ndarray:
-    exact = all(map(_EXACT_ID.fullmatch, keys))
-    return np.array([int(key) for key in keys] if exact else range(1, len(keys) + 1), dtype=np.int64)
+    return np.array([int(key) for key in keys] if _are_integers(keys) else range(1, len(keys) + 1), dtype=np.int64)
 
 
 def _labels(path: Path, rows: list[Row], category_keys: list[str]) -> np.ndarray:

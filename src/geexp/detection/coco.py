@@ -53,7 +53,7 @@ class CocoImages:
         self.classes, self.category_ids = self.annotations.classes, self.annotations.category_ids
         self.image_ids, self.notes = self.annotations.image_ids, list(self.annotations.notes)
         self._find_files(split)
-        self._complete_sizes()
+        self._fill_in_sizes()
         self._clip()
         self._select(train, everything)
         if not everything:
@@ -111,8 +111,8 @@ class CocoImages:
     def _find_files(self, split: str) -> None:
         """Set ``_paths``, below ``root``, and ``_present``.
 
-        Names are relative to the split's folder, or to ``root`` if they repeat that folder. A tool on Windows may have
-        written backslashes, and a file system may have another Unicode normalisation than the annotations.
+        Names are relative to the split's folder, which they may repeat. A tool on Windows may have written backslashes,
+        and a file system may have another Unicode normalisation than the annotations.
         """
         names = self.annotations.names
         outside = [name for name in names if _NOT_BELOW.match(name)]
@@ -124,20 +124,21 @@ class CocoImages:
         listings: dict[str, dict[str, str]] = {}
 
         def find(name: str) -> str | None:
-            for path in (name, name.replace("\\", "/")):
-                for folder, file in map(os.path.split, (os.path.join(split, path), path)):
-                    if folder not in listings:
-                        listings[folder] = _list_folder(self.root / folder)
-                    present = listings[folder].get(file) or listings[folder].get(normalize("NFC", file))
-                    if present:
-                        return os.path.join(folder, present)
+            slashes = name.replace("\\", "/")
+            for path in (name, slashes, f"/{slashes}".rpartition(f"/{split}/")[2].lstrip("/")):
+                folder, file = os.path.split(os.path.join(split, path))
+                if folder not in listings:
+                    listings[folder] = _list_folder(self.root / folder)
+                present = listings[folder].get(file) or listings[folder].get(normalize("NFC", file))
+                if present:
+                    return os.path.join(folder, present)
             return None
 
         found = [find(name) for name in names]
         self._present = np.array([path is not None for path in found], dtype=bool)
         self._paths = [path or os.path.join(split, name) for path, name in zip(found, names, strict=True)]
 
-    def _complete_sizes(self) -> None:
+    def _fill_in_sizes(self) -> None:
         """Set ``_sizes``, read from the files where the annotations have none; (0, 0) if that fails, too."""
         self._sizes = self.annotations.sizes.copy()
         without = np.flatnonzero((self._sizes == 0).any(axis=1))
