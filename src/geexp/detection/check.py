@@ -9,7 +9,6 @@ from geexp.config.schema import CheckDataConfig
 from geexp.data.check import aligned
 from geexp.data.decode import Decoder
 from geexp.data.parallel import in_threads, meter
-from geexp.data.reading import printable
 from geexp.detection.annotations import INVALID_BOX, UNKNOWN_IMAGE
 from geexp.detection.coco import CROWDS, EMPTY_BOXES, NO_BOX, CocoImages
 from geexp.detection.data import disagreement, exif_orientation, read_image
@@ -62,7 +61,7 @@ def check_split(images: CocoImages, backend: str, *, workers: int, what: str = "
         """The bad images of a part, in a report of their own, and the bytes of its pixels."""
         part, size = SplitReport(0, 0, 0, 0, {}, []), 0
         for index in indices:
-            name = printable(images.name(index))
+            name = images.name(index).encode(errors="backslashreplace").decode()  # JSON can hold any surrogates
             if not images.is_there(index):
                 part.missing.append(BadImage(name, "there is no such file"))
                 continue
