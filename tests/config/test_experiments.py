@@ -181,7 +181,10 @@ def test_what_a_scale_makes_smaller():
     ("overrides", "parts"),
     [
         (["experiment=table5_resnet110_cifar10_se", "scale=imagenet100"], ["data=cifar10", "scale=cifar_short"]),
-        (["experiment=table2_theta", "scale=cifar_short"], ["data=imagenet", "imagenet100 or imagenet10 or half or smoke"]),
+        (
+            ["experiment=table2_theta", "scale=cifar_short"],
+            ["data=imagenet", "imagenet100 or imagenet10 or half or smoke"],
+        ),
         (["scale=imagenet10"], ["data=fashion_mnist_mini", "scale=smoke"]),
         (
             ["experiment=table2_theta", "scale=imagenet100", "data.num_classes=1000"],

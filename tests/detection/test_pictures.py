@@ -60,7 +60,7 @@ def test_files(tmp_path):
     precision = np.stack([np.linspace(1, 0, 101)[None].repeat(10, 0), -np.ones((10, 101))], axis=2)
     scores = DetectionScores(
         numbers=dict.fromkeys(NUMBERS, 0.5),
-        classes=CLASSES,
+        classes=["$5_$10", CLASSES[1]],  # not a formula
         recall=np.linspace(0, 1, 101),
         precision=precision,
     )

@@ -116,10 +116,16 @@ def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
         sizes = ["-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest)]
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.by_pillow.items()) or "0"
         columns.append([split, *counts, *classes, *sizes, kinds, f"{len(report.unreadable):,}"])
-    for column in columns:
-        width = max(map(len, column))
-        column[:] = [cell.ljust(width) if column is columns[0] else cell.rjust(width) for cell in column]
-    lines = ["  ".join(row) for row in zip(*columns, strict=True)]
+    lines = aligned(columns)
     for split, report in splits.items():
         lines += [f"{split} {one.index}: {one.name}: {one.reason}" for one in report.unreadable]
     return "\n".join(lines)
+
+
+def aligned(columns: list[list[str]]) -> list[str]:
+    """The lines of a table; its first column is aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for first, *cells in zip(*columns, strict=True)
+    ]

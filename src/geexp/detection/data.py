@@ -2,12 +2,14 @@
 
 import math
 import os
+import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from geexp.config.errors import ConfigError, DataError
@@ -87,9 +89,8 @@ class DetectionReader:
         epoch, index = key
         content, target = np.fromfile(self.images.name(index), dtype=np.uint8), self.images.target(index)
         image = self.decode(content).permute(2, 0, 1)
-        if tuple(image.shape[1:]) != self.images.size(index):
-            found, annotated = (f"{width}x{height}" for height, width in (image.shape[1:], self.images.size(index)))
-            raise ValueError(f"{found} pixels, but annotated as {annotated}")
+        if (wrong := disagreement(self.images, index, image)) is not None:
+            raise ValueError(wrong)
         if self.flip and mix(self.seed, "flip", epoch, index) % 2:
             image = image.flip(2)
             target["boxes"][:, [0, 2]] = image.shape[2] - target["boxes"][:, [2, 0]]
@@ -180,17 +181,19 @@ class DetectionData(FeedData):
         return feed
 
 
-def open_split(data: DataConfig, *, train: bool) -> CocoImages:
+def open_split(data: DataConfig, *, train: bool, everything: bool = False) -> CocoImages:
     """The training or the evaluation split of a configured set.
 
     Its ``_target_`` is called with ``root``, ``split`` (one of ``data.splits``), ``train`` and the file's arguments.
+    With ``everything``, it has all images, to check them.
 
     Raises:
         DataError: as ``CocoImages``.
         ConfigError: if the number of classes is not ``data.num_classes``.
     """
     where = {"root": Path(str(data.root)).expanduser(), "split": data.splits[0 if train else 1]}
-    images: CocoImages = locate(str(data._target_))(**where, train=train, **data.arguments)
+    options = {"everything": True} if everything else {}
+    images: CocoImages = locate(str(data._target_))(**where, train=train, **options, **data.arguments)
     if len(images.classes) != data.num_classes:
         raise ConfigError(
             f"data.num_classes={data.num_classes}: {images.path} has {len(images.classes)} categories "
@@ -210,3 +213,28 @@ def read_image(decode: Decoder, path: str) -> Tensor:
         return decode(np.fromfile(path, dtype=np.uint8)).permute(2, 0, 1).contiguous()
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read as an image ({error}). Fetch it again.") from error
+
+
+def disagreement(images: CocoImages, index: int, image: Tensor) -> str | None:
+    """Why the pixels ``uint8 [3, H, W]`` of an image do not fit its annotations; None if they do."""
+    height, width = image.shape[1:]
+    annotated = images.size(index)
+    if (height, width) == annotated:
+        return None
+    sizes = f"{width}x{height} pixels, but annotated as {annotated[1]}x{annotated[0]}"
+    orientation = exif_orientation(images.name(index))
+    if orientation >= 5 and (width, height) == annotated:
+        return (
+            f"{sizes}: its EXIF orientation ({orientation}) rotates it, and its boxes are of the rotated image. Pixels "
+            "are read as they are stored: rotate the file itself, as ImageMagick's mogrify -auto-orient does."
+        )
+    return f"{sizes}. Its boxes are of the annotated size: fetch the image again, or correct its annotations."
+
+
+def exif_orientation(path: str) -> int:
+    """1 (as stored) to 8, by EXIF; from 5 on width and height are exchanged. 1 if the file has none."""
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, struct.error):  # damaged EXIF data
+        return 1

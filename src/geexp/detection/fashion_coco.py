@@ -59,10 +59,10 @@ class Recipe:
     seed: int = 0
 
 
-def fashion_coco_mini(*, root: Path, split: str, train: bool) -> CocoImages:
-    """One split of the set with the default recipe, made in ``root`` if it is not there."""
+def fashion_coco_mini(*, root: Path, split: str, train: bool, everything: bool = False) -> CocoImages:
+    """One split of the set with the default recipe, made in ``root`` if it is not there; see ``CocoImages``."""
     make_fashion_coco(root)
-    return CocoImages(root, split, train=train)
+    return CocoImages(root, split, train=train, everything=everything)
 
 
 def make_fashion_coco(folder: Path, recipe: Recipe | None = None) -> bool:

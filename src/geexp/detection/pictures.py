@@ -82,7 +82,7 @@ def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     for k, (axis, name) in enumerate(zip(axes, scores.classes, strict=False)):
         precision = scores.precision[:, :, k]
         known = (precision > -1).any()
-        axis.set_title(f"{name}, AP {100 * precision.mean():.1f}" if known else name, fontsize=9)
+        axis.set_title(f"{name}, AP {100 * precision.mean():.1f}" if known else name, fontsize=9, parse_math=False)
         axis.grid(alpha=0.3)
         if known:
             for iou, label, dash in ((0, "IoU 0.50", "-"), (5, "IoU 0.75", "--")):
@@ -90,7 +90,8 @@ def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     for axis in axes[len(scores.classes) :]:
         axis.set_axis_off()
     axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=2)
+    drawn = next((axis for axis in axes if axis.lines), axes[0])
+    figure.legend(*drawn.get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=2)
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
