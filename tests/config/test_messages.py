@@ -86,7 +86,7 @@ WRONG_COMMANDS = [
     ("'+callbacks.x={_target_: nowhere.Nothing}'", ["callbacks.x", "nowhere"]),
     ("trainer=cpu trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
     ("--config-name=foo", ["no configuration 'foo'"]),
-    ("ge.extent", ["EQUAL"]),
+    ("ge.extent", ["ge.extent", "ge.extent=<value>"]),
     ("data=imagenet recipe=jpeg feed=pack", ["feed=pack", "train.npz", "pack-jpeg-max500-q90", "python -m geexp.pack"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
     ("+sweep=table7", ["sweep=table7", "table6"]),

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from geexp.config.arguments import several_values
 from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.extras import missing
 from geexp.config.ranks import rank, srun_tasks, world_size
@@ -50,7 +51,8 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
         return
     if config.get("dry_run"):
         if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
-            raise ConfigError("several values of a key make a sweep: add -m, or give a single value.")
+            (key, *_), *_ = (word.partition("=") for word in jobs[0].overrides if word not in jobs[1].overrides)
+            raise several_values(next(word for word in config.hydra.overrides.task if word.startswith(f"{key}=")))
         show_plan(plan(jobs), Console(quiet=rank() != 0), commands=True)
         return
     rows = plan(jobs)

@@ -1,0 +1,78 @@
+"""The process of a command: text that any terminal accepts, a user name, and caches that can be written. No torch."""
+
+import getpass
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from geexp.config.errors import ConfigError
+
+# The variables that move a cache, and its default folder. torch, torchvision, Hugging Face, W&B and the lists of files
+# in geexp.data keep theirs below the first; inductor's is in the temporary folder anyway.
+_CACHES = {
+    "XDG_CACHE_HOME": "~/.cache",
+    "MPLCONFIGDIR": "~/.config/matplotlib",
+    "TRITON_CACHE_DIR": "~/.triton/cache",
+    "WANDB_CONFIG_DIR": "~/.config/wandb",
+}
+
+
+def console(*, stderr: bool = False, **settings: Any) -> Console:
+    """A rich console that prints strings as they are: ``[a]`` and ``:b:`` in a value are neither markup nor emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False, **settings)
+
+
+def prepare_process() -> str | None:
+    """Make this process, and those it starts, independent of the terminal's encoding and of the user's account.
+
+    Returns:
+        A message if caches had to be moved.
+
+    Raises:
+        ConfigError: if there is no folder for them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # an id without an account, as in docker run --user 54321; importing torch would fail
+        os.environ["USER"] = f"uid{os.getuid()}"
+    return _move_caches()
+
+
+def _move_caches() -> str | None:
+    folders = {name: os.path.expanduser(os.environ.get(name) or default) for name, default in _CACHES.items()}
+    unwritable = {name: folder for name, folder in folders.items() if not _is_writable(folder)}
+    if not unwritable:
+        return None
+    try:
+        place = Path(tempfile.gettempdir(), f"geexp-{os.getuid()}")
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.stat().st_uid != os.getuid():
+            place = Path(tempfile.mkdtemp(prefix="geexp-"))
+    except OSError as error:
+        raise ConfigError(
+            f"{', '.join(unwritable.values())}: cannot be written, nor can a temporary folder. Set XDG_CACHE_HOME and "
+            "TMPDIR to folders that can."
+        ) from error
+    os.environ |= {name: str(place / name.lower()) for name in unwritable}
+    return (
+        f"{', '.join(unwritable.values())}: cannot be written, so caches are in {place}. To keep them from run to run, "
+        f"set {', '.join(unwritable)}."
+    )
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether files can be written to a folder, which may not exist yet."""
+    path = Path(folder)
+    if not path.is_absolute():  # ~ without a home
+        return False
+    while not os.path.lexists(path):
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
