@@ -15,12 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from geexp.analysis.drawing import line_styles
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.labels import ge_label, model_label
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank
 from geexp.config.schema import AnalyzeConfig
 from geexp.runs.atomic_write import atomic_write
@@ -123,9 +123,9 @@ def show(
     """The summary, or with ``format=json`` all tables as lists of rows, on standard output; the files on stderr."""
     if settings.format == "json":
         rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        print(json.dumps({**about, "tables": rows, "pictures": [str(p) for p in pictures]}, ensure_ascii=False))
+        print(json.dumps({**about, "tables": rows, "pictures": [str(p) for p in pictures]}))
     else:
-        Console().print(summary)
+        PlainConsole().print(summary)
     for what, files in (("data", data), ("picture", pictures)):
         for file in files:
             print(f"{what}: {file}", file=sys.stderr)

@@ -22,9 +22,11 @@ _CACHES = {
 }
 
 
-def console(*, stderr: bool = False, **settings: Any) -> Console:
-    """A rich console that prints strings as they are: ``[a]`` and ``:b:`` in a value are neither markup nor emoji."""
-    return Console(stderr=stderr, markup=False, emoji=False, **settings)
+class PlainConsole(Console):
+    """A console that prints strings as they are: ``[a]`` and ``:b:`` in a user's value are not markup or emoji."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
 
 
 def prepare_process() -> str | None:

@@ -13,11 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from geexp.config.arguments import several_values
 from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.extras import missing
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank, srun_tasks, world_size
 from geexp.launching import slurm
 from geexp.launching.jobs import SweepJob, job_of, jobs_of
@@ -53,7 +53,7 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
         if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
             (key, *_), *_ = (word.partition("=") for word in jobs[0].overrides if word not in jobs[1].overrides)
             raise several_values(next(word for word in config.hydra.overrides.task if word.startswith(f"{key}=")))
-        show_plan(plan(jobs), Console(quiet=rank() != 0), commands=True)
+        show_plan(plan(jobs), PlainConsole(quiet=rank() != 0), commands=True)
         return
     rows = plan(jobs)
     require_all_data(rows)
@@ -84,7 +84,7 @@ def launch_rows(
         if todo := [row.job for row in rows if row.to_train]:
             Devices(todo, todo[0].config.launcher.devices)  # raises before anything is shown
         train = train_in_processes
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     show_plan(rows, console)
     try:
         if any(row.to_train for row in rows):

@@ -8,6 +8,7 @@ from pathlib import Path
 from geexp.config.command import command
 from geexp.config.errors import ConfigError
 from geexp.config.extras import require_extras
+from geexp.config.process import PlainConsole
 from geexp.config.schema import ReportConfig
 
 TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
@@ -22,7 +23,6 @@ def main(config: ReportConfig) -> None:
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
     out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
     print("reading the runs and counting the networks", file=sys.stderr)
-    from rich.console import Console
 
     from geexp.report.comparison import trained, write_comparison
     from geexp.report.figures import draw_figures
@@ -41,9 +41,9 @@ def main(config: ReportConfig) -> None:
         if runs := [run for run in few if run.detector == detectors]:
             rows += write_comparison(runs, place, show=config.format == "text")
     if config.format == "json":
-        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
+        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}))
     else:
-        print_summary(report, Console(), every_table=config.table is not None)
+        print_summary(report, PlainConsole(), every_table=config.table is not None)
     write_tables(report, out)
     if report.runs:
         (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8")
