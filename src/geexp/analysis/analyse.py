@@ -93,8 +93,8 @@ def analyse(settings: AnalyzeConfig) -> None:
         ConfigError, DataError: for runs that cannot be analysed, if possible before any computation.
     """
     kind = import_module(f"geexp.analysis.{settings.analysis}")
-    run = Path(str(settings.run)).expanduser()
-    folder = Path(settings.out).expanduser() if settings.out else run / FOLDER
+    run = Path(str(settings.run))
+    folder = Path(settings.out) if settings.out else run / FOLDER
     wandb_run = wandb_run_of(run) if settings.wandb else None
     if settings.images is None:
         settings = replace(settings, images=getattr(kind, "DEFAULT_IMAGES", None))
@@ -245,7 +245,7 @@ def labels_of(identities: Sequence[dict[str, Any]], seeds: Sequence[int], varian
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
     with atomic_write(path) as file:
-        file.write(table.to_csv(index=False).encode())
+        file.write(table.to_csv(index=False).encode(errors="backslashreplace"))
 
 
 def write_analysis(analysis: Analysis, folder: Path) -> list[Path]:

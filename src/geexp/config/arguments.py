@@ -40,7 +40,7 @@ def _expanded(word: str, start: str) -> str:
     return word if match is None else match[1] + expand_home(word.partition("=")[0], match[2])
 
 
-def override(key: str, value: str) -> str:
+def quoted_override(key: str, value: str) -> str:
     """``key=value``, with quotes and escapes if Hydra needs them; ``${…}`` remains a reference."""
     if _sets(f"{key}={value}", value):
         return f"{key}={value}"
@@ -71,7 +71,7 @@ def refused_override(word: str, *, sweep: bool) -> ConfigError:
     if not equals:
         return ConfigError(f"{word}: no value. Set a key with {word}=<value>.")
     values = value.split(",") if sweep else [value]
-    words = [override(key, one) for one in values]
+    words = [quoted_override(key, one) for one in values]
     broken_reference = "${" in value and not re.search(r"\$\{[^{}]+\}", value)
     if _STRUCTURE.fullmatch(value) or broken_reference or not all(map(_sets, words, values)):
         return ConfigError(
@@ -90,7 +90,7 @@ def several_values(word: str) -> ConfigError:
     key, _, value = word.partition("=")
     return ConfigError(
         f"{word}: several values of a key make a sweep: add -m, or give a single value. One value that contains commas "
-        f"is quoted: {shlex.quote(override(key, value))}"
+        f"is quoted: {shlex.quote(quoted_override(key, value))}"
     )
 
 

@@ -42,7 +42,8 @@ def count_classes(root: str | None) -> int:
 
 def folder_name(root: str | None) -> str:
     """The name of a folder, which is the default name of its data set."""
-    return _folder(root).name or "images"
+    name = os.fsencode(_folder(root).name).decode(errors="backslashreplace")  # text, in any locale
+    return name or "images"
 
 
 def register_resolvers() -> None:

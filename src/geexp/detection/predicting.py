@@ -41,7 +41,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
         for image in images.values():
             (one,) = detector([image.to(device).float() / 255])
             detections.append({key: value.cpu() for key, value in one.items()})
-    out = Path(settings.out).expanduser() if settings.out else path.parents[1] / DETECTIONS
+    out = Path(settings.out) if settings.out else path.parents[1] / DETECTIONS
     save_detections(out, list(images.values()), detections, classes, least_score=settings.least_score)
     objects = {
         name: [
@@ -61,7 +61,7 @@ def _images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tensor]:
         split = open_split(data, train=False)
         names = [split.name(index) for index in range(min(settings.most, len(split)))]
     else:
-        place = Path(settings.images).expanduser()
+        place = Path(settings.images)
         if not place.exists():
             raise DataError(f"images={settings.images}: no such file or folder.")
         files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)

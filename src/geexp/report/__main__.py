@@ -18,10 +18,10 @@ TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
 def main(config: ReportConfig) -> None:
     require_extras("geexp.report", "report")
     at_wandb = config.runs.startswith("wandb:")
-    folder = Path(config.runs).expanduser()
+    folder = Path(config.runs)
     if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # the default may be missing
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
-    out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
+    out = Path(config.out) if config.out else (Path("outputs") if at_wandb else folder) / "report"
     print("reading the runs and counting the networks", file=sys.stderr)
 
     from geexp.report.comparison import trained, write_comparison
@@ -46,7 +46,7 @@ def main(config: ReportConfig) -> None:
         print_summary(report, PlainConsole(), every_table=config.table is not None)
     write_tables(report, out)
     if report.runs:
-        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8")
+        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8", errors="backslashreplace")
     figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
     write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)

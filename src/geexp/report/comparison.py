@@ -60,7 +60,7 @@ def write_comparison(
     table = _table(rows, _common(runs))
     if show:
         PlainConsole().print(to_terminal(table))
-    (out / "table.md").write_text(f"{table.title}\n\n{to_markdown(table)}", encoding="utf-8")
+    (out / "table.md").write_text(f"{table.title}\n\n{to_markdown(table)}", encoding="utf-8", errors="backslashreplace")
     print(f"table: {out / 'table.md'}", file=sys.stderr)
     if runs and "matplotlib" not in missing("report"):
         _draw(runs, labels, out / "curves.png", table.title)

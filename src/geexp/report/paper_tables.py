@@ -129,7 +129,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         }
         for suffix, text in texts.items():
             written.append(folder / f"{name}.{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
+            written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
     return written
 
 
