@@ -12,13 +12,13 @@ from rich.console import Console
 
 from geexp.config.errors import ConfigError
 
-# The variables that move a cache, and its default folder. torch, torchvision, Hugging Face, W&B and the lists of files
-# in geexp.data keep theirs below the first; inductor's is in the temporary folder anyway.
-_CACHES = {
+# The variables that move the folders in which libraries and geexp.data keep files from run to run, and the defaults.
+# torch, Hugging Face and geexp use the first; inductor uses the temporary folder anyway.
+_FOLDERS = {
     "XDG_CACHE_HOME": "~/.cache",
     "MPLCONFIGDIR": "~/.config/matplotlib",
     "TRITON_CACHE_DIR": "~/.triton/cache",
-    "WANDB_CONFIG_DIR": "~/.config/wandb",
+    "XDG_DATA_HOME": "~/.local/share",
 }
 
 
@@ -49,7 +49,9 @@ def prepare_process() -> str | None:
 
 
 def _move_caches() -> str | None:
-    folders = {name: os.path.expanduser(os.environ.get(name) or default) for name, default in _CACHES.items()}
+    has_home = os.path.expanduser("~") != "~"  # not so for an id without an account and without HOME
+    defaults = _FOLDERS if has_home else {"HOME": "~"}
+    folders = {name: os.path.expanduser(os.environ.get(name) or default) for name, default in defaults.items()}
     unwritable = {name: folder for name, folder in folders.items() if not _is_writable(folder)}
     if not unwritable:
         return None
@@ -60,21 +62,21 @@ def _move_caches() -> str | None:
             place = Path(tempfile.mkdtemp(prefix="geexp-"))
     except OSError as error:
         raise ConfigError(
-            f"{', '.join(unwritable.values())}: cannot be written, nor can a temporary folder. Set XDG_CACHE_HOME and "
-            "TMPDIR to folders that can."
+            f"{', '.join(unwritable.values())}: not writable, and there is no temporary folder for caches ({error}). "
+            "Set TMPDIR to a writable folder."
         ) from error
     os.environ |= {name: str(place / name.lower()) for name in unwritable}
     return (
-        f"{', '.join(unwritable.values())}: cannot be written, so caches are in {place}. To keep them from run to run, "
-        f"set {', '.join(unwritable)}."
+        f"{', '.join(unwritable.values())}: not writable, so caches are in {place}. To keep them elsewhere, set "
+        f"{', '.join(unwritable)}."
     )
 
 
 def _is_writable(folder: str) -> bool:
     """Whether files can be written to a folder, which may not exist yet."""
-    path = Path(folder)
-    if not path.is_absolute():  # ~ without a home
+    if folder.startswith("~"):
         return False
+    path = Path(folder).absolute()
     while not os.path.lexists(path):
         path = path.parent
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
