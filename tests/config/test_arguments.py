@@ -82,7 +82,7 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch):
         "/home/ada/data/imagenet",
         "/home/ada/p",
     )
-    detector = ["model=resnet50", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"]
+    detector = ["model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"]
     assert composed_training(*detector, "backbone_checkpoint='~/b'").backbone_checkpoint == "/home/ada/b"
     for schema, keys in {
         EvaluateConfig: ["run", "checkpoint", "root"],
