@@ -84,16 +84,16 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch):
     )
     detector = ["model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"]
     assert composed_training(*detector, "backbone_checkpoint='~/b'").backbone_checkpoint == "/home/ada/b"
-    for schema, keys in {
-        EvaluateConfig: ["run", "checkpoint", "root"],
-        AnalyzeConfig: ["run", "against", "root", "out"],
-        DetectConfig: ["run", "images", "root", "out"],
-        ReportConfig: ["runs", "out"],
-    }.items():
-        config = validated(
-            schema, dict.fromkeys(keys, "~/x") | ({"analysis": "gates"} if schema is AnalyzeConfig else {})
-        )
-        assert {getattr(config, key) for key in keys} == {"/home/ada/x"}
+    for schema, given in (
+        (EvaluateConfig, {"run": "~/x", "root": "~/x"}),
+        (EvaluateConfig, {"checkpoint": "~/x"}),
+        (AnalyzeConfig, {"run": "~/x", "against": "~/x", "root": "~/x", "out": "~/x"}),
+        (DetectConfig, {"run": "~/x", "images": "~/x", "root": "~/x", "out": "~/x"}),
+        (ReportConfig, {"runs": "~/x", "out": "~/x"}),
+    ):
+        more = {"analysis": "selectivity"} if schema is AnalyzeConfig else {}
+        config = validated(schema, given | more)
+        assert {getattr(config, key) for key in given} == {"/home/ada/x"}
     with pytest.raises(ConfigError, match=r"out=~nobody-here/x: .*whole path"):
         validated(ReportConfig, {"out": "~nobody-here/x"})
     assert flags_first(["hydra.run.dir='~/x'", "a=~", "--config-dir=~/mine"]) == [
