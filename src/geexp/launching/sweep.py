@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
@@ -51,8 +52,10 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
         return
     if config.get("dry_run"):
         if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
-            (key, *_), *_ = (word.partition("=") for word in jobs[0].overrides if word not in jobs[1].overrides)
-            raise several_values(next(word for word in config.hydra.overrides.task if word.startswith(f"{key}=")))
+            for given in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+                if given.is_sweep_override():
+                    raise several_values(str(given.input_line))
+            raise ConfigError("hydra.sweeper.params: several values of a key make a sweep: add -m.")
         show_plan(plan(jobs), PlainConsole(quiet=rank() != 0), commands=True)
         return
     rows = plan(jobs)
