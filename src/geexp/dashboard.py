@@ -20,7 +20,7 @@ def main() -> None:
 def _main(config: DashboardConfig) -> None:
     assert config.name is not None
     require_extras("geexp.dashboard", "dashboard", "report")
-    if config.runs is not None and not Path(config.runs).expanduser().is_dir():
+    if config.runs is not None and not Path(config.runs).is_dir():
         raise ConfigError(f"runs={config.runs}: no such folder.")
     import wandb
 
@@ -32,12 +32,12 @@ def _main(config: DashboardConfig) -> None:
     api = None if config.dry_run else logged_in_api()
     try:
         entity = config.entity or (api.default_entity if api is not None else "")
-        runs = read_runs(Path(config.runs).expanduser())[0] if config.runs is not None else []
+        runs = read_runs(Path(config.runs))[0] if config.runs is not None else []
         if api is not None and config.runs is None:
             runs, _ = read_wandb(f"{entity}/{config.project}", api)
         report = make_dashboard(config.name, entity=entity, project=config.project, runs=Runs(runs))
         if config.dry_run:
-            path = Path(config.out or f"dashboard-{config.name}.json").expanduser()
+            path = Path(config.out or f"dashboard-{config.name}.json")
             write_specification(report, path)
             print(path)
         else:

@@ -45,7 +45,7 @@ def predict(config: DetectConfig) -> None:
 
     images, picture = draw_predictions(config)
     if config.format == "json":
-        print(json.dumps({"images": images, "picture": str(picture)}, ensure_ascii=False))
+        print(json.dumps({"images": images, "picture": str(picture)}))
     else:
         for image, objects in images.items():
             listed = ", ".join(f"{one['class']} {one['score']:.2f}" for one in objects)

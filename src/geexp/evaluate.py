@@ -16,7 +16,7 @@ def main(config: EvaluateConfig) -> None:
     from geexp.training.checkpoints import load_checkpoint
     from geexp.training.evaluation import checkpoint_of, evaluate
 
-    path = Path(config.checkpoint).expanduser() if config.checkpoint else checkpoint_of(config.run, config.which)
+    path = Path(config.checkpoint) if config.checkpoint else checkpoint_of(config.run, config.which)
     checkpoint = load_checkpoint(path)
     task = task_of(checkpoint.config)
     result = evaluate(task, checkpoint, config)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from hydra.core.hydra_config import HydraConfig
 
+from geexp.config.arguments import quoted_override
 from geexp.config.command import command
 from geexp.config.schema import FeedConfig, PackConfig
 from geexp.data.presence import pack_folder, pack_source
@@ -48,7 +49,7 @@ def training_command(config: PackConfig) -> str:
     words = [word for word in HydraConfig.get().overrides.task if word.startswith(("data=", "data.", "recipe="))]
     if not any(word.startswith("data=") for word in words):
         words.insert(0, f"data={config.data.name}")
-    folder = [f"feed.pack={config.out}"] if config.out else []
+    folder = [quoted_override("feed.pack", config.out)] if config.out else []
     return shlex.join(["python", "-m", "geexp.train", *words, "feed=pack", *folder])
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from geexp.config.command import sweep_command
 from geexp.config.compose import validated
+from geexp.config.process import PlainConsole
 from geexp.config.schema import HardwareConfig, PlanConfig
 from geexp.launching.budget import budget, show_budget
 from geexp.launching.jobs import SweepJob
@@ -23,7 +23,7 @@ class _Stated:
 def main(jobs: list[SweepJob], composed: DictConfig) -> None:
     hardware = validated(_Stated, {"hardware": composed.hardware}).hardware
     rows = plan(jobs)
-    show_budget(rows, budget(rows, hardware), hardware, Console())
+    show_budget(rows, budget(rows, hardware), hardware, PlainConsole())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from rich.console import Console
 
 from geexp.config.command import command
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank, require_ranks, restarted, world_size
 from geexp.config.schema import TrainConfig
 from geexp.launching.jobs import folder_argument, require_inputs, require_same_data, task_of, with_command
@@ -23,7 +23,9 @@ def main(config: TrainConfig) -> float | None:
     job = make_job(config, Path(HydraConfig.get().runtime.output_dir))
     if config.dry_run:  # set in a file; on the command line dry_run is handled as a sweep, without a folder
         hydra = HydraConfig.get()
-        show_plan(plan([with_command(job, hydra, hydra.overrides.task)]), Console(quiet=rank() != 0), commands=True)
+        show_plan(
+            plan([with_command(job, hydra, hydra.overrides.task)]), PlainConsole(quiet=rank() != 0), commands=True
+        )
         return None
     start_over = (config.force or config.resume is False) and not restarted()
     result = None if start_over else Run(job.folder).result

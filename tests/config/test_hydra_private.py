@@ -33,3 +33,8 @@ def test_hydra_words_its_errors_as_before(run, begins, arguments):
         f"change hydra_private.{begins}. It says: {done.stderr.splitlines()[-1]}"
     )
     assert done.returncode == 2
+
+
+def test_the_parser_of_the_command_line_takes_flags_anywhere():
+    parsed = hydra_private.args_parser().parse_intermixed_args(["a=1", "-m", "b=2", "--config-dir", "c"])
+    assert parsed.overrides == ["a=1", "b=2"], "Hydra's parser has changed: see config.arguments.flags_first"

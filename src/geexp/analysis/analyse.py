@@ -15,12 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from geexp.analysis.drawing import line_styles
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.labels import ge_label, model_label
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank
 from geexp.config.schema import AnalyzeConfig
 from geexp.runs.atomic_write import atomic_write
@@ -93,8 +93,8 @@ def analyse(settings: AnalyzeConfig) -> None:
         ConfigError, DataError: for runs that cannot be analysed, if possible before any computation.
     """
     kind = import_module(f"geexp.analysis.{settings.analysis}")
-    run = Path(str(settings.run)).expanduser()
-    folder = Path(settings.out).expanduser() if settings.out else run / FOLDER
+    run = Path(str(settings.run))
+    folder = Path(settings.out) if settings.out else run / FOLDER
     wandb_run = wandb_run_of(run) if settings.wandb else None
     if settings.images is None:
         settings = replace(settings, images=getattr(kind, "DEFAULT_IMAGES", None))
@@ -123,9 +123,9 @@ def show(
     """The summary, or with ``format=json`` all tables as lists of rows, on standard output; the files on stderr."""
     if settings.format == "json":
         rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        print(json.dumps({**about, "tables": rows, "pictures": [str(p) for p in pictures]}, ensure_ascii=False))
+        print(json.dumps({**about, "tables": rows, "pictures": [str(p) for p in pictures]}))
     else:
-        Console().print(summary)
+        PlainConsole().print(summary)
     for what, files in (("data", data), ("picture", pictures)):
         for file in files:
             print(f"{what}: {file}", file=sys.stderr)
@@ -245,7 +245,7 @@ def labels_of(identities: Sequence[dict[str, Any]], seeds: Sequence[int], varian
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
     with atomic_write(path) as file:
-        file.write(table.to_csv(index=False).encode())
+        file.write(table.to_csv(index=False).encode(errors="backslashreplace"))
 
 
 def write_analysis(analysis: Analysis, folder: Path) -> list[Path]:

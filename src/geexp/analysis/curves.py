@@ -30,9 +30,9 @@ def draw_curves(settings: AnalyzeConfig) -> None:
         DataError: if there is no finished run.
         ConfigError: with ``wandb=true`` for several runs, since the picture of all belongs to none of them.
     """
-    folder = Path(str(settings.run)).expanduser()
-    out = Path(settings.out).expanduser() if settings.out else folder / FOLDER
-    runs = [*_finished(folder), *(_finished(Path(settings.against).expanduser()) if settings.against else [])]
+    folder = Path(str(settings.run))
+    out = Path(settings.out) if settings.out else folder / FOLDER
+    runs = [*_finished(folder), *(_finished(Path(settings.against)) if settings.against else [])]
     if settings.wandb and len(runs) > 1:
         raise ConfigError(f"wandb=true: {folder} holds {len(runs)} runs; set run=<the folder of one of them>.")
     wandb_run = wandb_run_of(runs[0][0].folder) if settings.wandb else None

@@ -63,6 +63,7 @@ def canvas(rows: int, columns: int, title: str, *, size: tuple[float, float] = (
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a dollar sign in a label is one
     from matplotlib import pyplot as plt
 
     width, height = size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from geexp.config.constraints import expand_home
 from geexp.config.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -166,11 +167,13 @@ def count_classes(root: str | None) -> int:
 
 def folder_name(root: str | None) -> str:
     """The name of a folder, which is the default name of its data set."""
-    return _folder(root).name or "images"
+    name = os.fsencode(_folder(root).name).decode(errors="backslashreplace")  # text, in any locale
+    return name or "images"
 
 
 def register_resolvers() -> None:
-    """``${geexp.folder_name:<folder>}`` and ``${geexp.count_classes:<folder>}``."""
+    """``${geexp.expand_home:<path>}``, ``${geexp.folder_name:<folder>}`` and ``${geexp.count_classes:<folder>}``."""
+    OmegaConf.register_new_resolver("geexp.expand_home", lambda path: expand_home("outputs", str(path)), replace=True)
     OmegaConf.register_new_resolver("geexp.folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("geexp.count_classes", count_classes, replace=True)
 
@@ -178,7 +181,7 @@ def register_resolvers() -> None:
 def _folder(root: str | None) -> Path:
     if root is None:
         raise ConfigError("data.root=null: set the folder of the images with data.root=<folder>.")
-    return Path(os.path.abspath(os.path.expanduser(str(root))))
+    return Path(os.path.abspath(expand_home("data.root", str(root))))
 
 
 def _escaped(name: str) -> str:

@@ -20,12 +20,13 @@ from typing import Any, NoReturn, TypeVar
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
+from geexp.config.arguments import failed_reference, flags_first, refused_override, several_values
 from geexp.config.compose import known_keys, store_schema, validated, wrong_type
 from geexp.config.errors import (
     INTERRUPTED,
@@ -37,7 +38,8 @@ from geexp.config.errors import (
     causes,
     unknown_key,
 )
-from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
+from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG, SWEEP_WITHOUT_M
+from geexp.config.process import prepare_process
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
 
@@ -52,6 +54,8 @@ _RANK_0_FIRST = 10.0
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
 # Groups that are in no defaults list, since they are chosen on the command line only (+sweep=…).
 _ADDED = ("sweep",)
+# Marks a single run that is passed to the sweeper; see _as_a_sweep.
+_ONE_JOB = "hydra.sweep.subdir=."
 _FOOTER = "Set a key with key=value. All keys and their defaults: --cfg job. Hydra's own flags: --hydra-help"
 
 
@@ -87,6 +91,7 @@ def command(
                 raise
 
         def main() -> None:
+            _begin(name)
             prepare()
             store_schema(schema_name or f"{name}_schema", schema)
             if not sweeps and {"-m", "--multirun"} & set(sys.argv):
@@ -95,7 +100,7 @@ def command(
                 sys.argv[1:] = _as_a_sweep(sys.argv[1:])
             _run(name, schema, job)
             if sweeps and (plain := _without_cfg(sys.argv[1:])) is not None:
-                sys.argv[1:] = _as_a_sweep(_with(plain, "dry_run=true"))
+                sys.argv[1:] = _as_a_sweep([*plain, "dry_run=true"])
                 with redirect_stdout(sys.stderr):
                     _run(name, schema, job)
 
@@ -121,6 +126,7 @@ def sweep_command(
         vars(job)["on_jobs"] = task  # read by GeexpSweeper
 
         def main() -> None:
+            _begin(name)
             prepare()
             store_schema(schema_name, schema)
             sys.argv[1:] = _as_a_sweep(sys.argv[1:])
@@ -131,12 +137,23 @@ def sweep_command(
     return decorate
 
 
+def _begin(name: str) -> None:
+    """Prepare the process, then the command line."""
+    try:
+        moved = prepare_process()
+        sys.argv[1:] = flags_first(sys.argv[1:])
+    except ConfigError as error:
+        _refuse(name, error)
+    if moved is not None and rank() == 0:
+        print(f"geexp.{name}: {moved}", file=sys.stderr)
+
+
 def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
     """Let Hydra compose and run; all user errors are handled here."""
     logging.raiseExceptions = False  # on a full disk the next write after the log's fails with a better message
     sys.argv[1:] = [_quoted_choice(a) for a in sys.argv[1:] if a not in _NOTHING_CHOSEN]
     if rank() != 0:
-        sys.argv[1:] = _with(sys.argv[1:], *_SILENT)
+        sys.argv[1:] = [*sys.argv[1:], *_SILENT]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises exceptions instead of printing them
     try:
@@ -170,6 +187,13 @@ def explain(error: BaseException, schema: type) -> UserError | None:
             return ConfigError(f"there is no configuration {choice!r}.")
         hint = "Set any other power of two with ge.extent=, as in ge.extent=16." if group == "extent" else ""
         return bad_value(group, choice, error.options or [], hint=hint)
+    if isinstance(error, OverrideParseException):
+        several = _is_a_sweep(sys.argv) and _ONE_JOB not in sys.argv
+        return refused_override(error.override, sweep=several)
+    if isinstance(error, ConfigCompositionException) and (ambiguous := re.match(SWEEP_WITHOUT_M, str(error))):
+        return several_values(ambiguous[1])
+    if isinstance(error, InterpolationResolutionError):
+        return failed_reference(str(error.full_key), str(error).splitlines()[0].rstrip("."), sys.argv[1:])
     of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
     of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
     for link in of_ours:
@@ -222,20 +246,13 @@ def _as_a_sweep(arguments: list[str]) -> list[str]:
     """
     if {"--help", "-h", "--hydra-help"} & set(arguments):
         return arguments
-    folder = [] if _is_a_sweep(arguments) else ["hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."]
-    return _with(arguments, "hydra.mode=MULTIRUN", *folder)
+    folder = [] if _is_a_sweep(arguments) else ["hydra.sweep.dir=${hydra.run.dir}", _ONE_JOB]
+    return [*arguments, "hydra.mode=MULTIRUN", *folder]
 
 
 def _is_true(arguments: list[str], key: str) -> bool:
     values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")]
     return bool(values) and values[-1].lower() in ("true", "1", "yes", "y", "on")
-
-
-def _with(arguments: list[str], *overrides: str) -> list[str]:
-    """Append overrides to the existing ones: Hydra's parser does not accept a flag between overrides."""
-    places = [i + 1 for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    place = places[-1] if places else len(arguments)
-    return [*arguments[:place], *overrides, *arguments[place:]]
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:

@@ -1,6 +1,7 @@
 """Constraints on the values of single keys, as annotations of the schema's fields."""
 
 import math
+import os
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -70,6 +71,22 @@ class NotEmpty:
             raise ConfigError(f"{key} is empty: it is {self.meaning}.")
 
 
+class Location:
+    """The path of a file or folder; ``check_values`` expands a leading ``~``."""
+
+
+def expand_home(key: str, path: str) -> str:
+    """The path with a leading ``~`` or ``~user`` replaced by that home folder.
+
+    Raises:
+        ConfigError: if there is none; the path would then name a folder called ``~``.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ConfigError(f"{key}={path}: there is no such home folder. Write the whole path.")
+    return expanded
+
+
 class Extent:
     """An extent ratio: a power of two, at least 2, or ``global``."""
 
@@ -79,7 +96,7 @@ class Extent:
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Check every value of a configuration (a nested dataclass) against the constraint of its field.
+    """Check every value of a configuration (a nested dataclass) against the constraints of its field; expand paths.
 
     None is allowed if the field's type allows it.
 
@@ -93,4 +110,7 @@ def check_values(config: Any, prefix: str = "") -> None:
             check_values(value, f"{key}.")
         elif value is not None and get_origin(hints[item.name]) is Annotated:
             for constraint in get_args(hints[item.name])[1:]:
-                constraint.check(key, value)
+                if isinstance(constraint, Location):
+                    setattr(config, item.name, expand_home(key, value))
+                else:
+                    constraint.check(key, value)

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from geexp.config.constraints import Above, AtLeast, Extent, NotEmpty, OneOf, Range
+from geexp.config.constraints import Above, AtLeast, Extent, Location, NotEmpty, OneOf, Range
 
 Count = Annotated[int, AtLeast(1)]
 Workers = Annotated[int | None, AtLeast(0)]
 Threads = Annotated[int | None, AtLeast(1)]
+PathName = Annotated[str | None, Location()]
 Format = Annotated[str, OneOf("text", "json")]
 Which = Annotated[str, OneOf("best", "last")]
 Accelerator = Annotated[str, OneOf("auto", "cpu", "gpu")]
@@ -109,7 +110,7 @@ class DataConfig:
     channels: Count = MISSING
     mean: list[float] = MISSING
     std: list[float] = MISSING
-    root: str | None = None
+    root: PathName = None
     download: bool = False
     keep_classes: Annotated[int | None, AtLeast(2)] = None
     default_feed: str = "reference"
@@ -134,7 +135,7 @@ class FeedConfig:
     workers: Workers = None
     decode: Annotated[str, OneOf("auto", "torchvision", "torchcodec", "pil")] = "auto"
     on_error: OnError = "stop"
-    pack: str | None = None
+    pack: PathName = None
 
 
 @dataclass
@@ -244,7 +245,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    backbone_checkpoint: str | None = None
+    backbone_checkpoint: PathName = None
     data: DataConfig = field(default_factory=DataConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -255,7 +256,7 @@ class TrainConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     scale: str | None = None
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    outputs: Annotated[str, NotEmpty("the folder of the runs, as in outputs=outputs")] = "outputs"
+    outputs: Annotated[str, NotEmpty("the folder of the runs, as in outputs=outputs"), Location()] = "outputs"
     resume: bool | str = "auto"
     force: bool = False
     dry_run: bool = False
@@ -284,10 +285,10 @@ class PlanConfig(TrainConfig):
 class EvaluateConfig:
     """``python -m geexp.evaluate``."""
 
-    run: str | None = None
-    checkpoint: str | None = None
+    run: PathName = None
+    checkpoint: PathName = None
     which: Which = "best"
-    root: str | None = None
+    root: PathName = None
     accelerator: Accelerator = "auto"
     devices: Count = 1
     workers: Workers = None
@@ -299,19 +300,19 @@ class AnalyzeConfig:
     """``python -m geexp.analyze``."""
 
     analysis: Annotated[str, OneOf(*ANALYSES)] = MISSING
-    run: str | None = None
-    against: str | None = None
+    run: PathName = None
+    against: PathName = None
     which: Which = "best"
     split: Annotated[str, OneOf("val", "train")] = "val"
     images: Annotated[int | None, AtLeast(1)] = None
     stage: Annotated[int | None, OneOf(2, 3, 4, 5)] = None
     blocks: list[str] | None = None
     ratios: list[float] | None = None
-    root: str | None = None
+    root: PathName = None
     accelerator: Accelerator = "auto"
     devices: Count = 1
     workers: Workers = None
-    out: str | None = None
+    out: PathName = None
     redraw: bool = False
     wandb: bool = False
     format: Format = "text"
@@ -322,13 +323,13 @@ class DetectConfig:
     """``python -m geexp.detect mode=predict``."""
 
     mode: Annotated[str, OneOf("train", "predict")] = "predict"
-    run: str | None = None
+    run: PathName = None
     which: Which = "best"
-    images: str | None = None
+    images: PathName = None
     most: Count = 12
     least_score: Annotated[float, Range(0, 1)] = 0.3
-    root: str | None = None
-    out: str | None = None
+    root: PathName = None
+    out: PathName = None
     accelerator: Accelerator = "auto"
     format: Format = "text"
 
@@ -350,11 +351,11 @@ class ComplexityConfig:
 class ReportConfig:
     """``python -m geexp.report``."""
 
-    runs: Annotated[str, NotEmpty("the folder of the runs, as in runs=outputs")] = "outputs"
+    runs: Annotated[str, NotEmpty("the folder of the runs, as in runs=outputs"), Location()] = "outputs"
     table: Annotated[int | None, OneOf(*range(1, 7))] = None
     tables: Annotated[str, OneOf("all", "none")] = "all"
     figures: Annotated[str, OneOf("all", "none")] = "all"
-    out: str | None = None
+    out: PathName = None
     format: Format = "text"
 
 
@@ -365,9 +366,9 @@ class DashboardConfig:
     name: str | None = None
     entity: str | None = None
     project: str = "geexp"
-    runs: str | None = None
+    runs: PathName = None
     dry_run: bool = False
-    out: str | None = None
+    out: PathName = None
 
 
 @dataclass
@@ -375,7 +376,7 @@ class PackConfig:
     """``python -m geexp.pack``."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    out: str | None = None
+    out: PathName = None
     source: Annotated[str, OneOf("auto", "folders", "archives")] = "auto"
     workers: Threads = None
     on_error: OnError = "stop"

@@ -187,7 +187,9 @@ def digest(content: bytes | memoryview) -> int:
 def _verify(pack: Pack, index_digest: str) -> None:
     """``require_sound``, unless this machine has verified these very files before."""
     path, status = pack.path, pack.path.stat()
-    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode()
+    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{index_digest}\n".encode(
+        errors="surrogateescape"
+    )
     verified = cache_folder() / f"verified-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     with suppress(OSError):
         if verified.read_bytes() == facts:

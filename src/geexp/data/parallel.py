@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from geexp.config.process import PlainConsole
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
 
 def with_bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, with a progress bar if standard error is a terminal."""
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    console, hidden = PlainConsole(stderr=True), not sys.stderr.isatty()
     yield from track(items, escape(what), total=total, console=console, transient=True, disable=hidden)
 
 
@@ -63,7 +64,7 @@ def meter(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, int],
     ``done`` of the ``total`` images need no more work.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
@@ -73,7 +74,7 @@ def meter(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, int],
     start = logged = time.monotonic()
     images = size = 0
 
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal) as bar:
+    with Progress(*columns, console=PlainConsole(stderr=True), transient=True, disable=not on_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done, speed="")
 
         def advance(more_images: int, more_bytes: int) -> None:

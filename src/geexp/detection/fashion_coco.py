@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from geexp.config.errors import DataError
+from geexp.config.process import PlainConsole
 from geexp.detection.coco import CocoImages
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _make_split(folder: Path, split: str, n: int, recipe: Recipe) -> None:
     random = np.random.default_rng([recipe.seed, list(_SPLITS).index(split)])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     for image_id in track(
         range(1, n + 1), f"making {split}", console=console, transient=True, disable=not sys.stderr.isatty()
     ):

@@ -70,6 +70,7 @@ def save_precision_recall(path: Path, scores: DetectionScores) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
     from matplotlib import pyplot as plt
 
     columns = min(len(scores.classes), 5)

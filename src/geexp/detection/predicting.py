@@ -40,7 +40,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
         for image in images.values():
             (one,) = detector([image.to(device).float() / 255])
             detections.append({key: value.cpu() for key, value in one.items()})
-    out = Path(settings.out).expanduser() if settings.out else path.parents[1] / DETECTIONS
+    out = Path(settings.out) if settings.out else path.parents[1] / DETECTIONS
     save_detections(out, list(images.values()), detections, classes, least_score=settings.least_score)
     objects = {
         name: [
@@ -60,7 +60,7 @@ def chosen_images(settings: DetectConfig, config: TrainConfig) -> dict[str, Tens
         split = open_split(data, train=False)
         names = [split.name(index) for index in range(min(settings.most, len(split)))]
     else:
-        place = Path(settings.images).expanduser()
+        place = Path(settings.images)
         if not is_there(place):
             raise DataError(f"images={settings.images}: no such file or folder.")
         files = [place] if place.is_file() else [place / name for name in list_folder(place).files]

@@ -51,7 +51,7 @@ def images_per_epoch(config: TrainConfig) -> int | None:
     data = config.data
     images = data.training_images
     if images is None and data.kind == "files" and data.root is not None:
-        images = _files_below(Path(data.root).expanduser() / "train") or None
+        images = _files_below(Path(data.root) / "train") or None
     if images is None or data.keep_classes is None or data.total_classes is None:
         return images
     return images * data.keep_classes // data.total_classes

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from geexp.config.arguments import quoted_override
 from geexp.config.compose import is_ours, validated
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
@@ -198,5 +199,4 @@ def folder_argument(job: Job) -> list[str]:
     """The argument that sets a run's folder, unless it is the default one."""
     if job.folder == (Path(job.config.outputs) / job.slug).absolute():
         return []
-    quoted = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.run.dir='{quoted}'"]
+    return [quoted_override("hydra.run.dir", str(job.folder))]

@@ -38,7 +38,7 @@ class LiveTable:
 
     def note(self, row: Row, text: str) -> None:
         """Print a permanent line about a row."""
-        self.console.print(f"{row.label}: {text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{row.label}: {text}", highlight=False, soft_wrap=True)
 
     def stopping(self, signum: int, jobs: int, grace: float) -> None:
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
@@ -93,5 +93,5 @@ def status(jobs: Sequence[SweepJob], console: Console) -> None:
     own = [row for row in rows if row.same_as is None]
     for row in own:
         if row.progress.reason and row.progress.state != DONE:
-            console.print(f"{row.label}: {row.progress}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{row.label}: {row.progress}", highlight=False, soft_wrap=True)
     console.print(f"{sum(row.progress.state == DONE for row in own)} of {len(own)} done", highlight=False)

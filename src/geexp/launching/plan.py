@@ -190,8 +190,8 @@ def show_plan(rows: Sequence[Row], console: Console, *, commands: bool = False) 
     if commands:
         for row in rows:
             about = f"\n# {row.job.number}: {row.label} ({in_words(row)}), {row.job.folder}"
-            console.print(about, highlight=False, markup=False, soft_wrap=True)
-            console.print(shell(row.job.command()), highlight=False, markup=False, soft_wrap=True)
+            console.print(about, highlight=False, soft_wrap=True)
+            console.print(shell(row.job.command()), highlight=False, soft_wrap=True)
 
 
 def in_words(row: Row) -> str:

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
+from geexp.config.arguments import several_values
 from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.extras import missing
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank, srun_tasks, world_size
 from geexp.launching import slurm
 from geexp.launching.jobs import SweepJob, job_of, jobs_of
@@ -50,8 +52,11 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
         return
     if config.get("dry_run"):
         if config.hydra.sweep.subdir == "." and len(jobs) > 1:  # see geexp.config.command: without -m
-            raise ConfigError("several values of a key make a sweep: add -m, or give a single value.")
-        show_plan(plan(jobs), Console(quiet=rank() != 0), commands=True)
+            for given in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+                if given.is_sweep_override():
+                    raise several_values(str(given.input_line))
+            raise ConfigError("hydra.sweeper.params: several values of a key make a sweep: add -m.")
+        show_plan(plan(jobs), PlainConsole(quiet=rank() != 0), commands=True)
         return
     rows = plan(jobs)
     require_all_data(rows)
@@ -82,7 +87,7 @@ def launch_rows(
         if todo := [row.job for row in rows if row.to_train]:
             Devices(todo, todo[0].config.launcher.devices)  # raises before anything is shown
         train = train_in_processes
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     show_plan(rows, console)
     try:
         if any(row.to_train for row in rows):

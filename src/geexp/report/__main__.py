@@ -8,6 +8,7 @@ from pathlib import Path
 from geexp.config.command import command
 from geexp.config.errors import ConfigError
 from geexp.config.extras import require_extras
+from geexp.config.process import PlainConsole
 from geexp.config.schema import ReportConfig
 
 TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
@@ -17,12 +18,11 @@ TABLES = ["1", "2", "3", "4", "5", "6", "detection"]
 def main(config: ReportConfig) -> None:
     require_extras("geexp.report", "report")
     at_wandb = config.runs.startswith("wandb:")
-    folder = Path(config.runs).expanduser()
+    folder = Path(config.runs)
     if not folder.is_dir() and not at_wandb and config.runs != "outputs":  # the default may be missing
         raise ConfigError(f"runs={config.runs}: there is no such folder.")
-    out = Path(config.out).expanduser() if config.out else (Path("outputs") if at_wandb else folder) / "report"
+    out = Path(config.out) if config.out else (Path("outputs") if at_wandb else folder) / "report"
     print("reading the runs and counting the networks", file=sys.stderr)
-    from rich.console import Console
 
     from geexp.report.comparison import trained, write_comparison
     from geexp.report.figures import draw_figures
@@ -41,12 +41,12 @@ def main(config: ReportConfig) -> None:
         if runs := [run for run in few if run.detector == detectors]:
             rows += write_comparison(runs, place, show=config.format == "text")
     if config.format == "json":
-        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}, ensure_ascii=False))
+        print(json.dumps(as_dict(report) | {"rows": [asdict(row) for row in rows]}))
     else:
-        print_summary(report, Console(), every_table=config.table is not None)
+        print_summary(report, PlainConsole(), every_table=config.table is not None)
     write_tables(report, out)
     if report.runs:
-        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8")
+        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8", errors="backslashreplace")
     figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
     write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)

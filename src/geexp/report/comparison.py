@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import Console
-
 from geexp.analysis.drawing import canvas, draw_side_by_side, save
 from geexp.config.extras import missing
+from geexp.config.process import PlainConsole
 from geexp.report.curves import TRAIN, VAL, labels_of, make_curve, next_look
 from geexp.report.measured import Measured, one_per_seed
 from geexp.report.runs import FinishedRun, finished_or_left_out
@@ -60,8 +59,8 @@ def write_comparison(
     rows += [Row(str(folder), "/".join(folder.parts[-4:])) for folder in unfinished]
     table = _table(rows, _common(runs))
     if show:
-        Console().print(to_terminal(table))
-    (out / "table.md").write_text(f"{table.title}\n\n{to_markdown(table)}", encoding="utf-8")
+        PlainConsole().print(to_terminal(table))
+    (out / "table.md").write_text(f"{table.title}\n\n{to_markdown(table)}", encoding="utf-8", errors="backslashreplace")
     print(f"table: {out / 'table.md'}", file=sys.stderr)
     if runs and "matplotlib" not in missing("report"):
         _draw(runs, labels, out / "curves.png", table.title)

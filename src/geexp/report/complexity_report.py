@@ -2,9 +2,8 @@
 
 import json
 
-from rich.console import Console
-
 from geexp.backbones.complexity import Part
+from geexp.config.process import PlainConsole
 from geexp.config.schema import ComplexityConfig
 from geexp.report.measured import Runs
 from geexp.report.paper_tables import LABEL, complexity_columns, complexity_notes
@@ -31,7 +30,7 @@ def print_model(config: ComplexityConfig) -> None:
         Column("multiply-accumulates", lambda row: f"{row[1].macs:,}"),
     ]
     title = f"{config.model.name}, GE {ge}, {size}x{size}, {classes} classes"
-    console = Console()
+    console = PlainConsole()
     rows = [*complexity.parts.items(), ("total", complexity.total)]
     console.print(to_terminal(Table(columns, rows, title=title, total=True)))
     console.print("* as the paper counts #Params", style="dim")
@@ -42,13 +41,13 @@ def print_table(number: int, format: str) -> None:
     table = report_table(str(number), Runs([]))
     if format == "json":
         rows = [{"label": row.label, "learnable_params": row.learnable_params, **row.complexity} for row in table.rows]
-        print(json.dumps({"table": number, "rows": rows}, ensure_ascii=False))
+        print(json.dumps({"table": number, "rows": rows}))
         return
     columns = [LABEL]
     for name in table.complexity_columns:
         columns += complexity_columns(name)
     columns.append(Column("learnable, M", lambda row: f"{row.learnable_params / 1e6:.2f}"))
-    console = Console()
+    console = PlainConsole()
     console.print(to_terminal(Table(columns, table.rows, title=f"{table.full_title}; printed and computed")))
     for what, note in complexity_notes(table):
         console.print(f"≠ {what}: {note}", style="dim")

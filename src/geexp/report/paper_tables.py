@@ -129,7 +129,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         }
         for suffix, text in texts.items():
             written.append(folder / f"{name}.{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
+            written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
     return written
 
 
@@ -152,7 +152,7 @@ def print_table(table: ReportTable, console: Console) -> None:
     for row in table.rows:
         for other in row.cells[table.columns[0]].elsewhere:
             text = f"{row.label}: {other.measured} under another protocol, {differences(other.differences)}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 def how_to_run(table: ReportTable) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Judgement
 from geexp.report.measured import Measured
@@ -31,7 +32,7 @@ def print_summary(report: Report, console: Console, *, every_table: bool) -> Non
     if judged:
         console.print(_judgements(judged))
     for left in report.left_out:
-        console.print(f"left out: {left.folder}: {left.reason}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"left out: {left.folder}: {left.reason}", highlight=False, soft_wrap=True)
 
 
 def _judgements(judged: list[Judgement]) -> RichTable:
@@ -39,9 +40,8 @@ def _judgements(judged: list[Judgement]) -> RichTable:
     for heading in ("claim", "where", "runs of", "verdict", "p"):
         table.add_column(heading)
     for one in judged:
-        colour = _COLOURS[one.verdict]
-        verdict = f"[{colour}]{one.verdict}[/]" if colour else one.verdict
-        table.add_row(one.claim.text, one.claim.where, one.setting, f"{verdict}: {one.reason}", f"{one.p:.2g}")
+        verdict = Text.assemble((one.verdict, _COLOURS[one.verdict]), f": {one.reason}")
+        table.add_row(one.claim.text, one.claim.where, one.setting, verdict, f"{one.p:.2g}")
     return table
 
 

@@ -104,7 +104,7 @@ def to_markdown(table: Table[Any]) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def to_csv(table: Table[Any]) -> str:

@@ -22,7 +22,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. NaN and infinity raise ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from rich.console import Console
+from rich.text import Text
 from rich.tree import Tree
 
 from geexp.config.errors import UNWRITABLE, ConfigError, DataError
+from geexp.config.process import PlainConsole
 from geexp.config.protocol import batchnorm_batch, device_batch, planned_epochs
 from geexp.config.ranks import rank, restarted
 from geexp.config.schema import TrainConfig
@@ -105,7 +106,7 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     if rank() == 0:
         optimizer = module.configure_optimizers()
         if not _in_sweep():
-            Console(stderr=True).print(group_table(optimizer))
+            PlainConsole(stderr=True).print(group_table(optimizer))
         log.info("%s", describe_performance(config, optimizer))
     log.info("%s: %s", "resuming" if checkpoint else "training into", folder)
 
@@ -138,18 +139,18 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
 
 def _show(config: TrainConfig, folder: Path, plain: dict[str, Any]) -> None:
     """Print the configuration as a tree, and write it to two files."""
-    tree = Tree(f"[bold]{config.model.name} {ge_slug(config.ge, config.model)}[/]", guide_style="dim")
+    tree = Tree(Text(f"{config.model.name} {ge_slug(config.ge, config.model)}", "bold"), guide_style="dim")
     for key, value in plain.items():
         if isinstance(value, dict):
-            branch = tree.add(f"[bold]{key}[/]")
+            branch = tree.add(Text(key, "bold"))
             for name, item in value.items():
                 branch.add(f"{name}: {item}")
         else:
             tree.add(f"{key}: {value}")
     if not _in_sweep():  # every job would print it again
-        Console(stderr=True).print(tree)
-    with (folder / "config_tree.txt").open("w", encoding="utf-8") as file:
-        Console(file=file, width=120).print(tree)
+        PlainConsole(stderr=True).print(tree)
+    with (folder / "config_tree.txt").open("w", encoding="utf-8", errors="backslashreplace") as file:
+        PlainConsole(file=file, width=120).print(tree)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
