@@ -18,7 +18,7 @@ from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
-from geexp.runs.job import Job, make_job, of_the_task, require_backbone
+from geexp.runs.job import Job, make_job, of_the_task, weights_file
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
@@ -55,11 +55,11 @@ class SweepJob(Job):
 
 
 def require_inputs(config: TrainConfig) -> None:
-    """Raise ``UserError`` if the data, or packages and weights of a detector, are missing."""
+    """Raise ``UserError`` if the data, the initial weights, or the packages of a detector are missing."""
     require_data(config.data, config.feed)
     if config.detects:
         require_extras("a detector", "detection")
-        require_backbone(config)
+    weights_file(config)
 
 
 def shell(command: Sequence[str]) -> str:

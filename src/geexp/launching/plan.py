@@ -143,7 +143,7 @@ def labels(jobs: Sequence[SweepJob]) -> list[str]:
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``ConfigError`` if a job to be trained lacks its images, or the weights of a detector's backbone."""
+    """Raise ``ConfigError`` if a job to be trained lacks its images or its initial weights."""
     for row in rows:
         if row.to_train:
             try:
