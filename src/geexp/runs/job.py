@@ -89,9 +89,8 @@ def weights_file(config: TrainConfig) -> Path | None:
             f"{key}={given}: matches {len(files)} files, {', '.join(map(str, files))}. Choose one of them."
         )
     message = (
-        f"{key}={given}: No such file. Set it to a classification run's folder, which stands for its "
-        "checkpoints/best.ckpt, to another of its checkpoints, or to a weights file of torchvision or timm (.pth, "
-        ".safetensors), which must be downloaded before."
+        f"{key}={given}: No such file. Set it to a classification run's folder (for its best.ckpt), to a checkpoint, "
+        "or to a downloaded weights file of torchvision or timm (.pth, .safetensors)."
     )
     if config.detects:
         ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")

@@ -105,7 +105,9 @@ def load_weights(network: nn.Module, path: Path, *, classifier: bool = True) -> 
         if names
     ]
     if problems:
-        raise DataError(f"weights {path}: not of this network: {'; '.join(problems)}.")
+        raise DataError(
+            f"weights {path}: not of this network: {'; '.join(problems)}. Choose the model that they belong to."
+        )
     network.load_state_dict(kept, strict=False)
     description = f"{len(given)} tensors loaded from {path}"
     if its_head and not head_fits:
