@@ -6,7 +6,7 @@ import pytest
 
 from geexp.config.compose import composed_training
 from geexp.config.errors import ConfigError
-from geexp.runs.job import backbone_file, make_job, require_backbone
+from geexp.runs.job import make_job, weights_file
 
 
 def detector(given: str):
@@ -23,15 +23,15 @@ def test_a_pattern_finds_the_run_that_is_there(tmp_path):
     file = write(tmp_path / "seed0-12ab34cd/checkpoints/last.ckpt")
     write(tmp_path / "seed1-12ab34cd/checkpoints/last.ckpt")
     by_pattern, by_name = detector(f"{tmp_path}/seed0-*/checkpoints/last.ckpt"), detector(str(file))
-    assert backbone_file(by_pattern) == file
-    require_backbone(by_pattern)
+    assert weights_file(by_pattern) == file
+    weights_file(by_pattern)
     assert make_job(by_pattern).slug == make_job(by_name).slug
 
 
 def test_a_relative_pattern(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("outputs/seed0-1/last.ckpt"))
-    assert backbone_file(detector("outputs/seed0-*/last.ckpt")) == Path("outputs/seed0-1/last.ckpt")
+    assert weights_file(detector("outputs/seed0-*/last.ckpt")) == Path("outputs/seed0-1/last.ckpt")
 
 
 def test_other_content_is_another_run_and_another_place_is_not(tmp_path):
@@ -57,6 +57,6 @@ def test_none_or_several_are_refused_when_it_is_to_be_trained_and_not_before(tmp
     config = detector(f"{tmp_path}/{given}")
     assert make_job(config).identity["detector"]["backbone"] == "missing"
     with pytest.raises(ConfigError) as error:
-        require_backbone(config)
+        weights_file(config)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)

@@ -15,9 +15,10 @@ from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
 from geexp.runs.identity import flat
+from geexp.runs.run import Run
 from geexp.training.classification import CONFUSED_PAIRS, Confusion
 from geexp.training.run import train
-from geexp.training.wandb_content import charts, usual_mode
+from geexp.training.wandb_content import charts, summary, usual_mode
 from tests.conftest import python
 from tests.support.configuration import job
 from tests.support.runs import SETTINGS, trouble
@@ -168,6 +169,16 @@ def test_runs_are_read_from_wandb_as_from_their_folders(jobs, sweep):
         assert (theirs.seed, theirs.identity) == (ours.seed, ours.identity)
         assert [row["val/top1_error"] for row in theirs.history] == [row["val/top1_error"] for row in ours.history]
         assert str(theirs.folder).startswith("wandb:me/geexp/")
+
+
+def test_initial_weights_are_known_by_their_digest(jobs):
+    (folder, whole), *_ = jobs.values()
+    result = Run(folder).result
+    logged = summary(replace(result, identity=result.identity | {"weights": "12ab"}), ())
+    assert "weights" not in whole.summary
+    start = Logged(id="a", config=whole.config | {"weights": "elsewhere.pth"}, summary=whole.summary | logged)
+    (found,), _ = read_wandb("me/geexp", Api([start]))
+    assert found.identity["weights"] == "12ab"
 
 
 def test_what_cannot_be_read_from_wandb_is_left_out_with_the_reason(jobs):

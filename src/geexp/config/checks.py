@@ -116,8 +116,10 @@ def check_task(config: TrainConfig) -> None:
         if data.kind == "boxes":
             raise ConfigError(f"data={data.name} has boxes, not one class per image: choose detector=c4 or fpn.")
         if config.backbone_checkpoint is not None:
-            raise ConfigError("backbone_checkpoint: only for detectors; with detector=none leave it out.")
+            raise ConfigError("backbone_checkpoint: only for detectors; for a classifier set weights=<file> instead.")
         return
+    if config.weights is not None:
+        raise ConfigError("weights: only for classifiers; for a detector set backbone_checkpoint=<file> instead.")
     if data.kind != "boxes":
         sets = [name for name, entry in options("data").items() if entry.get("kind") == "boxes"]
         raise ConfigError(f"data={data.name} has no boxes: a detector needs data={' or '.join(sets)}.")

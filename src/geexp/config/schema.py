@@ -5,12 +5,13 @@ function or class as ``_target_``. Keys that the group does not define are passe
 settings, a group has facts, which only describe the option and are available before torch is imported.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from geexp.config.constraints import Above, AtLeast, Extent, Location, NotEmpty, OneOf, Range
+from geexp.registry import options
 
 Count = Annotated[int, AtLeast(1)]
 Workers = Annotated[int | None, AtLeast(0)]
@@ -20,6 +21,7 @@ Format = Annotated[str, OneOf("text", "json")]
 Which = Annotated[str, OneOf("best", "last")]
 Accelerator = Annotated[str, OneOf("auto", "cpu", "gpu")]
 OnError = Annotated[str, OneOf("stop", "skip")]
+_WEIGHTS_FILES = (".pth", ".pt", ".bin", ".safetensors", ".pth.tar")  # as torchvision, timm and others publish them
 ANALYSES = ("selectivity", "pruning", "receptive_field", "gates", "curves")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 
@@ -47,6 +49,12 @@ class ModelConfig:
     gmacs: float | None = None
     last_gmacs: float | None = None
     detection: bool = True
+
+    @property
+    def stride_in_unset(self) -> bool:
+        """Whether ``stride_in`` is a setting of the network that is not set."""
+        option = options("model").get(self.name, {})
+        return self.stride_in is None and "stride_in" in option and option["_target_"] == self._target_
 
 
 @dataclass
@@ -245,6 +253,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     ge: GatherExciteConfig = field(default_factory=GatherExciteConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    weights: PathName = None
     backbone_checkpoint: PathName = None
     data: DataConfig = field(default_factory=DataConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
@@ -260,6 +269,11 @@ class TrainConfig:
     resume: bool | str = "auto"
     force: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        # The tensors do not show where a bottleneck has its stride, but published ones have it on the 3x3 convolution.
+        if self.weights is not None and self.weights.endswith(_WEIGHTS_FILES) and self.model.stride_in_unset:
+            self.model = replace(self.model, stride_in="3x3")
 
     @property
     def detects(self) -> bool:

@@ -21,12 +21,13 @@ from geexp.detection.data import DetectionBatch, DetectionData
 from geexp.detection.evaluation import CocoEvaluator, DetectionScores
 from geexp.detection.faster_rcnn import build_detector
 from geexp.detection.pictures import save_precision_recall
-from geexp.detection.weights import Loaded, load_backbone
-from geexp.runs.job import backbone_file, digest_of_weights, make_job
+from geexp.detection.weights import load_backbone
+from geexp.runs.job import digest_of_weights, make_job, weights_file
 from geexp.runs.metrics import AP, coco_numbers
 from geexp.runs.run_files import PRECISION_RECALL
 from geexp.training.network import network_of
 from geexp.training.task import TrainingModule
+from geexp.training.weights import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Detector(TrainingModule):
 
     Args:
         evaluator: of the split that validations show.
-        loaded: the weights that the backbone started from; None for a detector that is only evaluated.
+        loaded: the weights that the backbone started from; None for a detector that is evaluated or resumed.
     """
 
     score = AP
@@ -142,8 +143,7 @@ class Detection:
     def module(self, config: TrainConfig, data: DetectionData, *, pretrained: bool = True) -> Detector:
         backbone, loaded = network_of(config), None
         if pretrained:
-            file = None if config.backbone_checkpoint is None else backbone_file(config)
-            loaded = load_backbone(backbone, file)
+            loaded = load_backbone(backbone, weights_file(config))
             if rank() == 0:
                 log.info("%s", loaded.description)
         evaluator = CocoEvaluator(data.evaluation_images, whole=config.trainer.limit_val_batches is None)
@@ -159,15 +159,15 @@ class Detection:
     def result_fields(self, config: TrainConfig, module: Detector) -> dict[str, Any]:
         """``complexity``, without MACs, which vary with the images; and ``backbone``, the weights it started from, with
         the identity of their run if they are of a run of ours."""
-        assert module.loaded is not None
+        loaded = module.loaded or load_backbone(network_of(config), weights_file(config))  # after resuming
         parameters = list(module.model.parameters())
         learnable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in parameters)
-        run = None if module.loaded.run is None else make_job(module.loaded.run).identity
-        file = digest_of_weights(config.backbone_checkpoint)
+        run = None if loaded.run is None else make_job(loaded.run).identity
+        file = digest_of_weights(config)
         return {
             "complexity": {"params": total, "learnable": learnable, "macs": None},
-            "backbone": {"file": file, "loaded": module.loaded.description, "identity": run},
+            "backbone": {"file": file, "loaded": loaded.description, "identity": run},
         }
 
     def final_charts(

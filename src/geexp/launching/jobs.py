@@ -20,7 +20,7 @@ from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.runs.data_record import DataRecord, read_data_record
-from geexp.runs.job import Job, make_job, of_the_task, require_backbone
+from geexp.runs.job import Job, make_job, of_the_task, weights_file
 from geexp.runs.run import Run
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
@@ -61,11 +61,11 @@ class SweepJob(Job):
 
 
 def require_inputs(config: TrainConfig) -> None:
-    """Raise ``UserError`` if the data, or packages and weights of a detector, are missing."""
+    """Raise ``UserError`` if the data, the initial weights, or the packages of a detector are missing."""
     require_data(config.data, config.feed)
     if config.detects:
         require_extras("a detector", "detection")
-        require_backbone(config)
+    weights_file(config)
 
 
 def require_same_data(job: Job, known: Records | None = None) -> None:

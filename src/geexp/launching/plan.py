@@ -143,8 +143,8 @@ def labels(jobs: Sequence[SweepJob]) -> list[str]:
 
 
 def require_all_data(rows: Sequence[Row]) -> None:
-    """Raise ``UserError`` if a job to be trained lacks its images, or the weights of a detector's backbone, or if a
-    run, finished or stopped, is of other data."""
+    """Raise ``UserError`` if a job to be trained lacks its images or its initial weights, or if a run, finished or
+    stopped, is of other data."""
     known: Records = {}
     for row in rows:
         try:

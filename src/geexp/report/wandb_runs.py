@@ -14,7 +14,7 @@ from geexp.report.runs import FinishedRun, LeftOut
 from geexp.runs.identity import nested
 from geexp.runs.job import make_job
 from geexp.runs.run import Result
-from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK, usual_mode
+from geexp.training.wandb_content import EPOCH, ERROR, LABEL, NETWORK, WEIGHTS, usual_mode
 
 PREFIX = "wandb:"
 
@@ -66,6 +66,8 @@ def _read(place: Path, remote: Any) -> FinishedRun | LeftOut:
         known = make_job(validated(TrainConfig, config)).identity
     except UserError as error:
         return LeftOut(place, f"of another version of geexp, with other settings: {error}")
+    if "weights" in known:  # the file is on another machine
+        known["weights"] = dict(remote.summary).get(WEIGHTS)
     if "detector" in known:  # its backbone's file lies elsewhere
         known["detector"]["backbone"] = (_plain(result).get("backbone") or {}).get("file")
     try:

@@ -47,12 +47,15 @@ _OF_A_KIND = {
 def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]:
     """The part of the configuration that determines the result; settings without an effect are left out.
 
-    ``weights`` is the digest of the initial weights of a detector's backbone.
+    ``weights`` is the digest of the file of initial weights.
     """
     whole = asdict(config)
     model = _chosen(whole["model"], _NOT_OF_THE_MODEL)
     own = options("model").get(config.model.name, {})
-    model |= {key: own.get(key) for key in ("stride_in", "shortcut") if model[key] is None}
+    if model["stride_in"] is None and "stride_in" in own:
+        model["stride_in"] = "1x1"  # the constructors' default
+    if model["shortcut"] is None:
+        model["shortcut"] = own.get("shortcut")
     if model["shortcut"] is None:  # networks without the choice keep the identity of earlier editions
         del model["shortcut"]
     optim = _chosen(whole["optim"], {"lr_for_batch"})
@@ -89,6 +92,7 @@ def identity(config: TrainConfig, *, weights: str = "nothing") -> dict[str, Any]
         "seed": config.seed,
         **({"callbacks": callbacks} if callbacks else {}),
         **({"scale": config.scale} if config.scale else {}),
+        **({"weights": weights} if config.weights is not None else {}),
         **({"detector": _detector(config.detector) | {"backbone": weights}} if config.detects else {}),
     }
 
@@ -246,7 +250,7 @@ def _overrides(preset: str | None) -> list[str]:
     """Command-line overrides that change the training, without those that the label already describes."""
     if not HydraConfig.initialized():
         return []
-    groups = ["optim", "debug", "data/augmentation", "callbacks", "scale"]
+    groups = ["optim", "debug", "data/augmentation", "callbacks", "scale", "weights"]
     if preset:
         groups += ["model", "ge", "extent", "placement", "data", "schedule"]
     in_label = () if preset else ("ge.", "model.name", "data.name")

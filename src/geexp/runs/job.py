@@ -1,4 +1,4 @@
-"""A training job: configuration, identity and folder, and the initial weights of a detector."""
+"""A training job: configuration, identity and folder, and the file of its initial weights."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -12,6 +12,9 @@ from geexp.config.compose import validated
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
 from geexp.runs.identity import differences, identity, run_folder
+from geexp.runs.run_files import BEST, checkpoint_folder
+
+_MISSING = "missing"  # instead of the digest of a file that does not exist (yet, or any more)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Job:
     def require_same(self, recorded: dict[str, Any]) -> None:
         """Raise ConfigError, naming the keys, if the folder holds a run with another configuration."""
         different = differences(self.identity, recorded)
+        different = {key: values for key, values in different.items() if _MISSING not in values}
         if different:
             named = ", ".join(f"{key}={ours} (in the folder: {theirs})" for key, (ours, theirs) in different.items())
             raise ConfigError(
@@ -40,7 +44,7 @@ class Job:
 
 def make_job(config: TrainConfig, folder: Path | None = None) -> Job:
     """The job for a checked configuration; the folder defaults to the one named after its identity."""
-    known = identity(config, weights=digest_of_weights(config.backbone_checkpoint))
+    known = identity(config, weights=digest_of_weights(config))
     return Job(config, known, (folder or Path(config.outputs) / run_folder(config, known)).absolute())
 
 
@@ -61,56 +65,69 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("geexp.run_folder", resolve, replace=True)
 
 
-def require_backbone(config: TrainConfig) -> None:
-    """Raise ConfigError if the initial weights of a detector are missing or ambiguous."""
-    if config.detects and config.backbone_checkpoint is not None:
-        backbone_file(config)
+def weights_key(config: TrainConfig) -> str:
+    """The key that names the initial weights: ``backbone_checkpoint`` of a detector, ``weights`` of a classifier."""
+    return "backbone_checkpoint" if config.detects else "weights"
 
 
-def backbone_file(config: TrainConfig) -> Path:
-    """The file of ``backbone_checkpoint``, which may be a pattern (``*``) that matches a single file.
+def weights_file(config: TrainConfig) -> Path | None:
+    """The file of the initial weights; None if they are random.
+
+    The key may name a run's folder, for its ``best.ckpt``, and may be a pattern (``*``) that matches a single file.
 
     Raises:
         ConfigError: if no file, or more than one, matches.
     """
-    given = str(config.backbone_checkpoint)
+    key, given = weights_key(config), _given(config)
+    if given is None:
+        return None
     files = _files(given)
     if len(files) == 1:
         return files[0]
     if files:
-        named = ", ".join(map(str, files))
-        raise ConfigError(f"backbone_checkpoint={given}: matches {len(files)} files, {named}. Choose one of them.")
-    ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")
-    raise ConfigError(
-        f"backbone_checkpoint={given}: No such file. Set it to a classification run's checkpoint, "
-        "<run>/checkpoints/last.ckpt, or to a weights file of torchvision or timm (.pth, .safetensors). Train such a "
-        f"run with: python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
+        raise ConfigError(
+            f"{key}={given}: matches {len(files)} files, {', '.join(map(str, files))}. Choose one of them."
+        )
+    message = (
+        f"{key}={given}: No such file. Set it to a classification run's folder (for its best.ckpt), to a checkpoint, "
+        "or to a downloaded weights file of torchvision or timm (.pth, .safetensors)."
     )
+    if config.detects:
+        ge = f" ge={config.ge.variant}" + (f" ge.extent={config.ge.extent}" if config.ge.variant != "none" else "")
+        train = f"python -m geexp.train model={config.model.name}{ge} data=imagenet schedule=plateau"
+        message += f" Train such a run with: {train}"
+    raise ConfigError(message)
 
 
-def digest_of_weights(given: str | None) -> str:
-    """The first digits of the file's SHA-256; ``nothing`` for None, ``missing`` if the file does not exist yet."""
+def digest_of_weights(config: TrainConfig) -> str:
+    """The first digits of the SHA-256 of the initial weights' file; ``nothing`` for random weights, ``missing`` if the
+    file does not exist yet."""
+    given = _given(config)
     if given is None:
         return "nothing"
     files = _files(given)
     if len(files) != 1:
-        return "missing"
+        return _MISSING
     status = files[0].stat()
-    return _digest(files[0], status.st_mtime_ns, status.st_size)
+    try:
+        return _digest(files[0], status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise ConfigError(f"{weights_key(config)}={given}: {error.strerror}.") from error
+
+
+def _given(config: TrainConfig) -> str | None:
+    return config.backbone_checkpoint if config.detects else config.weights
 
 
 def _files(given: str) -> list[Path]:
     path = Path(given).expanduser()
-    if "*" not in given:
-        return [path] if path.is_file() else []
     root = Path(path.anchor)
-    return sorted(root.glob(str(path.relative_to(root))))
+    found = sorted(root.glob(str(path.relative_to(root)))) if "*" in given else [path]
+    files = (checkpoint_folder(path) / BEST if path.is_dir() else path for path in found)
+    return [file for file in files if file.is_file()]
 
 
 @lru_cache
 def _digest(path: Path, changed: int, size: int) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise ConfigError(f"backbone_checkpoint={path}: {error.strerror}.") from error
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -19,6 +19,7 @@ from geexp.training.metrics import ErrorCount
 from geexp.training.network import network_of
 from geexp.training.task import TrainingModule
 from geexp.training.wandb_content import CONFUSED, CONFUSION
+from geexp.training.weights import start_from_weights
 
 _ERRORS = "training_errors"
 # Larger matrices are unreadable as a plot, and W&B's tables are limited to 10,000 rows.
@@ -141,7 +142,10 @@ class Classification:
         return network
 
     def module(self, config: TrainConfig, data: ImageData, *, pretrained: bool = True) -> Classifier:
-        return Classifier(self.network(config), config)
+        network = self.network(config)
+        if pretrained and config.weights is not None:
+            start_from_weights(network, config)
+        return Classifier(network, config)
 
     def result_fields(self, config: TrainConfig, module: Classifier) -> dict[str, Any]:
         shape = (config.data.channels, config.data.image_size, config.data.image_size)

@@ -100,7 +100,7 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         record.require_same(folder)
     if rank() == 0:
         _show(config, folder, plain)
-    module = task.module(config, data)
+    module = task.module(config, data, pretrained=checkpoint is None)
     if config.trainer.compile:
         module.model.compile(mode=config.trainer.compile_mode)  # in place, which keeps the parameter names
     if rank() == 0:

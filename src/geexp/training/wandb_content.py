@@ -19,6 +19,7 @@ NETWORK, LABEL = "network", "label"
 EPOCH, ERROR, TRAIN_ERROR = "epoch", "val/top1_error", "train/top1_error"
 # Summary entries that dashboards show; the rest of result.json is under "result".
 BEST, LAST, LAST5, PARAMS, MACS = "best/top1_error", "last/top1_error", "last/top5_error", "params", "macs"
+WEIGHTS = "weights"  # the digest of the initial ones
 BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
 # The final charts.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
@@ -75,6 +76,8 @@ def summary(result: Result, metrics: tuple[str, ...]) -> dict[str, Any]:
         for which in ("best", "last")
         for key in metrics
     }
+    if "weights" in result.identity:  # the configuration has only the path of the file
+        figures[WEIGHTS] = result.identity["weights"]
     kept = {key: value for key, value in result.as_json().items() if key not in ("config", "identity")}
     return figures | {
         "best/epoch": result.metrics["best"]["epoch"],
