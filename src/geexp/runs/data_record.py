@@ -64,7 +64,8 @@ class DataRecord:
         parts = self.differences(recorded)
         if not parts:
             if self.source != recorded.source:
-                log.info("%s: the same names as in %s, with which the run began", self.source, recorded.source)
+                about = "%s has the same names as %s, with which the run began; contents are not compared"
+                log.info(about, self.source, recorded.source)
             return
         if self.source is not None:
             then = "" if self.source == recorded.source else f" instead of {recorded.source}"
