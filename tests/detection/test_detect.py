@@ -85,6 +85,26 @@ def test_a_killed_run_resumes_to_the_same_numbers(trained, forked, detect, tmp_p
     same_weights(run, whole)
 
 
+def test_damaged_images_are_skipped_on_request(trained, detect, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "set")
+    damaged = [sorted((tmp_path / f"set/coco/{split}2014").iterdir())[:2] for split in ("train", "val")]
+    for path in (*damaged[0], *damaged[1]):
+        path.write_text("no image")
+    done = detect(
+        *SHORT,
+        "schedule.warmup=0",
+        "schedule.epochs=1",
+        "feed.on_error=skip",
+        "optim.batch_size=2",
+        GEEXP_DATA=f"{tmp_path}/set",
+    )
+    assert done.returncode == 0, done.stderr
+    feed = json.loads((only_run(tmp_path) / "result.json").read_text())["feed"]
+    assert [sorted(feed[split]["skipped"]) for split in ("train", "val")] == [
+        [str(path) for path in d] for d in damaged
+    ]
+
+
 def test_predictions_are_drawn_and_printed(trained, detect, tmp_path):
     run, images = trained
     (image,) = list((images / "coco/val2014").iterdir())[:1]

@@ -134,6 +134,14 @@ def test_part_of_a_split(split):
     assert 0 < numbers["AP"] != evaluated(split, detections).numbers["AP"]
 
 
+def test_images_that_cannot_be_read_are_left_out_with_their_objects(split):
+    detections, whole, part = found(split), CocoEvaluator(split), CocoEvaluator(split, whole=False)
+    whole.skip(ids(split)[:5])
+    for evaluator in (whole, part):
+        evaluator.add(ids(split)[5:], detections[5:])
+    assert whole.scores().numbers == part.scores().numbers
+
+
 def _rank(rank, folder, images, detections):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
     mine = range(rank, len(images), 3)

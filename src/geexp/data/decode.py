@@ -35,7 +35,7 @@ _APP1, _SOS = 0xE1, 0xDA
 # Start of frame: all of 0xC0 … 0xCF but the three that mean other things.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-# Pillow warns of damaged EXIF data and of the transparency that RGB drops, which does not matter here. Set once,
+# Pillow warns of damaged EXIF data, which are not used, and of transparency, which to_eight_bits handles. Set once,
 # because catch_warnings around each image is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
