@@ -109,5 +109,5 @@ def test_a_sweep_by_a_user_without_a_name_on_a_latin_1_terminal(tmp_path):
 
 
 def test_wandb_is_refused_in_a_folder_whose_name_is_not_utf8(tmp_path):
-    with pytest.raises(ConfigError, match="logger=wandb: .*UTF-8"):
+    with pytest.raises(ConfigError, match=r"logger=wandb: .*UTF-8"):
         make_logger(train_config("logger=wandb"), tmp_path / os.fsdecode(b"caf\xe9"), "id")
