@@ -17,7 +17,9 @@ from rich.tree import Tree
 import geexp
 from geexp.config import process
 from geexp.config.errors import ConfigError
+from geexp.training.loggers import make_logger
 from tests.conftest import environment
+from tests.support.configuration import train_config
 
 NOBODY = 54321
 
@@ -104,3 +106,8 @@ def test_a_sweep_by_a_user_without_a_name_on_a_latin_1_terminal(tmp_path):
     assert json.loads(record.read_text(encoding="utf-8"))["config"]["outputs"] == outputs
     assert "group: [ablation] a[/v2]\n" in (record.parent / "config_tree.txt").read_text(encoding="utf-8")
     assert r"caf\udce9" in (record.parent / "train.log").read_text(encoding="utf-8")
+
+
+def test_wandb_is_refused_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    with pytest.raises(ConfigError, match=r"logger=wandb: .*UTF-8"):
+        make_logger(train_config("logger=wandb"), tmp_path / os.fsdecode(b"caf\xe9"), "id")

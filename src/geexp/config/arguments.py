@@ -89,8 +89,8 @@ def several_values(word: str) -> ConfigError:
     """The error for a sweep without ``-m``."""
     key, _, value = word.partition("=")
     return ConfigError(
-        f"{word}: several values of a key make a sweep: add -m, or give a single value. One value that contains commas "
-        f"is quoted: {shlex.quote(quoted_override(key, value))}"
+        f"{word}: several values of a key make a sweep: add -m, or give a single value. A list has brackets, "
+        f"{key}=[{value}]; one value that contains commas is quoted: {shlex.quote(quoted_override(key, value))}"
     )
 
 

@@ -1,5 +1,6 @@
 """Loggers: none, CSV, or Weights & Biases, which must neither prompt nor block."""
 
+import json
 import logging
 import os
 import threading
@@ -30,6 +31,13 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
         return None
     if config.logger.name == "csv":
         return CSVLogger(run, name="csv")  # a new version for each start, since Lightning empties an existing folder
+    try:
+        json.dumps([str(run), asdict(config)], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"logger=wandb: W&B accepts UTF-8 only, and a path or another value of this run is not UTF-8 ({error}). "
+            "Choose another folder, or a symbolic link to it, or logger=csv."
+        ) from error
     import wandb
 
     logger = config.logger
