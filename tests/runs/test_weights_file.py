@@ -43,6 +43,16 @@ def test_other_content_is_another_run_and_another_place_is_not(tmp_path):
     assert make_job(one).slug != make_job(other).slug
 
 
+def test_a_file_that_was_moved_meanwhile_does_not_stop_a_run_from_resuming(tmp_path):
+    write(tmp_path / "a/last.ckpt")
+    write(tmp_path / "b/last.ckpt", b"other")
+    before = detector(str(tmp_path / "a/last.ckpt"))
+    with pytest.raises(ConfigError, match=r"detector\.backbone"):
+        make_job(detector(str(tmp_path / "b/last.ckpt"))).require_same(make_job(before).identity)
+    (tmp_path / "a").rename(tmp_path / "c")
+    make_job(detector(str(tmp_path / "c/last.ckpt"))).require_same(make_job(before).identity)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

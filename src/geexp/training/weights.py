@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -186,10 +187,10 @@ def _state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
         return _state_dict(inner, path)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not tensors:
-        entries = f"its entries are {', '.join(map(str, content))}" if 0 < len(content) < 20 else "nor anything like it"
+        entries = f"; its entries are {shorten(', '.join(map(str, content)), 200)}" if content else ""
         raise DataError(
             f"weights {path}: not a dictionary of tensors by parameter name (a state dict), alone or as an entry "
-            f"{', '.join(_STATE_DICTS[:3])} of a checkpoint; {entries}."
+            f"{', '.join(_STATE_DICTS[:3])}, … of a checkpoint{entries}."
         )
     return tensors
 
@@ -198,8 +199,10 @@ def _without_prefix(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[st
     """The tensors below the prefix under which the most ``names`` are found, without it."""
     names = list(names)
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    prefixes = [name.removesuffix(names[0]) for name in tensors if f".{name}".endswith(f".{names[0]}")]
-    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in tensors for name in names), default="")
+    prefixes = (name.removesuffix(own) for name in tensors for own in names if f".{name}".endswith(f".{own}"))
+    prefix = max(
+        dict.fromkeys(prefixes), key=lambda prefix: sum(prefix + name in tensors for name in names), default=""
+    )
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
