@@ -1,13 +1,22 @@
 # Everything runs in .venv, which `make setup` creates with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+INSTALL := --constraint constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.DEFAULT_GOAL := help
-.PHONY: help setup demo demo-detection test test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu bench-feed schedules clean
+# make test PYTHON=python3.13: an environment of another version is created again.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version 2>/dev/null))
+.PHONY: $(STAMP)
+CLEAR := --clear
+endif
+endif
 
-help:  ## List all targets
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-detection test test-latest test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu bench-feed schedules clean
+
+help:  ## List all targets; PYTHON=python3.13 chooses the interpreter
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## Create the environment .venv (2-3 GB: torch with its CUDA libraries)
@@ -16,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "geexp needs Python 3.11 or newer; set it with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "creating $(VENV) with $$($(PYTHON) --version); this takes some minutes"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -m venv $(CLEAR) $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real images; prints a table and plots the curves
@@ -29,6 +38,10 @@ demo-detection: $(STAMP)  ## Train a small detector on synthetic images (minutes
 
 test: $(STAMP)  ## Run the tests (5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+test-latest:  ## Run the tests with the newest version of every dependency, in an environment of its own (.venv-latest)
+	@rm -f .venv-latest/.installed
+	@$(MAKE) --no-print-directory test VENV=.venv-latest INSTALL="--upgrade --upgrade-strategy eager"
 
 test-slow: $(STAMP)  ## Run the slow tests
 	@$(BIN)/python -m pytest -q -m slow tests
@@ -80,5 +93,5 @@ schedules: $(STAMP)  ## Plot the learning rate of every schedule
 	@$(BIN)/python scripts/plot_schedules.py
 
 clean:  ## Remove the environment, build files and caches; keeps outputs/
-	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-latest build dist .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

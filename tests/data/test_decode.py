@@ -4,8 +4,10 @@ import importlib
 import io
 import pickle
 import struct
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,16 +302,39 @@ def test_a_decoder_survives_pickling(backend):
     assert torch.equal(copy(content(READABLE["4:2:0"])), decode(content(READABLE["4:2:0"])))
 
 
-def test_auto_takes_the_first_decoder_that_is_there(monkeypatch):
-    assert Decoder("auto").backend == "torchvision"
-    monkeypatch.delattr(torchvision.io, "decode_jpeg")  # as torchvision announces
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: name == "torchcodec")
-    monkeypatch.setattr(importlib, "import_module", lambda name: None)
-    assert Decoder("auto").backend == "torchcodec"
-    monkeypatch.setattr(decode_module, "find_spec", lambda name: None)
-    assert Decoder("auto").backend == "pil"
+def test_auto_takes_the_first_decoder_that_can_be_loaded(monkeypatch):
+    modules = {}
+
+    def import_module(name):
+        try:
+            return modules[name]
+        except KeyError:
+            raise ModuleNotFoundError(name) from None
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    for version, without, old, with_it in (
+        ("0.28.1+cpu", "torchvision", "torchvision", "torchvision"),
+        ("0.29.0", "torchvision", "torchvision", "torchcodec"),  # deprecates its decoders
+        ("1.0.0", "pil", "pil", "torchcodec"),  # as torchvision announces
+    ):
+        monkeypatch.setattr(torchvision, "__version__", version)
+        if without == "pil":
+            monkeypatch.delattr(torchvision.io, "decode_jpeg")
+        for decoders, expected in (
+            (None, without),
+            (SimpleNamespace(), old),  # decodes videos only
+            (SimpleNamespace(decode_jpeg=print), with_it),
+        ):
+            modules = {} if decoders is None else {"torchcodec.decoders": decoders}
+            assert Decoder("auto").backend == expected, (version, decoders)
     with pytest.raises(ConfigError, match=r"feed\.decode=torchvision: .*auto"):
         Decoder("torchvision")
+
+
+def test_auto_uses_nothing_deprecated():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Decoder("auto")(content(READABLE["4:2:0"]))
 
 
 def test_a_decoder_that_is_not_there_is_named(monkeypatch):

@@ -1,14 +1,17 @@
 """Lightning's internals that we rely on: each test fails, and names the use, when an update moves one."""
 
 import inspect
+import warnings
 from contextlib import suppress
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import RichProgressBar
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from geexp.training.lightning_private import was_interrupted
+from geexp.training.lightning_private import ddp_strategy, was_interrupted
 
 
 def test_the_words_in_front_of_the_progress_bar():
@@ -65,3 +68,14 @@ def test_samplers_get_the_epoch():
     images = TensorDataset(torch.ones(2, 1))
     fit(Network(), DataLoader(images, sampler=Sampler(images)))
     assert Sampler.epochs == [0, 1, 2], "Lightning no longer calls set_epoch on loader.sampler"
+
+
+def test_ddp_leaves_the_statistics_of_bn_alone_without_a_warning():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            network = DistributedDataParallel(torch.nn.BatchNorm2d(2), **ddp_strategy()._ddp_kwargs)
+        assert not network.will_sync_module_buffers(), "torch has renamed DDP's option: mend ddp_strategy"
+    finally:
+        dist.destroy_process_group()

@@ -38,7 +38,7 @@ from geexp.config.errors import (
     causes,
     unknown_key,
 )
-from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG, SWEEP_WITHOUT_M
+from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG, SWEEP_WITHOUT_M, help_need_not_be_text
 from geexp.config.process import prepare_process
 from geexp.config.ranks import rank
 from geexp.registry import config_directory
@@ -160,7 +160,8 @@ def _run(name: str, schema: type, job: Callable[[DictConfig], object]) -> None:
         if {"-h", "--help"} & set(sys.argv):
             print(_help_text(name, [word for word in sys.argv[1:] if word not in ("-h", "--help")]))
             return
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)()
+        with help_need_not_be_text():
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:

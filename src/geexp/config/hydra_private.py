@@ -1,7 +1,9 @@
 """All undocumented parts of Hydra that geexp uses; ``tests/config/test_hydra_private.py`` fails if one changes."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hydra._internal.utils import get_args_parser as args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -23,3 +25,26 @@ def outside_of_a_command() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = running
+
+
+@contextmanager
+def help_need_not_be_text() -> Iterator[None]:
+    """Let Hydra create its parser on Python 3.14, whose argparse checks each option's help.
+
+    The check fails for Hydra's --shell-completion, whose help is an object that becomes a text when it is printed.
+    """
+    container: Any = argparse._ActionsContainer
+    check = getattr(container, "_check_help", None)
+    if check is None:  # before 3.14
+        yield
+        return
+
+    def check_text(self: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(self, action)
+
+    container._check_help = check_text
+    try:
+        yield
+    finally:
+        container._check_help = check

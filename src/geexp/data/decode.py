@@ -12,14 +12,15 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 import torchvision.io
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from geexp.config.errors import ConfigError
 
@@ -44,7 +45,8 @@ class Decoder:
     """Content of an image file (``uint8 [bytes]``) → ``uint8 [H, W, 3]``; may be called from many threads.
 
     Args:
-        backend: ``torchvision``, ``torchcodec``, ``pil``, or ``auto``: the first of these that is there.
+        backend: ``torchvision``, ``torchcodec``, ``pil``, or ``auto``: the first of these that can be loaded, with
+            ``torchcodec`` first where torchvision has deprecated its decoders (0.29).
 
     Raises:
         ConfigError: if the decoder is not installed or cannot be loaded.
@@ -56,8 +58,8 @@ class Decoder:
             raise ConfigError(f"feed.decode={backend}: this torchvision has no decoders any more. Use auto.")
         if self.backend == "torchcodec":
             try:
-                importlib.import_module("torchcodec.decoders")
-            except (ImportError, OSError, RuntimeError) as error:  # not installed, or a shared library does not load
+                _load_torchcodec()
+            except _NOT_LOADED as error:
                 about = str(error).strip().splitlines()[0]
                 raise ConfigError(
                     f"feed.decode={backend}: torchcodec cannot be loaded ({about}). Either pip install torchcodec, or "
@@ -97,10 +99,22 @@ def _torchvision_decodes() -> bool:
     return hasattr(torchvision.io, "decode_jpeg")  # deprecated from 0.29 on
 
 
+# torchcodec is not installed, one of its shared libraries does not load, or it is too old to decode images.
+_NOT_LOADED = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+def _load_torchcodec() -> Callable[..., Tensor]:
+    return importlib.import_module("torchcodec.decoders").decode_jpeg
+
+
 def _first_available() -> str:
-    if _torchvision_decodes():
+    is_deprecated = TorchVersion(torchvision.__version__) >= "0.29"
+    if _torchvision_decodes() and not is_deprecated:
         return "torchvision"
-    return "torchcodec" if find_spec("torchcodec") is not None else "pil"
+    with suppress(*_NOT_LOADED):
+        _load_torchcodec()
+        return "torchcodec"
+    return "torchvision" if _torchvision_decodes() else "pil"
 
 
 _conversions: set[str] = set()  # in this process, not taken yet
@@ -222,8 +236,7 @@ def _torchcodec(content: np.ndarray, header: JpegHeader) -> Tensor:
     if header.app1:  # it would rotate the image as EXIF says: let it find none
         content = content.copy()
         content[[place + 1 for place in header.app1]] = 0xEF  # APP1 becomes APP15
-    decoders = importlib.import_module("torchcodec.decoders")
-    return decoders.decode_jpeg(torch.from_numpy(content), mode="RGB").permute(1, 2, 0)
+    return _load_torchcodec()(torch.from_numpy(content), mode="RGB").permute(1, 2, 0)
 
 
 _BACKENDS: dict[str, Callable[[np.ndarray, JpegHeader], Tensor]] = {

@@ -14,12 +14,12 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
-from pytorch_lightning.strategies import DDPStrategy
 
 from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.protocol import planned_epochs
 from geexp.config.schema import TrainConfig
 from geexp.training.checkpoints import AtomicCheckpointIO
+from geexp.training.lightning_private import ddp_strategy
 from geexp.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             devices=settings.devices,
             num_nodes=settings.nodes,
             # TrainingModule broadcasts BN statistics once before validation, whose batches may be uneven across ranks.
-            strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+            strategy=ddp_strategy() if several else "auto",
             sync_batchnorm=settings.sync_batchnorm,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=config.optim.clip_norm,
