@@ -69,6 +69,11 @@ WRONG_VALUES = [
     ("schedule=plateau schedule.epochs=null schedule.iterations=9", ["schedule.iterations", "schedule.epochs"]),
     ("schedule=plateau schedule.factor=1.0", ["schedule.factor=1.0", "below 1"]),
     ("optim.nesterov=true optim.momentum=0", ["optim.nesterov=true needs optim.momentum"]),
+    ("logger=wandb logger.project=runs/train-cls", ["logger.project=runs/train-cls", "128", "/"]),
+    (f"logger=wandb logger.project={'x' * 129}", ["logger.project=xxx", "128"]),
+    ("logger=wandb logger.entity=me:you", ["logger.entity=me:you", ":"]),
+    (f"logger=wandb logger.group={'x' * 129}", ["logger.group=xxx", "128"]),
+    ("logger=wandb logger.mode=of", ["logger.mode=of", "offline"]),
 ]
 # … and those of Hydra, of a sweep, and of what a training finds as it starts.
 WRONG_COMMANDS = [

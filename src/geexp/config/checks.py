@@ -337,8 +337,6 @@ def check_dashboard(config: DashboardConfig) -> None:
         raise ConfigError("sweep is missing; set it as in sweep=table2.")
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
-    if not config.project:
-        raise ConfigError("project is empty: name the W&B project, as in project=geexp.")
     if config.out is not None and not config.dry_run:
         raise ConfigError(f"out={config.out}: has no effect without dry_run=true.")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from geexp.config.constraints import Above, AtLeast, Extent, NotEmpty, OneOf, Range
+from geexp.config.constraints import Above, AtLeast, Extent, NotEmpty, OneOf, Range, WandbName
 
 Count = Annotated[int, AtLeast(1)]
 Workers = Annotated[int | None, AtLeast(0)]
@@ -19,6 +19,7 @@ Format = Annotated[str, OneOf("text", "json")]
 Which = Annotated[str, OneOf("best", "last")]
 Accelerator = Annotated[str, OneOf("auto", "cpu", "gpu")]
 OnError = Annotated[str, OneOf("stop", "skip")]
+InAnAddress = WandbName(forbidden="/\\#?%:")  # the names of projects and entities
 ANALYSES = ("selectivity", "pruning", "receptive_field", "gates", "curves")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 
@@ -222,10 +223,10 @@ class TrainerConfig:
 @dataclass
 class LoggerConfig:
     name: Annotated[str, OneOf("none", "csv", "wandb")] = MISSING
-    project: str = "geexp"
-    entity: str | None = None
-    group: str | None = None
-    mode: Annotated[str, OneOf("auto", "online", "offline")] = "auto"
+    project: Annotated[str, InAnAddress] = "geexp"
+    entity: Annotated[str | None, InAnAddress] = None
+    group: Annotated[str | None, WandbName()] = None
+    mode: Annotated[str, OneOf("auto", "online", "offline", "shared", "disabled")] = "auto"
 
 
 @dataclass
@@ -363,8 +364,8 @@ class DashboardConfig:
     """``python -m geexp.dashboard``."""
 
     name: str | None = None
-    entity: str | None = None
-    project: str = "geexp"
+    entity: Annotated[str | None, InAnAddress] = None
+    project: Annotated[str, InAnAddress] = "geexp"
     runs: str | None = None
     dry_run: bool = False
     out: str | None = None

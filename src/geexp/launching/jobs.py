@@ -19,6 +19,7 @@ from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
 from geexp.data.presence import require_data
 from geexp.runs.job import Job, make_job, of_the_task, require_backbone
+from geexp.training.wandb_content import mode_in_environment
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
@@ -55,7 +56,9 @@ class SweepJob(Job):
 
 
 def require_inputs(config: TrainConfig) -> None:
-    """Raise ``UserError`` if the data, or packages and weights of a detector, are missing."""
+    """Raise ``UserError`` if the data or a detector's packages and weights are missing, or for a wrong WANDB_MODE."""
+    if config.logger.name == "wandb":
+        mode_in_environment()
     require_data(config.data, config.feed)
     if config.detects:
         require_extras("a detector", "detection")

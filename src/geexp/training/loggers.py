@@ -11,12 +11,19 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
 from geexp.runs.identity import flat, network_label, run_label, run_name, run_tags
 from geexp.runs.run import Result
 from geexp.training.task import Charts
-from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary, usual_mode
+from geexp.training.wandb_content import (
+    LABEL,
+    NETWORK,
+    charts,
+    define_metrics,
+    mode_of,
+    summary,
+    translate_wandb_errors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +40,7 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
     import wandb
 
     logger = config.logger
-    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
-    if mode not in ("online", "offline", "disabled"):
-        raise ConfigError(f"WANDB_MODE={mode} in the environment: allowed are online, offline and disabled.")
+    mode: Any = mode_of(logger)
     arguments: dict[str, Any] = {
         "project": logger.project,
         "entity": logger.entity,
@@ -49,13 +54,14 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry can block the exit of the process
-    try:
-        experiment = wandb.init(mode=mode, settings=quick, **arguments)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.warning("W&B cannot be reached (%s); logging offline.", str(error).splitlines()[0])
-        mode = "offline"
-        wandb.teardown()  # the failed attempt still holds the run's id
-        experiment = wandb.init(mode=mode, settings=quick, **arguments)
+    with translate_wandb_errors():
+        try:
+            experiment = wandb.init(mode=mode, settings=quick, **arguments)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            log.warning("W&B cannot be reached (%s); logging offline.", str(error).splitlines()[0])
+            mode = "offline"
+            wandb.teardown()  # the failed attempt still holds the run's id
+            experiment = wandb.init(mode=mode, settings=quick, **arguments)
     if mode == "offline":
         # A resumed run has several folders, which W&B merges in their order.
         log.info("W&B offline; to upload later: wandb sync %s", run / "wandb" / f"offline-run-*-{run_id}")
