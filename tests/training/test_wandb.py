@@ -17,7 +17,7 @@ from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
 from geexp.runs.identity import flat, run_tags
 from geexp.training.classification import CONFUSED_PAIRS, Confusion
-from geexp.training.loggers import finish_wandb, make_logger
+from geexp.training.loggers import finish_wandb, make_loggers
 from geexp.training.run import train
 from geexp.training.wandb_content import charts, usual_mode
 from tests.conftest import python
@@ -195,7 +195,7 @@ def test_reading_from_wandb_and_making_a_dashboard_need_a_login(monkeypatch, tmp
 
 def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = [*SETTINGS, "logger=wandb"]
+    settings = [*SETTINGS, "logger=[csv,wandb]"]
     with pytest.raises(DivergedError):
         train(job(tmp_path, *settings, "logger.group=table2", trouble("Poison", step=11)))
     assert train(job(tmp_path, *settings)) is not None  # by hand, without its sweep
@@ -208,6 +208,7 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     assert "best/top1_error" not in first.summary
     assert second.summary["result"]["epochs"] == 2
     assert [row[0] for row in table(tmp_path, "curves/history")] == [1, 2]
+    assert len(list(tmp_path.glob("csv/version_*/metrics.csv"))) == 2
 
 
 @pytest.mark.slow
@@ -257,7 +258,7 @@ def start(tmp_path: Path, *overrides: str) -> None:
     wandb.teardown()
     ready = job(tmp_path, *SETTINGS, "logger=wandb", *overrides)
     try:
-        make_logger(ready.config, tmp_path, "1234abcd")
+        make_loggers(ready.config, tmp_path, "1234abcd")
     finally:
         finish_wandb()
 

@@ -140,10 +140,11 @@ def wandb_run_of(folder: Path) -> "Checkpoint":
     from geexp.training.checkpoints import load_checkpoint  # only here: it imports torch
 
     checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
-    logger = checkpoint.config.logger.name
-    if logger != "wandb":
+    logger = checkpoint.config.logger
+    if not logger.has("wandb"):
+        used = ",".join(logger.loggers) or "none"
         raise ConfigError(
-            f"wandb=true: {folder} was trained with logger={logger}, so it has no run at W&B. Leave wandb out."
+            f"wandb=true: {folder} was trained with logger={used}, so it has no run at W&B. Leave wandb out."
         )
     return checkpoint
 

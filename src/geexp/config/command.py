@@ -39,7 +39,7 @@ from geexp.config.errors import (
 )
 from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG
 from geexp.config.ranks import rank
-from geexp.registry import config_directory
+from geexp.registry import config_directory, options
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         if not group:
             return ConfigError(f"there is no configuration {choice!r}.")
         hint = "Set any other power of two with ge.extent=, as in ge.extent=16." if group == "extent" else ""
-        return bad_value(group, choice, error.options or [], hint=hint)
+        return bad_value(group, choice, error.options or options(group), hint=hint)
     of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
     of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
     for link in of_ours:

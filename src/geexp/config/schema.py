@@ -222,11 +222,17 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    name: Annotated[str, OneOf("none", "csv", "wandb")] = MISSING
+    """The ``_target_`` and arguments of each of the ``loggers``; the other keys are W&B's."""
+
+    loggers: dict[str, Any] = field(default_factory=dict)
     project: Annotated[str, InAnAddress] = "geexp"
     entity: Annotated[str | None, InAnAddress] = None
     group: Annotated[str | None, WandbName()] = None
     mode: Annotated[str, OneOf("auto", "online", "offline", "shared", "disabled")] = "auto"
+
+    def has(self, name: str) -> bool:
+        """Whether our logger of this name, such as ``wandb``, is among the loggers."""
+        return any(entry["_target_"] == f"geexp.training.loggers.{name}_logger" for entry in self.loggers.values())
 
 
 @dataclass

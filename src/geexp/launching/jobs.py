@@ -56,8 +56,10 @@ class SweepJob(Job):
 
 
 def require_inputs(config: TrainConfig) -> None:
-    """Raise ``UserError`` if the data or a detector's packages and weights are missing, or for a wrong WANDB_MODE."""
-    if config.logger.name == "wandb":
+    """Raise ``UserError`` if the data, a package or a detector's weights are missing, or for a wrong WANDB_MODE."""
+    if config.logger.has("tensorboard"):
+        require_extras("logger=tensorboard", "tensorboard")
+    if config.logger.has("wandb"):
         mode_in_environment()
     require_data(config.data, config.feed)
     if config.detects:
