@@ -98,6 +98,7 @@ WRONG_COMMANDS = [
     ("data=imagenet recipe=jpeg feed=pack", ["feed=pack", "train.npz", "pack-jpeg-max500-q90", "python -m geexp.pack"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
     ("+sweep=table7", ["sweep=table7", "table6"]),
+    ("-m hydra/sweeper=optun", ["hydra/sweeper=optun", "geexp[optuna]"]),
     ("outputs=/proc/none", ["/proc/none"]),
 ]
 

@@ -52,6 +52,11 @@ _RANK_0_FIRST = 10.0
 _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null"]
 # Groups that are in no defaults list, since they are chosen on the command line only (+sweep=…).
 _ADDED = ("sweep",)
+# What else may be meant by an option that does not exist.
+_HINTS = {
+    "extent": "Set any other power of two with ge.extent=, as in ge.extent=16.",
+    "hydra/sweeper": "optuna is an extra: pip install 'geexp[optuna]'.",
+}
 _FOOTER = "Set a key with key=value. All keys and their defaults: --cfg job. Hydra's own flags: --hydra-help"
 
 
@@ -168,8 +173,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if not group:
             return ConfigError(f"there is no configuration {choice!r}.")
-        hint = "Set any other power of two with ge.extent=, as in ge.extent=16." if group == "extent" else ""
-        return bad_value(group, choice, error.options or options(group), hint=hint)
+        return bad_value(group, choice, error.options or options(group), hint=_HINTS.get(group, ""))
     of_a_key = [link for link in chain if isinstance(link, OmegaConfBaseException) and link.full_key]
     of_ours = [link for link in of_a_key if not str(link.full_key).startswith("hydra")]
     for link in of_ours:
