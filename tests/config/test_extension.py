@@ -44,6 +44,9 @@ def test_trained_resumed_evaluated_and_reported(mine, tmp_path):
     assert (identity["schedule"]["_target_"], identity["schedule"]["floor"]) == ("mine.linear", 0.1)
     assert (identity["optim"]["_target_"], identity["optim"]["betas"]) == ("torch.optim.AdamW", [0.9, 0.99])
     assert result["metrics"]["last"]["lr"] == pytest.approx(0.01 * max(0.1, 1 - 11 / 12))
+    rows = [(folder / name / "version_0/metrics.csv").read_text() for name in ("csv", "rows")]
+    assert rows[0] == rows[1]
+    assert "betas" in (folder / "rows/version_0/hparams.yaml").read_text()
     weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert weights["model.layer1.0.ge.down.weight"].shape == (2, 8)
     assert "finished earlier" in mine("train", *CHOICES).stderr

@@ -87,6 +87,8 @@ def test_a_run_is_named_by_what_determines_its_result():
     for same in (
         "outputs=elsewhere",
         "logger=none",
+        "logger=[csv,wandb]",
+        "+logger.mine={_target_: a.B}",
         "feed=reference",
         "feed.on_error=skip",
         "ge.stages=[2,3,4]",

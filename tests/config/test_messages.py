@@ -69,6 +69,11 @@ WRONG_VALUES = [
     ("schedule=plateau schedule.epochs=null schedule.iterations=9", ["schedule.iterations", "schedule.epochs"]),
     ("schedule=plateau schedule.factor=1.0", ["schedule.factor=1.0", "below 1"]),
     ("optim.nesterov=true optim.momentum=0", ["optim.nesterov=true needs optim.momentum"]),
+    ("logger=wandb logger.project=runs/train-cls", ["logger.project=runs/train-cls", "128", "/"]),
+    (f"logger=wandb logger.project={'x' * 129}", ["logger.project=xxx", "128"]),
+    ("logger=wandb logger.entity=me:you", ["logger.entity=me:you", ":"]),
+    (f"logger=wandb logger.group={'x' * 129}", ["logger.group=xxx", "128"]),
+    ("logger=wandb logger.mode=of", ["logger.mode=of", "offline"]),
 ]
 # … and those of Hydra, of a sweep, and of what a training finds as it starts.
 WRONG_COMMANDS = [
@@ -83,7 +88,10 @@ WRONG_COMMANDS = [
     ("data.num_classes=5", ["data.num_classes=5", "10 classes"]),
     ("data.image_size=32", ["data.image_size=32", "28x28"]),
     ("logger=null", ["name of an option"]),
+    ("logger=[csv,tensorbord]", ["logger=tensorbord", "tensorboard"]),
     ("'+callbacks.x={_target_: nowhere.Nothing}'", ["callbacks.x", "nowhere"]),
+    ("'+logger.x={_target_: pytorch_lightning.Callback}'", ["logger.x", "not a pytorch_lightning Logger"]),
+    ("'+logger.x={_target_: pytorch_lightning.loggers.CSVLogger, nam: x}'", ["logger.x", "nam"]),
     ("trainer=cpu trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
     ("--config-name=foo", ["no configuration 'foo'"]),
     ("ge.extent", ["ge.extent", "ge.extent=<value>"]),
@@ -96,6 +104,7 @@ WRONG_COMMANDS = [
     ("data.root=${oc.env:NOPE}/x", ["data.root=${oc.env:NOPE}/x", "NOPE"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
     ("+sweep=table7", ["sweep=table7", "table6"]),
+    ("-m hydra/sweeper=optun", ["hydra/sweeper=optun", "geexp[optuna]"]),
     ("outputs=/proc/none", ["/proc/none"]),
 ]
 

@@ -1,4 +1,4 @@
-"""A user's own variant, backbone, data set, schedule and optimiser: a module and a folder of configuration files."""
+"""A user's own options of every open group, and a logger: a module and a folder of configuration files."""
 
 from pathlib import Path
 
@@ -76,10 +76,11 @@ OPTIONS = {
         "_target_: mine.Stripes\nperiod: 4\nnum_classes: 2\nimage_size: 16\nchannels: 1\nmean: [0.3]\nstd: [0.3]\n"
     ),
     "schedule/linear.yaml": "_target_: mine.linear\nname: linear\nepochs: 2\nfloor: 0.1\n",
+    "logger/rows.yaml": "_target_: pytorch_lightning.loggers.CSVLogger\nname: rows\n",
     "optim/adamw.yaml": "_target_: torch.optim.AdamW\nlr: 0.01\nbatch_size: 16\nbetas: [0.9, 0.99]\n",
 }
 # All of them together, as a command line chooses them.
-CHOICES = ("ge=fifth", "model=tiny", "data=stripes", "schedule=linear", "optim=adamw")
+CHOICES = ("ge=fifth", "model=tiny", "data=stripes", "schedule=linear", "optim=adamw", "logger=[csv,rows]")
 
 
 def write_outside(folder: Path) -> Path:

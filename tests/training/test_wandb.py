@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 
 from geexp.config.errors import ConfigError, DataError, DivergedError
 from geexp.report.dashboard import make_dashboard, write_specification
 from geexp.report.measured import Runs
 from geexp.report.runs import read_runs
 from geexp.report.wandb_runs import read_wandb
-from geexp.runs.identity import flat
+from geexp.runs.identity import flat, run_tags
 from geexp.runs.run import Run
 from geexp.training.classification import CONFUSED_PAIRS, Confusion
+from geexp.training.loggers import finish_wandb, make_loggers
 from geexp.training.run import train
 from geexp.training.wandb_content import charts, summary, usual_mode
 from tests.conftest import python
-from tests.support.configuration import job
+from tests.support.configuration import job, train_config
 from tests.support.runs import SETTINGS, trouble
 from tests.support.wandb_files import Logged, dashboard_grids, dashboard_metrics, logged, table
 
@@ -204,7 +206,7 @@ def test_reading_from_wandb_and_making_a_dashboard_need_a_login(monkeypatch, tmp
 
 def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = [*SETTINGS, "logger=wandb"]
+    settings = [*SETTINGS, "logger=[csv,wandb]"]
     with pytest.raises(DivergedError):
         train(job(tmp_path, *settings, "logger.group=table2", trouble("Poison", step=11)))
     assert train(job(tmp_path, *settings)) is not None  # by hand, without its sweep
@@ -217,6 +219,7 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run(monkeypatch, tmp_path):
     assert "best/top1_error" not in first.summary
     assert second.summary["result"]["epochs"] == 2
     assert [row[0] for row in table(tmp_path, "curves/history")] == [1, 2]
+    assert len(list(tmp_path.glob("csv/version_*/metrics.csv"))) == 2
 
 
 @pytest.mark.slow
@@ -259,3 +262,44 @@ def test_wandb_is_online_only_with_an_api_key(tmp_path, monkeypatch):
     assert usual_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert usual_mode() == "online"
+
+
+def start(tmp_path: Path, *overrides: str) -> None:
+    """Start and finish W&B for a run, as if it were the first of this process."""
+    wandb.teardown()
+    ready = job(tmp_path, *SETTINGS, "logger=wandb", *overrides)
+    try:
+        make_loggers(ready.config, tmp_path, "1234abcd")
+    finally:
+        finish_wandb()
+
+
+@pytest.mark.parametrize(("mode", "runs"), [("offline", 1), ("dryrun", 1), ("disabled", 0)])
+def test_the_modes_of_the_environment(monkeypatch, tmp_path, mode, runs):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    start(tmp_path)
+    assert len(logged(tmp_path)) == runs
+
+
+@pytest.mark.parametrize("mode", ["", "off"])
+def test_a_wrong_mode_in_the_environment(forked, tmp_path, mode):
+    (done,) = forked.run(tmp_path, "train", "logger=wandb", "logger.mode=offline", WANDB_MODE=mode)
+    assert done.returncode == 2
+    assert not list(tmp_path.rglob("status.json"))  # the training has not started
+    (message,) = done.stderr.splitlines()
+    assert all(part in message for part in (f"WANDB_MODE={mode}: ", "offline", "dryrun", "unset"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("WANDB_BASE_URL", "wandb.example"), ("WANDB_PROJECT", "a/b"), ("WANDB_SILENT", "")]
+)
+def test_what_wandb_itself_rejects_is_one_message(monkeypatch, tmp_path, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as refused:
+        start(tmp_path, "logger.mode=offline")
+    assert variable.removeprefix("WANDB_").lower() in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tag_has_at_most_64_characters():
+    assert [len(tag) for tag in run_tags(train_config(f"data.name={'x' * 100}"))] == [5, 64]

@@ -5,7 +5,6 @@ network.
 """
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -141,10 +140,11 @@ def wandb_run_of(folder: Path) -> "Checkpoint":
     from geexp.training.checkpoints import load_checkpoint  # only here: it imports torch
 
     checkpoint = load_checkpoint(checkpoint_folder(folder) / LAST)
-    logger = checkpoint.config.logger.name
-    if logger != "wandb":
+    logger = checkpoint.config.logger
+    if not logger.has("wandb"):
+        used = ",".join(logger.loggers) or "none"
         raise ConfigError(
-            f"wandb=true: {folder} was trained with logger={logger}, so it has no run at W&B. Leave wandb out."
+            f"wandb=true: {folder} was trained with logger={used}, so it has no run at W&B. Leave wandb out."
         )
     return checkpoint
 
@@ -153,19 +153,20 @@ def log_picture(run: "Checkpoint", key: str, pictures: Sequence[Path]) -> None:
     """Log the PNGs among ``pictures`` as ``key``; offline if no API key is configured."""
     import wandb
 
-    from geexp.training.wandb_content import usual_mode
+    from geexp.training.wandb_content import mode_of, translate_wandb_errors
 
     logger = run.config.logger
-    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
-    experiment = wandb.init(
-        project=logger.project,
-        entity=logger.entity,
-        id=run.info.run_id,
-        dir=str(run.path.parents[1]),
-        mode=mode,
-        resume="allow",
-        settings=wandb.Settings(init_timeout=20, console="off", silent=True),
-    )
+    mode: Any = mode_of(logger)
+    with translate_wandb_errors():
+        experiment = wandb.init(
+            project=logger.project,
+            entity=logger.entity,
+            id=run.info.run_id,
+            dir=str(run.path.parents[1]),
+            mode=mode,
+            resume="allow",
+            settings=wandb.Settings(init_timeout=20, console="off", silent=True),
+        )
     for picture in pictures:
         if picture.suffix == ".png":
             experiment.log({key: wandb.Image(str(picture))})

@@ -57,6 +57,9 @@ def check_train(config: TrainConfig) -> None:
     for name, callback in config.callbacks.items():
         if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
             raise ConfigError(f"callbacks.{name}={callback}: must be null, or have the _target_ of a callback.")
+    for name, logger in config.logger.loggers.items():
+        if not (isinstance(logger, dict) and "_target_" in logger):
+            raise ConfigError(f"logger.loggers.{name}={logger}: must have the _target_ of a logger.")
     epochs, planned = stretched(config.schedule).epochs, planned_epochs(config)
     if epochs is not None and planned is not None and planned > epochs:
         over = f"schedule={config.schedule.name} ends after {epochs} epochs"
@@ -344,8 +347,6 @@ def check_dashboard(config: DashboardConfig) -> None:
         raise ConfigError("sweep is missing; set it as in sweep=table2.")
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"sweep={config.name}: must be the name of a sweep, as in sweep=table2.")
-    if not config.project:
-        raise ConfigError("project is empty: name the W&B project, as in project=geexp.")
     if config.out is not None and not config.dry_run:
         raise ConfigError(f"out={config.out}: has no effect without dry_run=true.")
 

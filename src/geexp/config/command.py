@@ -41,7 +41,7 @@ from geexp.config.errors import (
 from geexp.config.hydra_private import GROUP_NEEDS_A_NAME, M_WITH_CFG, SWEEP_WITHOUT_M, help_need_not_be_text
 from geexp.config.process import prepare_process
 from geexp.config.ranks import rank
-from geexp.registry import config_directory
+from geexp.registry import config_directory, options
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ _SILENT = ["hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.
 _ADDED = ("sweep",)
 # Marks a single run that is passed to the sweeper; see _as_a_sweep.
 _ONE_JOB = "hydra.sweep.subdir=."
+# What else may be meant by an option that does not exist.
+_HINTS = {
+    "extent": "Set any other power of two with ge.extent=, as in ge.extent=16.",
+    "hydra/sweeper": "optuna is an extra: pip install 'geexp[optuna]'.",
+}
 _FOOTER = "Set a key with key=value. All keys and their defaults: --cfg job. Hydra's own flags: --hydra-help"
 
 
@@ -186,8 +191,7 @@ def explain(error: BaseException, schema: type) -> UserError | None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if not group:
             return ConfigError(f"there is no configuration {choice!r}.")
-        hint = "Set any other power of two with ge.extent=, as in ge.extent=16." if group == "extent" else ""
-        return bad_value(group, choice, error.options or [], hint=hint)
+        return bad_value(group, choice, error.options or options(group), hint=_HINTS.get(group, ""))
     if isinstance(error, OverrideParseException):
         several = _is_a_sweep(sys.argv) and _ONE_JOB not in sys.argv
         return refused_override(error.override, sweep=several)

@@ -46,6 +46,8 @@ _OURS_ONLY = {
     "schedule": ("milestones", "factor", "monitor", "patience", "threshold", "reductions"),
     "optim": ("momentum", "nesterov"),
 }
+# Keys of the group logger that are W&B's.
+_OF_WANDB = ("project", "entity", "group", "mode")
 
 
 def store_schema(name: str, schema: type) -> None:
@@ -56,6 +58,8 @@ def store_schema(name: str, schema: type) -> None:
     register_resolvers()
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)
+    if "logger" in defaults:
+        defaults["logger"] = dict.fromkeys(_OF_WANDB)  # None until a file or the command line gives a value
     for group in OPEN_GROUPS:
         if isinstance(defaults.get(group), dict):
             del defaults[group]["arguments"]
@@ -88,6 +92,8 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
         for group in OPEN_GROUPS:
             if group in known and isinstance(plain.get(group), dict):
                 plain[group] = _described(group, cast(type, known[group]), dict(plain[group]))
+        if "logger" in known and isinstance(plain.get("logger"), dict):
+            plain["logger"] = _with_loggers(dict(plain["logger"]))
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
@@ -151,6 +157,27 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
         if any(values.get(key) not in (None, found.get(key)) for key in ("_target_", "label")):
             raise ConfigError(f"{group}.{name_key}={name}: use {group}={name}, which also sets its other keys.")
     return found
+
+
+def _with_loggers(values: dict[str, Any]) -> dict[str, Any]:
+    """The logger group's values, with its loggers moved to ``loggers``.
+
+    Every file of the group adds a logger under a name of its own, so that several can be chosen. A custom file may have
+    ``_target_`` and arguments at the top instead; there, W&B's keys are arguments unless W&B is chosen, too.
+    """
+    loggers = dict(values.pop("loggers", {}))
+    if "_target_" not in values and (name := values.pop("name", None)) is not None:  # as in earlier editions
+        if name not in options("logger"):
+            raise bad_value("logger", name, options("logger"))
+        loggers |= {key: entry for key, entry in options("logger")[name].items() if isinstance(entry, dict)}
+    own = [key for key, entry in values.items() if isinstance(entry, dict) and "_target_" in entry]
+    loggers |= {key: values.pop(key) for key in own}
+    if "_target_" in values:
+        kept = ("group",) if "wandb" not in loggers else _OF_WANDB
+        entry = {key: values.pop(key) for key in list(values) if key not in kept}
+        given = {key: value for key, value in entry.items() if value is not None or key not in _OF_WANDB}
+        loggers[str(entry["_target_"]).rpartition(".")[2]] = given
+    return {key: value for key, value in values.items() if value is not None} | {"loggers": loggers}
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:

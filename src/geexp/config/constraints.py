@@ -87,6 +87,19 @@ def expand_home(key: str, path: str) -> str:
     return expanded
 
 
+@dataclass(frozen=True)
+class WandbName:
+    """A name that W&B accepts: 1 to 128 characters, without those in ``forbidden``."""
+
+    forbidden: str = ""
+
+    def check(self, key: str, value: Any) -> None:
+        found = sorted(set(self.forbidden) & set(value))
+        if found or not value.strip() or len(value) > 128:
+            without = f", without {' '.join(self.forbidden)}" if self.forbidden else ""
+            raise ConfigError(f"{key}={value}: W&B does not accept this name. It needs 1 to 128 characters{without}.")
+
+
 class Extent:
     """An extent ratio: a power of two, at least 2, or ``global``."""
 

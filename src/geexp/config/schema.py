@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from geexp.config.constraints import Above, AtLeast, Extent, Location, NotEmpty, OneOf, Range
+from geexp.config.constraints import Above, AtLeast, Extent, Location, NotEmpty, OneOf, Range, WandbName
 from geexp.registry import options
 
 Count = Annotated[int, AtLeast(1)]
@@ -22,6 +22,7 @@ Which = Annotated[str, OneOf("best", "last")]
 Accelerator = Annotated[str, OneOf("auto", "cpu", "gpu")]
 OnError = Annotated[str, OneOf("stop", "skip")]
 _WEIGHTS_FILES = (".pth", ".pt", ".bin", ".safetensors", ".pth.tar")  # as torchvision, timm and others publish them
+InAnAddress = WandbName(forbidden="/\\#?%:")  # the names of projects and entities
 ANALYSES = ("selectivity", "pruning", "receptive_field", "gates", "curves")
 MONITORS = tuple(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "top1_error", "top5_error"))
 
@@ -230,11 +231,17 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    name: Annotated[str, OneOf("none", "csv", "wandb")] = MISSING
-    project: str = "geexp"
-    entity: str | None = None
-    group: str | None = None
-    mode: Annotated[str, OneOf("auto", "online", "offline")] = "auto"
+    """The ``_target_`` and arguments of each of the ``loggers``; the other keys are W&B's."""
+
+    loggers: dict[str, Any] = field(default_factory=dict)
+    project: Annotated[str, InAnAddress] = "geexp"
+    entity: Annotated[str | None, InAnAddress] = None
+    group: Annotated[str | None, WandbName()] = None
+    mode: Annotated[str, OneOf("auto", "online", "offline", "shared", "disabled")] = "auto"
+
+    def has(self, name: str) -> bool:
+        """Whether our logger of this name, such as ``wandb``, is among the loggers."""
+        return any(entry["_target_"] == f"geexp.training.loggers.{name}_logger" for entry in self.loggers.values())
 
 
 @dataclass
@@ -378,8 +385,8 @@ class DashboardConfig:
     """``python -m geexp.dashboard``."""
 
     name: str | None = None
-    entity: str | None = None
-    project: str = "geexp"
+    entity: Annotated[str | None, InAnAddress] = None
+    project: Annotated[str, InAnAddress] = "geexp"
     runs: PathName = None
     dry_run: bool = False
     out: PathName = None

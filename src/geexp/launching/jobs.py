@@ -22,6 +22,7 @@ from geexp.data.presence import require_data
 from geexp.runs.data_record import DataRecord, read_data_record
 from geexp.runs.job import Job, make_job, of_the_task, weights_file
 from geexp.runs.run import Run
+from geexp.training.wandb_content import mode_in_environment
 
 # Hydra settings that apply to a sweep, but not to one of its jobs run alone.
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode", "hydra.run.")
@@ -61,7 +62,11 @@ class SweepJob(Job):
 
 
 def require_inputs(config: TrainConfig) -> None:
-    """Raise ``UserError`` if the data, the initial weights, or the packages of a detector are missing."""
+    """Raise ``UserError`` if the data, the initial weights or a package are missing, or for a wrong WANDB_MODE."""
+    if config.logger.has("tensorboard"):
+        require_extras("logger=tensorboard", "tensorboard")
+    if config.logger.has("wandb"):
+        mode_in_environment()
     require_data(config.data, config.feed)
     if config.detects:
         require_extras("a detector", "detection")

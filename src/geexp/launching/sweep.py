@@ -75,6 +75,16 @@ def run_jobs(context: HydraContext, task: TaskFunction, config: DictConfig) -> N
 def launch_rows(
     context: HydraContext, task: TaskFunction, config: DictConfig, rows: Sequence[Row], train: Train | None
 ) -> None:
+    """Launch the jobs of a sweep, show the outcome of each, and compare the finished runs. Errors: see ``_launch``."""
+    try:
+        _launch(context, task, config, rows, train)
+    finally:
+        _compare(rows)
+
+
+def _launch(
+    context: HydraContext, task: TaskFunction, config: DictConfig, rows: Sequence[Row], train: Train | None
+) -> None:
     """Show the plan, train its jobs with ``train`` or as set by ``launcher``, and show the outcome of each.
 
     Raises:
@@ -89,12 +99,9 @@ def launch_rows(
         train = train_in_processes
     console = PlainConsole(stderr=True)
     show_plan(rows, console)
-    try:
-        if any(row.to_train for row in rows):
-            train(rows, LiveTable(rows, console))
-            console.print(table_of(rows))
-    finally:
-        _compare(rows)
+    if any(row.to_train for row in rows):
+        train(rows, LiveTable(rows, console))
+        console.print(table_of(rows))
 
 
 def launch_batch(
@@ -117,8 +124,11 @@ def launch_batch(
         )
     _refuse_in_ranks(config)
     rows = plan([job_of(context.config_loader, config, job, first + n) for n, job in enumerate(overrides)])
+    typed = set(config.hydra.overrides.task)  # on the command line, so not chosen by the search
+    for row, words in zip(rows, overrides, strict=True):
+        row.label = " ".join(word for word in words if word not in typed) or row.label
     require_all_data(rows)
-    launch_rows(context, task, config, rows, train)
+    _launch(context, task, config, rows, train)
     error = _failures(rows)
     returns = []
     for row, words in zip(rows, overrides, strict=True):

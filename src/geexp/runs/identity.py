@@ -236,10 +236,10 @@ def run_name(config: TrainConfig) -> str:
 
 
 def run_tags(config: TrainConfig) -> list[str]:
-    """W&B tags: the preset (unless overrides change the training), the variant of GE, and the data set."""
+    """W&B tags: the preset (unless overrides change the training), the variant of GE, and the data set, shortened."""
     preset = _experiment()
     named = [preset] if preset and not _overrides(preset) else []
-    return [*named, config.ge.variant, data_slug(config)]
+    return [tag[:64] for tag in (*named, config.ge.variant, data_slug(config))]  # W&B's limit
 
 
 def _experiment() -> str | None:

@@ -1,5 +1,6 @@
-"""Loggers: none, CSV, or Weights & Biases, which must neither prompt nor block."""
+"""Loggers: CSV, TensorBoard, Weights & Biases, which must neither prompt nor block, and custom ones."""
 
+import inspect
 import json
 import logging
 import os
@@ -10,14 +11,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
+from geexp.registry import bound, locate
 from geexp.runs.identity import flat, network_label, run_label, run_name, run_tags
 from geexp.runs.run import Result
 from geexp.training.task import Charts
-from geexp.training.wandb_content import LABEL, NETWORK, charts, define_metrics, summary, usual_mode
+from geexp.training.trainer import instantiated
+from geexp.training.wandb_content import (
+    LABEL,
+    NETWORK,
+    charts,
+    define_metrics,
+    mode_of,
+    summary,
+    translate_wandb_errors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +37,55 @@ log = logging.getLogger(__name__)
 PATIENCE = 60
 
 
-def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
-    """The logger for the run in folder ``run``, with the W&B id ``run_id``."""
-    if config.logger.name == "none":
-        return None
-    if config.logger.name == "csv":
-        return CSVLogger(run, name="csv")  # a new version for each start, since Lightning empties an existing folder
+def make_loggers(config: TrainConfig, run: Path, run_id: str) -> list[Logger]:
+    """The loggers for the run in folder ``run``. A run that is resumed keeps its ``run_id``.
+
+    Raises:
+        ConfigError: for a ``_target_`` that is not a logger, or does not accept its arguments.
+    """
+    return [_logger(f"logger.{name}", entry, config, run, run_id) for name, entry in config.logger.loggers.items()]
+
+
+def _logger(key: str, entry: dict[str, Any], config: TrainConfig, run: Path, run_id: str) -> Logger:
+    target = entry["_target_"]
+    if is_ours(target):
+        try:
+            make = bound(target, {name: value for name, value in entry.items() if name != "_target_"}, after=3)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        return make(config, run, run_id)
+    folder = {"save_dir": str(run)} if _requires_a_folder(target) else {}
+    logger = instantiated(key, folder | entry, Logger)
+    logger.log_hyperparams(flat(asdict(config)))
+    return logger
+
+
+def _requires_a_folder(target: str) -> bool:
+    try:
+        parameter = inspect.signature(locate(target)).parameters.get("save_dir")
+    except ValueError:  # instantiated names the reason
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def csv_logger(config: TrainConfig, run: Path, run_id: str) -> Logger:
+    """``metrics.csv`` in a new folder for each start, since Lightning empties an existing one."""
+    return CSVLogger(run, name="csv")
+
+
+def tensorboard_logger(config: TrainConfig, run: Path, run_id: str) -> Logger:
+    """TensorBoard's files and the configuration in ``tensorboard/<run_id>``, where a resumed run continues."""
+    logger = TensorBoardLogger(run, name="tensorboard", version=run_id, default_hp_metric=False)
+    logger.log_hyperparams(flat(asdict(config)))
+    return logger
+
+
+def wandb_logger(config: TrainConfig, run: Path, run_id: str) -> Logger:
+    """A run at W&B with the id ``run_id``, or offline in the run's folder.
+
+    Raises:
+        ConfigError: if W&B rejects a setting.
+    """
     try:
         json.dumps([str(run), asdict(config)], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -41,9 +96,7 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
     import wandb
 
     logger = config.logger
-    mode: Any = logger.mode if logger.mode != "auto" else os.environ.get("WANDB_MODE") or usual_mode()
-    if mode not in ("online", "offline", "disabled"):
-        raise ConfigError(f"WANDB_MODE={mode} in the environment: allowed are online, offline and disabled.")
+    mode: Any = mode_of(logger)
     arguments: dict[str, Any] = {
         "project": logger.project,
         "entity": logger.entity,
@@ -57,13 +110,14 @@ def make_logger(config: TrainConfig, run: Path, run_id: str) -> Logger | None:
     }
     quick = wandb.Settings(init_timeout=20, console="off", silent=True)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry can block the exit of the process
-    try:
-        experiment = wandb.init(mode=mode, settings=quick, **arguments)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.warning("W&B cannot be reached (%s); logging offline.", str(error).splitlines()[0])
-        mode = "offline"
-        wandb.teardown()  # the failed attempt still holds the run's id
-        experiment = wandb.init(mode=mode, settings=quick, **arguments)
+    with translate_wandb_errors():
+        try:
+            experiment = wandb.init(mode=mode, settings=quick, **arguments)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            log.warning("W&B cannot be reached (%s); logging offline.", str(error).splitlines()[0])
+            mode = "offline"
+            wandb.teardown()  # the failed attempt still holds the run's id
+            experiment = wandb.init(mode=mode, settings=quick, **arguments)
     if mode == "offline":
         # A resumed run has several folders, which W&B merges in their order.
         log.info("W&B offline; to upload later: wandb sync %s", run / "wandb" / f"offline-run-*-{run_id}")

@@ -13,9 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from rich.text import Text
 from rich.tree import Tree
 
@@ -39,13 +37,14 @@ from geexp.training.callbacks import BestCheckpoint, Heartbeat, History, LastChe
 from geexp.training.checkpoints import Checkpoint, checkpoint_to_resume
 from geexp.training.classification import Classification
 from geexp.training.lightning_private import was_interrupted
-from geexp.training.loggers import TolerantWandb, finish_wandb, make_logger
+from geexp.training.loggers import TolerantWandb, finish_wandb, make_loggers
 from geexp.training.optimizer import group_table
 from geexp.training.schedules import require_schedule
 from geexp.training.stopping import SafePoints, Stopped, StopSignals
 from geexp.training.task import Task
 from geexp.training.trainer import (
     describe_performance,
+    instantiated,
     make_trainer,
     translate_ddp_errors,
     translate_lightning_errors,
@@ -92,7 +91,8 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     config = replace(job.config, logger=replace(job.config.logger, group=group))
     plain = asdict(config)
     require_schedule(config.schedule)
-    callbacks = [_callback(name, target) for name, target in config.callbacks.items() if target is not None]
+    targets = {f"callbacks.{name}": target for name, target in config.callbacks.items() if target is not None}
+    callbacks = [instantiated(key, target, pl.Callback) for key, target in targets.items()]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: Any = task.data(config)
     record: DataRecord = data.record()
@@ -110,7 +110,6 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         log.info("%s", describe_performance(config, optimizer))
     log.info("%s: %s", "resuming" if checkpoint else "training into", folder)
 
-    logger = make_logger(config, folder, run_id) if rank() == 0 else None
     every = config.trainer.checkpoint_every_n_steps
     safe_points = SafePoints(signals, saves_every=every, config=plain)
     last = LastCheckpoint(checkpoint_folder(folder), every_n_steps=every, stop=lambda: safe_points.stop)
@@ -118,7 +117,8 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     if status is not None:
         ours.append(Heartbeat(status))
     try:
-        trainer = make_trainer(config, folder, logger=logger or False, callbacks=[*ours, *callbacks, last])
+        loggers = make_loggers(config, folder, run_id) if rank() == 0 else []
+        trainer = make_trainer(config, folder, logger=loggers or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
             _prepare(folder, checkpoint)
             if checkpoint is None:
@@ -128,11 +128,12 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         if rank() != 0:
             return None
         result = _result(job, task.result_fields(config, module), account, callbacks)
-        if isinstance(logger, TolerantWandb):
-            logger.log_end(result, Run(folder).history(), charts, task.summary_metrics)
+        for logger in loggers:
+            if isinstance(logger, TolerantWandb):
+                logger.log_end(result, Run(folder).history(), charts, task.summary_metrics)
         result.write(folder)
     finally:
-        if config.logger.name == "wandb" and rank() == 0:
+        if config.logger.has("wandb") and rank() == 0:
             finish_wandb()
     return result
 
@@ -179,17 +180,6 @@ def _translate_disk_errors(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: {error.strerror}. Finished epochs are safe; the same command resumes from "
             "the last checkpoint."
         ) from error
-
-
-def _callback(name: str, target: dict[str, Any]) -> pl.Callback:
-    try:
-        callback = instantiate(target)
-    except InstantiationException as error:
-        raise ConfigError(f"callbacks.{name}: {' '.join(str(error.__cause__ or error).split())}") from error
-    if not isinstance(callback, pl.Callback):
-        made = type(callback).__name__
-        raise ConfigError(f"callbacks.{name}: {target['_target_']} returned a {made}, not a Lightning callback.")
-    return callback
 
 
 def _checkpoint_to_resume(job: Job) -> Checkpoint | None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -84,6 +86,22 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
     if settings.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
     return trainer
+
+
+def instantiated(key: str, target: dict[str, Any], kind: type) -> Any:
+    """The object at the ``_target_`` under ``key``, such as a Lightning callback or logger (``kind``).
+
+    Raises:
+        ConfigError: if it does not exist, does not accept its arguments, or is something else.
+    """
+    try:
+        made = instantiate(target)
+    except InstantiationException as error:
+        raise ConfigError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
+    if not isinstance(made, kind):
+        what = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+        raise ConfigError(f"{key}: {target['_target_']} returned a {type(made).__name__}, not a {what}.")
+    return made
 
 
 def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str:

@@ -1,11 +1,14 @@
-"""The content of a W&B run besides its history (summary and final charts), and the default mode, online or offline."""
+"""What W&B is given besides the history (summary, final charts), its mode, and the translation of its errors."""
 
 import netrc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from geexp.config.errors import ConfigError, bad_value
+from geexp.config.schema import LoggerConfig
 from geexp.runs.metrics import AP, score_of
 from geexp.runs.run import Result
 
@@ -23,6 +26,45 @@ WEIGHTS = "weights"  # the digest of the initial ones
 BEST_AP, LAST_AP, LAST_AP50, LOSS = "best/AP", "last/AP", "last/AP50", "train/loss"
 # The final charts.
 CURVES, HISTORY, CONFUSION, CONFUSED = "curves/top1_error", "curves/history", "confusion/matrix", "confusion/pairs"
+
+# The values of WANDB_MODE that W&B knows, two of them by an older name.
+MODES = {mode: mode for mode in ("online", "offline", "shared", "disabled")} | {"dryrun": "offline", "run": "online"}
+
+
+def mode_in_environment() -> str | None:
+    """The mode set by the variable ``WANDB_MODE``; None if it is not set.
+
+    Raises:
+        ConfigError: for any other value, also an empty one. W&B fails because of it, whatever mode it is started with.
+    """
+    value = os.environ.get("WANDB_MODE")
+    if value is None:
+        return None
+    if value not in MODES:
+        raise bad_value("WANDB_MODE", value, MODES, hint="Correct or unset this environment variable.")
+    return MODES[value]
+
+
+def mode_of(logger: LoggerConfig) -> str:
+    """The mode to start W&B with: ``logger.mode``, else ``WANDB_MODE``, else the usual one."""
+    in_environment = mode_in_environment()
+    return logger.mode if logger.mode != "auto" else in_environment or usual_mode()
+
+
+@contextmanager
+def translate_wandb_errors() -> Iterator[None]:
+    """Raise ConfigError if W&B rejects a setting, such as one that it reads from a variable ``WANDB_…``."""
+    import wandb
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except (wandb.Error, ValidationError) as error:
+        reason = " ".join(str(error).partition("For further information")[0].split()).rstrip(".")
+        raise ConfigError(
+            f"W&B cannot start: {reason}. Correct the keys of logger or the environment variables WANDB_…, or choose "
+            "logger=csv."
+        ) from error
 
 
 def usual_mode() -> str:
