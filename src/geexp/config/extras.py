@@ -11,6 +11,7 @@ EXTRAS = {
     "slurm": ("submitit",),
     "dashboard": ("wandb_workspaces",),
     "decoders": ("torchcodec",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 
 

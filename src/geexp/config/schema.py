@@ -295,6 +295,17 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExportConfig:
+    """``python -m geexp.export``."""
+
+    run: str | None = None
+    format: Annotated[str, OneOf("torch", "onnx")] = "torch"
+    which: Which = "best"
+    root: str | None = None
+    out: str | None = None
+
+
+@dataclass
 class AnalyzeConfig:
     """``python -m geexp.analyze``."""
 
