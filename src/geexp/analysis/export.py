@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 import geexp
@@ -20,6 +19,7 @@ from geexp.config.schema import ExportConfig, TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.data.feeds import make_feed, normalised
 from geexp.data.order import FixedOrder
+from geexp.data.parallel import waiting
 from geexp.runs.atomic_write import atomic_write
 from geexp.runs.run import Run
 from geexp.runs.run_files import write_json
@@ -78,7 +78,7 @@ def export(settings: ExportConfig) -> Exported:
 
     folder = run.folder / FOLDER if settings.out is None else Path(settings.out).expanduser()
     path = folder / f"{settings.which}{SUFFIXES[settings.format]}"
-    with _waiting(f"exporting to {settings.format}"), atomic_write(path) as file:
+    with _quietly(f"exporting to {settings.format}"), atomic_write(path) as file:
         content = _program(network, images.shape, config, settings.format)
         file.write(content)
         file.flush()
@@ -114,11 +114,11 @@ def export(settings: ExportConfig) -> Exported:
 
 
 @contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """A spinner on a terminal; without what torch's exporters log and warn about their own work."""
+def _quietly(what: str) -> Iterator[None]:
+    """A spinner on a terminal, without what torch's exporters log and warn about their own work."""
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with Console(stderr=True).status(what), warnings.catch_warnings():
+    with waiting(what), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -257,6 +257,7 @@ class TrainConfig:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     outputs: Annotated[str, NotEmpty("the folder of the runs, as in outputs=outputs")] = "outputs"
     resume: bool | str = "auto"
+    resume_from: str | None = None
     force: bool = False
     dry_run: bool = False
 

@@ -68,11 +68,11 @@ def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
 def _packing_command(data: DataConfig, feed: FeedConfig) -> str:
     by_target = [name for name, entry in options("data").items() if entry.get("_target_") == data._target_]
     option = by_target[0] if by_target and data.name not in options("data") else data.name
-    words = [f"data={option}", _quoted("data.root", data.root), f"recipe={data.recipe.name}"]
-    return shlex.join(["python", "-m", "geexp.pack", *words, *([_quoted("out", feed.pack)] if feed.pack else [])])
+    words = [f"data={option}", quoted("data.root", data.root), f"recipe={data.recipe.name}"]
+    return shlex.join(["python", "-m", "geexp.pack", *words, *([quoted("out", feed.pack)] if feed.pack else [])])
 
 
-def _quoted(key: str, value: str | None) -> str:
+def quoted(key: str, value: str | None) -> str:
     """As an override of Hydra, which needs quotes around spaces and the like."""
     plain = re.fullmatch(r"[\w./~+-]+", str(value), re.ASCII)
     return f"{key}={value}" if plain else f"{key}='{value}'"
