@@ -26,10 +26,10 @@ def probe(*arguments: str, cwd: Path, **variables: str) -> str:
     return python("-c", PROBE, *arguments, cwd=cwd, **variables).stdout
 
 
-ENTRIES = ("train", "status", "plan", "evaluate", "analyze", "detect", "complexity", "report", "dashboard", "pack")
+ENTRIES = ("train", "status", "plan", "evaluate", "export", "analyze", "detect", "complexity", "report", "dashboard")
 
 
-@pytest.mark.parametrize("entry", [*ENTRIES, "check_data"])
+@pytest.mark.parametrize("entry", [*ENTRIES, "pack", "check_data"])
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_help_and_cfg_import_nothing_heavy(entry, flag, tmp_path):
     assert probe(entry, flag, cwd=tmp_path).strip().endswith("LOADED []")

@@ -13,6 +13,7 @@ from geexp.analysis.analyse import FOLDER, labels_of, log_picture, show, wandb_r
 from geexp.analysis.drawing import Curve, canvas, draw_side_by_side, line_styles, save, text_table, variant_style
 from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import AnalyzeConfig
+from geexp.data.parallel import with_bar
 from geexp.registry import options
 from geexp.runs.metrics import TOP1_ERROR
 from geexp.runs.run import Result, Run, find_runs
@@ -54,7 +55,7 @@ def _finished(folder: Path) -> list[tuple[Run, Result]]:
     if not folder.is_dir():
         raise DataError(f"run={folder}: there is no such folder")
     found, reasons = [], []
-    for run in find_runs(folder):
+    for run in with_bar(find_runs(folder), f"reading the runs in {folder}"):
         try:
             result = run.read_result()
         except DataError as error:

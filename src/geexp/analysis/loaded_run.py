@@ -10,15 +10,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from rich.progress import track
 from torch import Tensor, nn
 
 from geexp.config.errors import ConfigError
-from geexp.config.process import PlainConsole
 from geexp.config.schema import AnalyzeConfig, TrainConfig
 from geexp.data.datasets import open_dataset
 from geexp.data.feeds import Feed, make_feed, normalised
 from geexp.data.order import FixedOrder
+from geexp.data.parallel import with_bar
 from geexp.training.classification import Classification
 from geexp.training.evaluation import checkpoint_of, data_of, restore_network
 from geexp.training.trainer import translate_lightning_errors
@@ -58,9 +57,7 @@ class LoadedRun:
         data, trainer = self.config.data, self.config.trainer
         layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         dtype = next(self.model.parameters()).dtype
-        console = PlainConsole(stderr=True, quiet=self.fabric.global_rank != 0)
-        title = f"{activity}, {self.image_count:,} images"
-        for batch in track(self._feed, title, total=len(self._feed), console=console):
+        for batch in with_bar(self._feed, f"{activity}, {self.image_count:,} images"):
             images, labels = (tensor.to(self.fabric.device, non_blocking=True) for tensor in batch)
             if images.dtype == torch.uint8:
                 images = normalised(images, data.mean, data.std)

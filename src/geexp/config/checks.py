@@ -15,6 +15,7 @@ from geexp.config.schema import (
     DataConfig,
     DetectConfig,
     EvaluateConfig,
+    ExportConfig,
     FeedConfig,
     GatherExciteConfig,
     LauncherConfig,
@@ -303,6 +304,12 @@ def check_complexity(config: ComplexityConfig) -> None:
 def check_evaluate(config: EvaluateConfig) -> None:
     if bool(config.run) == bool(config.checkpoint):
         raise ConfigError("set either run=<a run's folder> or checkpoint=<a .ckpt file>.")
+
+
+@check.register
+def check_export(config: ExportConfig) -> None:
+    if not config.run:
+        raise ConfigError("run is missing; set it with run=<a run's folder>.")
 
 
 @check.register

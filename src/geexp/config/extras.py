@@ -12,6 +12,7 @@ EXTRAS = {
     "dashboard": ("wandb_workspaces",),
     "decoders": ("torchcodec",),
     "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 
 

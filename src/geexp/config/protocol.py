@@ -23,6 +23,25 @@ def stretched(schedule: ScheduleConfig) -> ScheduleConfig:
     )
 
 
+def same_start(ours: ScheduleConfig, theirs: ScheduleConfig, end: int) -> bool:
+    """Whether two schedules give the same learning rates up to ``end``, in epochs or in the iterations that they count.
+
+    Schedules over their whole length (cosine and custom ones) must have the same length.
+    """
+
+    def start(schedule: ScheduleConfig) -> tuple[object, ...]:
+        whole = stretched(schedule)
+        warmup = (whole.warmup, whole.warmup_factor if whole.warmup else None)
+        kind: tuple[object, ...] = (whole.epochs, whole.iterations, whole._target_, whole.arguments)
+        if whole.kind == "steps":
+            kind = (whole.factor, [milestone for milestone in whole.milestones if milestone < end])
+        elif whole.kind == "plateau":
+            kind = (whole.factor, whole.monitor, whole.patience, whole.threshold, whole.reductions)
+        return whole.kind, whole.iterations is None, warmup, kind
+
+    return start(ours) == start(theirs)
+
+
 def planned_epochs(config: TrainConfig) -> int | None:
     """The maximal number of epochs of a run; None if its schedule counts iterations and no limit is set."""
     return stretched(config.schedule).epochs if config.trainer.max_epochs is None else config.trainer.max_epochs

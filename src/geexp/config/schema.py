@@ -274,6 +274,7 @@ class TrainConfig:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     outputs: Annotated[str, NotEmpty("the folder of the runs, as in outputs=outputs"), Location()] = "outputs"
     resume: bool | str = "auto"
+    resume_from: PathName = None
     force: bool = False
     dry_run: bool = False
 
@@ -314,6 +315,17 @@ class EvaluateConfig:
     devices: Count = 1
     workers: Workers = None
     format: Format = "text"
+
+
+@dataclass
+class ExportConfig:
+    """``python -m geexp.export``."""
+
+    run: PathName = None
+    format: Annotated[str, OneOf("torch", "onnx")] = "torch"
+    which: Which = "best"
+    root: PathName = None
+    out: PathName = None
 
 
 @dataclass

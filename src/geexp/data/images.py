@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geexp.config.errors import ConfigError
 from geexp.data.decode import Decoder, open_with_pil, to_rgb
+from geexp.data.parallel import with_bar
 from geexp.runs.data_record import SplitRecord, digest_of
 
 
@@ -109,7 +110,7 @@ class MapStyleImages(Images):
         labels = getattr(dataset, "targets", None)
         labels = getattr(dataset, "labels", None) if labels is None else labels
         if labels is None or len(labels) != len(dataset):
-            labels = [dataset[index][1] for index in range(len(dataset))]
+            labels = [dataset[index][1] for index in with_bar(range(len(dataset)), f"reading the labels of {target}")]
         self.labels = np.array([int(label) for label in labels], dtype=np.int64)
         self.numbers = np.arange(len(self.labels))
         names = getattr(dataset, "classes", None)

@@ -1,4 +1,4 @@
-"""Work on many images by threads, results in order, with a progress bar."""
+"""Work by threads with results in order, and the progress bars of long waits."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.filesize import decimal
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from geexp.config.process import PlainConsole
+from geexp.config.ranks import rank
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -51,10 +52,25 @@ def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
         yield drawn.popleft()
 
 
-def with_bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items, with a progress bar if standard error is a terminal."""
-    console, hidden = PlainConsole(stderr=True), not sys.stderr.isatty()
+def bars_are_shown() -> bool:
+    """Whether this process shows progress bars: on rank 0, if standard error is a terminal."""
+    return rank() == 0 and sys.stderr.isatty()
+
+
+def with_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a progress bar if ``bars_are_shown``, gone afterwards. ``total`` defaults to their length.
+
+    Without a length the bar shows only that work goes on.
+    """
+    console, hidden = PlainConsole(stderr=True), not bars_are_shown()
     yield from track(items, escape(what), total=total, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner for a wait without countable parts, under the same conditions."""
+    with PlainConsole(stderr=True).status(escape(what)) if bars_are_shown() else nullcontext():
+        yield
 
 
 @contextmanager
@@ -70,7 +86,7 @@ def meter(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, int],
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    on_terminal = sys.stderr.isatty()
+    on_terminal = bars_are_shown()
     start = logged = time.monotonic()
     images = size = 0
 

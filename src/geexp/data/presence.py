@@ -1,9 +1,9 @@
 """Whether the data are there: checked before torch is imported or a run begins."""
 
-import re
 import shlex
 from pathlib import Path
 
+from geexp.config.arguments import quoted_override
 from geexp.config.class_folders import is_there
 from geexp.config.errors import ConfigError
 from geexp.config.schema import DataConfig, FeedConfig
@@ -72,14 +72,10 @@ def _require_pack(data: DataConfig, feed: FeedConfig) -> None:
 def _packing_command(data: DataConfig, feed: FeedConfig) -> str:
     by_target = [name for name, entry in options("data").items() if entry.get("_target_") == data._target_]
     option = by_target[0] if by_target and data.name not in options("data") else data.name
-    words = [f"data={option}", _quoted("data.root", data.root), f"recipe={data.recipe.name}"]
-    return shlex.join(["python", "-m", "geexp.pack", *words, *([_quoted("out", feed.pack)] if feed.pack else [])])
-
-
-def _quoted(key: str, value: str | None) -> str:
-    """As an override of Hydra, which needs quotes around spaces and the like."""
-    plain = re.fullmatch(r"[\w./~+-]+", str(value), re.ASCII)
-    return f"{key}={value}" if plain else f"{key}='{value}'"
+    words = [f"data={option}", quoted_override("data.root", str(data.root)), f"recipe={data.recipe.name}"]
+    return shlex.join(
+        ["python", "-m", "geexp.pack", *words, *([quoted_override("out", feed.pack)] if feed.pack else [])]
+    )
 
 
 def pack_source(data: DataConfig, wanted: str) -> str:

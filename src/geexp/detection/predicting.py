@@ -11,6 +11,7 @@ from geexp.config.class_folders import SUFFIXES, is_there, list_folder
 from geexp.config.errors import DataError
 from geexp.config.schema import DetectConfig, TrainConfig
 from geexp.data.decode import Decoder
+from geexp.data.parallel import with_bar
 from geexp.detection.data import open_split, read_image
 from geexp.detection.pictures import save_detections
 from geexp.detection.task import CLASSES, Detection
@@ -37,7 +38,7 @@ def draw_predictions(settings: DetectConfig) -> tuple[dict[str, list[dict[str, A
     detector.to(device).eval()
     detections = []
     with torch.no_grad():
-        for image in images.values():
+        for image in with_bar(images.values(), "detecting"):
             (one,) = detector([image.to(device).float() / 255])
             detections.append({key: value.cpu() for key, value in one.items()})
     out = Path(settings.out) if settings.out else path.parents[1] / DETECTIONS

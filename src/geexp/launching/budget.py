@@ -16,6 +16,7 @@ from geexp.config.class_folders import is_there, list_folder, walk_folders
 from geexp.config.errors import ConfigError
 from geexp.config.protocol import stretched
 from geexp.config.schema import HardwareConfig, TrainConfig
+from geexp.data.parallel import with_bar
 from geexp.launching.plan import DONE, Row, in_words, summary
 from geexp.runs.run import Run
 
@@ -59,7 +60,10 @@ def images_per_epoch(config: TrainConfig) -> int | None:
 
 @cache
 def _files_below(folder: Path) -> int:
-    return sum(len(found.files) for found in walk_folders(list_folder(folder))) if is_there(folder) else 0
+    if not is_there(folder):
+        return 0
+    walk = walk_folders(list_folder(folder))
+    return sum(len(found.files) for found in with_bar(walk, f"counting the images in {folder}"))
 
 
 def gmacs_per_image(config: TrainConfig) -> float:
@@ -130,7 +134,8 @@ def budget(rows: Sequence[Row], hardware: HardwareConfig) -> Budget:
         ConfigError: if a job needs more devices than the hardware has.
     """
     speeds = _measured_speeds(rows)
-    estimates = [_estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in rows if row.to_train]
+    todo = with_bar([row for row in rows if row.to_train], "estimating the jobs")
+    estimates = [_estimate(row, hardware, speeds.get(_speed_key(row.job.config))) for row in todo]
     for one in estimates:
         if one.devices > hardware.devices:
             raise ConfigError(

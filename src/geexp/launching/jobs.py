@@ -18,6 +18,7 @@ from geexp.config.compose import is_ours, validated
 from geexp.config.errors import ConfigError, UserError
 from geexp.config.extras import require_extras
 from geexp.config.schema import TrainConfig
+from geexp.data.parallel import with_bar
 from geexp.data.presence import require_data
 from geexp.runs.data_record import DataRecord, read_data_record
 from geexp.runs.job import Job, make_job, of_the_task, weights_file
@@ -165,7 +166,8 @@ def jobs_of(loader: ConfigLoader, sweep: DictConfig) -> list[SweepJob]:
                 f"{override.input_line}: an interval cannot be expanded into jobs. List the values, as in {key}=1,2,3, "
                 "or choose a search algorithm with hydra/sweeper."
             )
-    return [job_of(loader, sweep, job, number) for number, job in enumerate(itertools.product(*values.values()))]
+    jobs = list(itertools.product(*values.values()))
+    return [job_of(loader, sweep, job, number) for number, job in enumerate(with_bar(jobs, "composing the jobs"))]
 
 
 def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> SweepJob:

@@ -12,6 +12,7 @@ from rich.table import Table
 from geexp.config.errors import UserError
 from geexp.config.protocol import planned_epochs, stretched
 from geexp.config.schema import TrainConfig
+from geexp.data.parallel import with_bar
 from geexp.launching.jobs import Records, SweepJob, require_inputs, require_one_data_set, require_same_data, shell
 from geexp.runs.identity import ge_slug
 from geexp.runs.metrics import score_of
@@ -123,7 +124,8 @@ def plan(jobs: Sequence[SweepJob]) -> list[Row]:
     """
     first: dict[object, Row] = {}
     rows = []
-    for job, label in zip(jobs, labels(jobs), strict=True):
+    named = zip(jobs, labels(jobs), strict=True)
+    for job, label in with_bar(named, "reading the runs of the jobs", len(jobs)):
         row = Row(job, label, progress_of(job), same_as=first.get(job.folder))
         first.setdefault(job.folder, row)
         rows.append(row)

@@ -24,6 +24,7 @@ def main(config: ReportConfig) -> None:
     out = Path(config.out) if config.out else (Path("outputs") if at_wandb else folder) / "report"
     print("reading the runs and counting the networks", file=sys.stderr)
 
+    from geexp.data.parallel import waiting
     from geexp.report.comparison import trained, write_comparison
     from geexp.report.figures import draw_figures
     from geexp.report.measured import Runs
@@ -47,8 +48,9 @@ def main(config: ReportConfig) -> None:
     write_tables(report, out)
     if report.runs:
         (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8", errors="backslashreplace")
-    figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
-    write_page(report, out / "report.html", figures=figures)
+    with waiting("drawing the figures and writing the page"):
+        figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
+        write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)
 
 

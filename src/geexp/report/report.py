@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geexp.backbones.complexity import Part
+from geexp.data.parallel import with_bar
 from geexp.report.claims import Judgement, judge_all
 from geexp.report.measured import Measured, OtherProtocol, Runs
 from geexp.report.rows import DETECTION, Row, paper, preset_config, presets_of, rows_of
@@ -122,7 +123,7 @@ def report_table(name: str, runs: Runs, *, complexity: bool = True) -> ReportTab
     rows = rows_of(name if name == DETECTION else int(name))
     title = _DETECTION_TITLE if name == DETECTION else paper()[f"table{name}"]["title"]
     made = []
-    for row in rows:
+    for row in with_bar(rows, "counting the networks"):
         counted = _counted(presets_of(row.training)[0]) if complexity and row.complexity else Part()
         compared = _compared(name, row, counted) if complexity else {}
         made.append(ReportRow(row.label, row.training.variant, _cells(row, runs), compared, counted.params))

@@ -9,6 +9,7 @@ from typing import Any
 from geexp.analysis.drawing import variant_style
 from geexp.config.errors import DataError
 from geexp.config.labels import ge_label, model_label
+from geexp.data.parallel import with_bar
 from geexp.registry import options
 from geexp.report.rows import Training, differing, network_key
 from geexp.runs.identity import flat
@@ -115,7 +116,7 @@ def read_runs(folder: Path) -> tuple[list[FinishedRun], list[LeftOut]]:
     """All runs at or below a folder, by network, then by variant in the paper's order, and what was left out."""
     runs: list[FinishedRun] = []
     left_out: list[LeftOut] = []
-    for run in find_runs(folder):
+    for run in with_bar(find_runs(folder), f"reading the runs in {folder}"):
         found = finished_or_left_out(run)
         runs.append(found) if isinstance(found, FinishedRun) else left_out.append(found)
     runs.sort(key=lambda run: (run.identity["model.name"], run.place[:3], str(run.folder)))

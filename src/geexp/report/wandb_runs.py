@@ -10,6 +10,7 @@ from typing import Any
 from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DataError, UserError
 from geexp.config.schema import TrainConfig
+from geexp.data.parallel import with_bar
 from geexp.report.runs import FinishedRun, LeftOut
 from geexp.runs.identity import nested
 from geexp.runs.job import make_job
@@ -33,7 +34,7 @@ def read_wandb(path: str, api: Any = None) -> tuple[list[FinishedRun], list[Left
     runs: list[FinishedRun] = []
     left_out: list[LeftOut] = []
     try:
-        for remote in api.runs(path, lazy=False):
+        for remote in with_bar(api.runs(path, lazy=False), f"reading the runs of {path}"):
             found = _read(Path(f"{PREFIX}{path}/{remote.id}"), remote)
             if isinstance(found, FinishedRun):
                 runs.append(found)

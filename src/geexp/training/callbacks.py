@@ -2,15 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+from rich.progress import Progress
 
 from geexp.config.ranks import rank
+from geexp.data.parallel import bars_are_shown
 from geexp.runs.run import CheckpointInfo, Run
 from geexp.runs.run_files import BEST, LAST, append_row
 from geexp.runs.status import StatusFile
@@ -135,16 +139,21 @@ class History(_EpochClock):
             **pl_module.metrics,
         }
         append_row(self.path, row)
-        step = row.pop("step")
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step)
-            logger.save()
+        log_row(row, trainer.loggers)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict["seconds"]
+
+
+def log_row(row: dict[str, Any], loggers: Sequence[Logger]) -> None:
+    """Send a row of the history to the loggers."""
+    metrics = {key: value for key, value in row.items() if key != "step"}
+    for logger in loggers:
+        logger.log_metrics(metrics, row["step"])
+        logger.save()
 
 
 class Heartbeat(pl.Callback):
@@ -184,6 +193,26 @@ class TerminalBar(DescribedProgressBar):
 
     def describe_epoch(self, current_epoch: int) -> str:
         return epoch_of(self.trainer, current_epoch)
+
+
+class EvaluationBar(pl.Callback):
+    """A bar over the batches of an evaluation, on a terminal; gone afterwards. Lightning's bar would stay."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not bars_are_shown())
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._task = self._bar.add_task("evaluating", total=sum(trainer.num_val_batches))
+        self._bar.start()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._bar.advance(self._task)
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self._bar.stop()
 
 
 class EpochLines(_EpochClock):

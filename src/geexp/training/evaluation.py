@@ -11,6 +11,7 @@ from geexp.config.errors import ConfigError, DataError
 from geexp.config.schema import DataConfig, EvaluateConfig, FeedConfig, TrainConfig
 from geexp.data.presence import require_data
 from geexp.runs.run import Run
+from geexp.training.callbacks import EvaluationBar
 from geexp.training.checkpoints import Checkpoint, load_checkpoint
 from geexp.training.task import Task
 from geexp.training.trainer import make_trainer, translate_ddp_errors
@@ -54,7 +55,8 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
     data.record().require_same_classes(checkpoint.path.absolute().parents[1])
     module = task.module(config, data, pretrained=False)
     _load_weights(module, checkpoint.weights, checkpoint.path)
-    trainer = make_trainer(replace(config, trainer=trainer_config), checkpoint.path.parent, logger=False, callbacks=[])
+    config = replace(config, trainer=trainer_config)
+    trainer = make_trainer(config, checkpoint.path.parent, logger=False, callbacks=[EvaluationBar()])
     with translate_ddp_errors():
         trainer.validate(module, data, verbose=False)
     measured, recorded = (

@@ -33,9 +33,10 @@ from geexp.runs.metrics import score_of
 from geexp.runs.run import Result, Run
 from geexp.runs.run_files import BEST, HISTORY, LAST, PREVIOUS, RESULT, checkpoint_folder, finite, keep_epochs
 from geexp.runs.status import StatusFile
-from geexp.training.callbacks import BestCheckpoint, Heartbeat, History, LastCheckpoint, RunInCheckpoint
+from geexp.training.callbacks import BestCheckpoint, Heartbeat, History, LastCheckpoint, RunInCheckpoint, log_row
 from geexp.training.checkpoints import Checkpoint, checkpoint_to_resume
 from geexp.training.classification import Classification
+from geexp.training.extension import adopt, checkpoint_to_extend, mention_shorter_run
 from geexp.training.lightning_private import was_interrupted
 from geexp.training.loggers import TolerantWandb, finish_wandb, make_loggers
 from geexp.training.optimizer import group_table
@@ -84,10 +85,12 @@ def train(job: Job, task: Task | None = None) -> Result | None:
 
 def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None) -> Result | None:
     folder, checkpoint = job.folder, _checkpoint_to_resume(job)
-    group = job.config.logger.group
-    if checkpoint is not None:  # a resumed run keeps its W&B id and group
-        group = checkpoint.config.logger.group or group
-    run_id = uuid.uuid4().hex[:8] if checkpoint is None else checkpoint.info.run_id
+    source = None  # the checkpoint, if it is another run's
+    if checkpoint is not None and checkpoint.path.parent != checkpoint_folder(folder):
+        source = checkpoint
+    group, run_id = job.config.logger.group, uuid.uuid4().hex[:8]
+    if checkpoint is not None and source is None:  # a resumed run keeps its W&B id and group
+        group, run_id = checkpoint.config.logger.group or group, checkpoint.info.run_id
     config = replace(job.config, logger=replace(job.config.logger, group=group))
     plain = asdict(config)
     require_schedule(config.schedule)
@@ -97,7 +100,7 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     data: Any = task.data(config)
     record: DataRecord = data.record()
     if checkpoint is not None:
-        record.require_same(folder)
+        record.require_same(source.path.parents[1] if source else folder)
     if rank() == 0:
         _show(config, folder, plain)
     module = task.module(config, data, pretrained=checkpoint is None)
@@ -108,7 +111,8 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         if not _in_sweep():
             PlainConsole(stderr=True).print(group_table(optimizer))
         log.info("%s", describe_performance(config, optimizer))
-    log.info("%s: %s", "resuming" if checkpoint else "training into", folder)
+    start = f"going on from {source.path} in" if source else "resuming" if checkpoint else "training into"
+    log.info("%s: %s", start, folder)
 
     every = config.trainer.checkpoint_every_n_steps
     safe_points = SafePoints(signals, saves_every=every, config=plain)
@@ -120,8 +124,12 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         loggers = make_loggers(config, folder, run_id) if rank() == 0 else []
         trainer = make_trainer(config, folder, logger=loggers or False, callbacks=[*ours, *callbacks, last])
         if rank() == 0:
-            _prepare(folder, checkpoint)
-            if checkpoint is None:
+            _prepare(folder, checkpoint if source is None else None)
+            if source is not None:
+                adopt(source, folder, plain, run_id)
+                for row in Run(folder).history():
+                    log_row(row, trainer.loggers)
+            if checkpoint is None or source is not None:
                 record.write(folder)
         _fit(trainer, module, data, folder, None if checkpoint is None else checkpoint.path)
         account, charts = data.account(), task.final_charts(trainer, module, data, folder)  # on all ranks
@@ -188,11 +196,16 @@ def _checkpoint_to_resume(job: Job) -> Checkpoint | None:
     checkpoint = None if start_over else checkpoint_to_resume(folder)
     if checkpoint is not None:
         job.require_same(make_job(checkpoint.config).identity)
+    if config.resume_from is not None:
+        checkpoint = checkpoint_to_extend(job, checkpoint) or checkpoint
+    if checkpoint is not None:
         return replace(checkpoint, content={})  # Lightning reads the file itself; free the memory
     if config.resume is True:
         raise ConfigError(
             f"resume=true: there is no checkpoint in {checkpoint_folder(folder)}. Leave resume out to start the run."
         )
+    if rank() == 0 and not start_over:
+        mention_shorter_run(job, _arguments())
     return None
 
 
@@ -222,6 +235,11 @@ def _resume_command() -> str:
     """The command line, with resume=true unless in a sweep, where other jobs have no checkpoint yet."""
     arguments = [a for a in sys.argv[1:] if not a.startswith(("force=", "resume="))]
     return _command(arguments if _in_sweep() else [*arguments, "resume=true"])
+
+
+def _arguments() -> list[str]:
+    """The arguments that train this run alone, without another folder."""
+    return list(HydraConfig.get().overrides.task) if _in_sweep() else sys.argv[1:]
 
 
 def _in_sweep() -> bool:
