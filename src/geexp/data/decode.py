@@ -155,7 +155,7 @@ def _scaled(image: Image.Image) -> Image.Image:
         low, high = 0.0, 65535.0
         if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
             high = 4095.0
-        _conversions.add("16-bit grey images: 0 … 65535 is scaled to 0 … 255")
+        _conversions.add(f"16-bit grey images: 0-{high:.0f} is scaled to 0-255")
     else:
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -163,8 +163,8 @@ def _scaled(image: Image.Image) -> Image.Image:
         if usual:
             low, high = 0.0, usual[0]
         if high != 255:
-            what = f"0 … {high:.0f}" if usual else "the minimum to the maximum of each image"
-            _conversions.add(f"32-bit grey images: {what} is scaled to 0 … 255")
+            what = f"0-{high:.0f}" if usual else "the range from minimum to maximum of each image"
+            _conversions.add(f"32-bit grey images: {what} is scaled to 0-255")
     levels = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
     return Image.fromarray(np.rint(np.nan_to_num(levels.clip(0, 255))).astype(np.uint8))
 
