@@ -101,7 +101,7 @@ WRONG_COMMANDS = [
     ("'seed=3\r'", ["seed=3", "carriage return"]),
     ("'logger.group=a,b'", ["logger.group=a,b", "add -m", """'logger.group="a,b"'"""]),
     ("dry_run=true logger.group=a,b", ["logger.group=a,b", "add -m", """'logger.group="a,b"'"""]),
-    ("data.root=${oc.env:NOPE}/x", ["data.root=${oc.env:NOPE}/x", "NOPE"]),
+    ("data.root=${oc.env:NOPE}/x", ["data.root", "NOPE"]),
     ("-m ge.extent=2,3", ["job 1 (ge.extent=3)", "ge.extent=3: not allowed"]),
     ("+sweep=table7", ["sweep=table7", "table6"]),
     ("-m hydra/sweeper=optun", ["hydra/sweeper=optun", "geexp[optuna]"]),
