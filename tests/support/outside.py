@@ -76,7 +76,9 @@ OPTIONS = {
         "_target_: mine.Stripes\nperiod: 4\nnum_classes: 2\nimage_size: 16\nchannels: 1\nmean: [0.3]\nstd: [0.3]\n"
     ),
     "schedule/linear.yaml": "_target_: mine.linear\nname: linear\nepochs: 2\nfloor: 0.1\n",
-    "logger/rows.yaml": "_target_: pytorch_lightning.loggers.CSVLogger\nname: rows\n",
+    "logger/rows.yaml": (
+        "_target_: pytorch_lightning.loggers.CSVLogger\nsave_dir: ${hydra:runtime.output_dir}\nname: rows\n"
+    ),
     "optim/adamw.yaml": "_target_: torch.optim.AdamW\nlr: 0.01\nbatch_size: 16\nbetas: [0.9, 0.99]\n",
 }
 # All of them together, as a command line chooses them.

@@ -11,6 +11,7 @@ from geexp.config.compose import validated
 from geexp.config.errors import ConfigError, DivergedError
 from geexp.config.schema import LoggerConfig, TrainConfig
 from geexp.launching.jobs import require_inputs
+from geexp.training.loggers import make_loggers
 from geexp.training.run import train
 from tests.support.configuration import job, train_config
 from tests.support.runs import SETTINGS, trouble
@@ -56,6 +57,19 @@ def test_arguments_of_a_custom_logger():
     assert (beside.loggers["Mine"], beside.project) == ({"_target_": "a.Mine", "tags": {"x": 1}}, "geexp")
     named = loggers_of(mine=mine, **wandb)
     assert (named.loggers, named.project) == ({"mine": mine, **wandb}, "geexp")
+
+
+def test_secrets_are_not_recorded(monkeypatch, tmp_path):
+    """Interpolations are resolved when the logger is made."""
+    mine = "{_target_: pytorch_lightning.loggers.CSVLogger, save_dir: '${oc.env:FOLDER}', name: 'seed${seed}'}"
+    ready = job(tmp_path / "run", *SETTINGS, "seed=3", f"+logger.mine={mine}")
+    with pytest.raises(ConfigError, match=r"logger\.mine: .*FOLDER"):
+        make_loggers(ready.config, tmp_path, "1234abcd")
+    monkeypatch.setenv("FOLDER", str(tmp_path / "secret"))
+    (logger,) = make_loggers(ready.config, tmp_path, "1234abcd")
+    logger.save()
+    assert "${oc.env:FOLDER}" in (tmp_path / "secret/seed3/version_0/hparams.yaml").read_text()
+    assert "secret" not in str(asdict(ready.config))
 
 
 def test_tensorboard_shows_a_resumed_run_as_one(tmp_path):

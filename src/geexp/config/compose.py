@@ -86,14 +86,16 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
         ConfigError: for an unknown key, a value of a wrong type, a missing value, or a failed check.
     """
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)
-        assert isinstance(plain, dict)
         known = {item.name: item.type for item in fields(cast(Any, schema))}
+        unresolved = OmegaConf.to_container(OmegaConf.create(composed))
+        assert isinstance(unresolved, dict)
+        has_loggers = "logger" in known and isinstance(unresolved.get("logger"), dict)
+        loggers = _pop_loggers(unresolved["logger"]) if has_loggers else {}
+        plain = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+        assert isinstance(plain, dict)
         for group in OPEN_GROUPS:
             if group in known and isinstance(plain.get(group), dict):
                 plain[group] = _described(group, cast(type, known[group]), dict(plain[group]))
-        if "logger" in known and isinstance(plain.get("logger"), dict):
-            plain["logger"] = _with_loggers(dict(plain["logger"]))
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise unknown_key(str(error.full_key), known_keys(schema)) from error
@@ -104,6 +106,8 @@ def validated(schema: type[T], composed: DictConfig | dict[str, Any]) -> T:
     if missing:
         raise ConfigError(f"{missing[0]}: the value is missing. Choose an option of the group or set the key.")
     config = cast(T, OmegaConf.to_object(merged))
+    if loggers:
+        cast(Any, config).logger.loggers = loggers
     check_values(config)
     check(config)
     return config
@@ -159,25 +163,28 @@ def _our_option(group: str, name_key: str | None, values: dict[str, Any]) -> dic
     return found
 
 
-def _with_loggers(values: dict[str, Any]) -> dict[str, Any]:
-    """The logger group's values, with its loggers moved to ``loggers``.
+def _pop_loggers(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Remove the loggers from the logger group's values, and return them by name.
 
     Every file of the group adds a logger under a name of its own, so that several can be chosen. A custom file may have
     ``_target_`` and arguments at the top instead; there, W&B's keys are arguments unless W&B is chosen, too.
+    Interpolations stay unresolved until the logger is made, since they may be secrets, which must not be recorded.
     """
-    loggers = dict(values.pop("loggers", {}))
+    loggers = values.pop("loggers", {})
     if "_target_" not in values and (name := values.pop("name", None)) is not None:  # as in earlier editions
         if name not in options("logger"):
             raise bad_value("logger", name, options("logger"))
         loggers |= {key: entry for key, entry in options("logger")[name].items() if isinstance(entry, dict)}
-    own = [key for key, entry in values.items() if isinstance(entry, dict) and "_target_" in entry]
-    loggers |= {key: values.pop(key) for key in own}
+    for key, value in list(values.items()):
+        if value is None:
+            del values[key]
+        elif isinstance(value, dict) and "_target_" in value:
+            loggers[key] = values.pop(key)
     if "_target_" in values:
-        kept = ("group",) if "wandb" not in loggers else _OF_WANDB
+        kept = _OF_WANDB if "wandb" in loggers else ("group",)
         entry = {key: values.pop(key) for key in list(values) if key not in kept}
-        given = {key: value for key, value in entry.items() if value is not None or key not in _OF_WANDB}
-        loggers[str(entry["_target_"]).rpartition(".")[2]] = given
-    return {key: value for key, value in values.items() if value is not None} | {"loggers": loggers}
+        loggers[str(entry["_target_"]).rpartition(".")[2]] = entry
+    return loggers
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """Loggers: CSV, TensorBoard, Weights & Biases, which must neither prompt nor block, and custom ones."""
 
-import inspect
 import json
 import logging
 import os
@@ -11,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from geexp.config.compose import is_ours
 from geexp.config.errors import ConfigError
 from geexp.config.schema import TrainConfig
-from geexp.registry import bound, locate
+from geexp.registry import bound
 from geexp.runs.identity import flat, network_label, run_label, run_name, run_tags
 from geexp.runs.run import Result
 from geexp.training.task import Charts
@@ -43,29 +43,21 @@ def make_loggers(config: TrainConfig, run: Path, run_id: str) -> list[Logger]:
     Raises:
         ConfigError: for a ``_target_`` that is not a logger, or does not accept its arguments.
     """
-    return [_logger(f"logger.{name}", entry, config, run, run_id) for name, entry in config.logger.loggers.items()]
+    return [_logger(name, config, run, run_id) for name in config.logger.loggers]
 
 
-def _logger(key: str, entry: dict[str, Any], config: TrainConfig, run: Path, run_id: str) -> Logger:
-    target = entry["_target_"]
+def _logger(name: str, config: TrainConfig, run: Path, run_id: str) -> Logger:
+    arguments = dict(config.logger.loggers[name])
+    target = arguments.pop("_target_")
     if is_ours(target):
         try:
-            make = bound(target, {name: value for name, value in entry.items() if name != "_target_"}, after=3)
+            make = bound(target, arguments, after=3)
         except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from error
+            raise ConfigError(f"logger.{name}: {error}") from error
         return make(config, run, run_id)
-    folder = {"save_dir": str(run)} if _requires_a_folder(target) else {}
-    logger = instantiated(key, folder | entry, Logger)
+    logger = instantiated(f"logger.{name}", OmegaConf.create(asdict(config)).logger.loggers[name], Logger)
     logger.log_hyperparams(flat(asdict(config)))
     return logger
-
-
-def _requires_a_folder(target: str) -> bool:
-    try:
-        parameter = inspect.signature(locate(target)).parameters.get("save_dir")
-    except ValueError:  # instantiated names the reason
-        return False
-    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def csv_logger(config: TrainConfig, run: Path, run_id: str) -> Logger:

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from geexp.config.errors import ConfigError, TrainingError
@@ -95,8 +96,8 @@ def instantiated(key: str, target: dict[str, Any], kind: type) -> Any:
         ConfigError: if it does not exist, does not accept its arguments, or is something else.
     """
     try:
-        made = instantiate(target)
-    except InstantiationException as error:
+        made = instantiate(target, _convert_="all")  # lists and dictionaries, not OmegaConf's
+    except (InstantiationException, OmegaConfBaseException) as error:
         raise ConfigError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
     if not isinstance(made, kind):
         what = f"{kind.__module__.partition('.')[0]} {kind.__name__}"
