@@ -1,6 +1,7 @@
 """Batches as readers make them, and the worker processes of a DataLoader that call a reader."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from geexp.data.order import FixedOrder, Key, TrainingOrder
 Order = TrainingOrder | FixedOrder
 
 _TIMEOUT = 900  # seconds to wait for a batch of worker processes
+# The default up to Python 3.13. With that of 3.14 each worker would hold a copy of all names and take seconds to start,
+# and torch would notice its death only at the timeout.
+_START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Workers:
             persistent_workers=workers > 0,
             pin_memory=pin,
             timeout=_TIMEOUT if workers else 0,
+            multiprocessing_context=_START_METHOD if workers else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
