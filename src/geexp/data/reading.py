@@ -1,6 +1,7 @@
 """Batches as readers make them, and the worker processes of a DataLoader that call a reader."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,9 @@ T = TypeVar("T")
 _TIMEOUT = 900  # seconds to wait for a batch of worker processes
 _PREFETCHED = 2  # batches that each of them keeps ready
 _SHARED_MEMORY = "/dev/shm"
+# The default up to Python 3.13. With that of 3.14 each worker would hold a copy of all names and take seconds to start,
+# and torch would notice its death only at the timeout.
+_START_METHOD = "fork" if sys.platform == "linux" else None
 _OVERHEAD = 2**16  # bytes per worker process, for semaphores and for pages that are not full
 _TRIES = 100  # with half of the images readable, the chance that so many tries fail is 1e-30
 
@@ -144,6 +148,7 @@ class Workers:
             persistent_workers=workers > 0,
             pin_memory=pin,
             timeout=_TIMEOUT if workers else 0,
+            multiprocessing_context=_START_METHOD if workers else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
