@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from geexp.analysis.export import export
+from geexp.config.errors import ConfigError
+from geexp.config.schema import ExportConfig
 from geexp.detect import training_arguments
 from geexp.detection.evaluation import NUMBERS
 from geexp.detection.fashion_coco import Recipe, make_fashion_coco
@@ -220,6 +223,11 @@ def test_an_analysis_of_a_detector_is_refused(trained, forked, tmp_path):
     assert done.returncode == 2
     assert "detector=c4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_detector_is_not_exported(trained):
+    with pytest.raises(ConfigError, match=r"detector=c4, .* needs a classifier\. .*geexp\.evaluate"):
+        export(ExportConfig(run=str(trained[0])))
 
 
 def test_pictures_and_numbers_are_logged_to_wandb(trained):

@@ -22,6 +22,7 @@ SETTINGS = ["trainer=cpu", "ge=none", "logger=none", "optim.batch_size=32", "cal
 SETTINGS += ["trainer.limit_train_batches=3", "trainer.limit_val_batches=2"]
 STEPS = ["schedule=fixed100", "schedule.milestones=[1,3]"]
 PLATEAU = ["schedule=plateau", "schedule.patience=0", "schedule.threshold=0.9"]
+ITERATIONS = ["schedule=coco_faster_rcnn", "schedule.warmup=0"]
 
 
 def trained(folder: Path, *overrides: str) -> Path:
@@ -39,8 +40,9 @@ def one_epoch(tmp_path_factory) -> Path:
     [
         ([*STEPS, "trainer.max_epochs=2"], [*STEPS, "trainer.max_epochs=3"]),
         ([*PLATEAU, "schedule.epochs=2"], [*PLATEAU, "schedule.epochs=3"]),
+        ([*ITERATIONS, "schedule.iterations=6"], [*ITERATIONS, "schedule.iterations=8"]),
     ],
-    ids=["max_epochs", "plateau"],
+    ids=["max_epochs", "plateau", "iterations"],
 )
 def test_the_longer_run_ends_as_one_from_the_start(tmp_path, short, whole):
     reference = trained(tmp_path / "reference", *whole)
@@ -69,7 +71,6 @@ def test_stopped_after_its_start_it_resumes_its_own(one_epoch, tmp_path):
         moved.rename(one_epoch)
 
 
-ITERATIONS = ["schedule=coco_faster_rcnn", "schedule.warmup=0"]
 # The shorter run's settings, the longer one's, the steps of each finished epoch, and why it cannot go on, if it cannot.
 CASES = [
     (["schedule.epochs=4", "trainer.max_epochs=2"], ["schedule.epochs=4"], [3, 6], None),  # a cosine that was cut

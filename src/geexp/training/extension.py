@@ -79,7 +79,8 @@ def adopt(source: Checkpoint, folder: Path, config: dict[str, Any], run_id: str)
     ``last.ckpt`` is written at the end: without it, an interrupted copy is made again.
     """
     run = Run(source.path.parents[1])
-    shutil.copyfile(run.folder / HISTORY, folder / HISTORY)
+    if source.info.epoch:
+        shutil.copyfile(run.folder / HISTORY, folder / HISTORY)
     keep_epochs(folder, source.info.epoch)
     for name, path in ((BEST, run.checkpoint(BEST)), (LAST, source.path)):
         if path.is_file():
