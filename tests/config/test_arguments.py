@@ -10,7 +10,7 @@ from geexp.config.arguments import flags_first, quoted_override, refused_overrid
 from geexp.config.class_folders import folder_name
 from geexp.config.compose import composed_training, validated
 from geexp.config.errors import ConfigError
-from geexp.config.schema import AnalyzeConfig, DetectConfig, EvaluateConfig, ReportConfig
+from geexp.config.schema import AnalyzeConfig, DetectConfig, EvaluateConfig, ExportConfig, ReportConfig
 
 REFUSED = [
     "run/epoch=89.ckpt",
@@ -84,12 +84,15 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch):
     )
     detector = ["model=resnet50", "ge=none", "data=coco2014", "detector=c4", "schedule=coco_faster_rcnn", "optim=coco"]
     assert composed_training(*detector, "backbone_checkpoint='~/b'").backbone_checkpoint == "/home/ada/b"
+    started = composed_training("weights='~/w'", "resume_from='~/r'")
+    assert (started.weights, started.resume_from) == ("/home/ada/w", "/home/ada/r")
     for schema, given in (
         (EvaluateConfig, {"run": "~/x", "root": "~/x"}),
         (EvaluateConfig, {"checkpoint": "~/x"}),
         (AnalyzeConfig, {"run": "~/x", "against": "~/x", "root": "~/x", "out": "~/x"}),
         (DetectConfig, {"run": "~/x", "images": "~/x", "root": "~/x", "out": "~/x"}),
         (ReportConfig, {"runs": "~/x", "out": "~/x"}),
+        (ExportConfig, {"run": "~/x", "root": "~/x", "out": "~/x"}),
     ):
         more = {"analysis": "selectivity"} if schema is AnalyzeConfig else {}
         config = validated(schema, given | more)

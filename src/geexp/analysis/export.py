@@ -76,7 +76,7 @@ def export(settings: ExportConfig) -> Exported:
         expected = network(images)
     tolerance = TOLERANCE * expected.abs().max().item()
 
-    folder = run.folder / FOLDER if settings.out is None else Path(settings.out).expanduser()
+    folder = run.folder / FOLDER if settings.out is None else Path(settings.out)
     path = folder / f"{settings.which}{SUFFIXES[settings.format]}"
     with _quietly(f"exporting to {settings.format}"), atomic_write(path) as file:
         content = _program(network, images.shape, config, settings.format)

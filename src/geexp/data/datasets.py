@@ -37,7 +37,7 @@ def open_dataset(data: DataConfig, feed: FeedConfig, *, train: bool) -> Images:
     if feed.name != "pack" and not is_ours(data._target_):
         whole: Images = _users_own(data, train)
     else:
-        root = Path(str(data.root)).expanduser()
+        root = Path(str(data.root))
         try:
             if feed.name == "pack":
                 whole = open_pack(pack_folder(data, feed), split, data.recipe)

@@ -83,7 +83,7 @@ def open_sources(data: DataConfig, kind: str) -> dict[str, EncodedImages]:
         if not all(isinstance(images, EncodedImages) for images in opened.values()):
             raise ConfigError(f"data={data.name}: its images are not read from files; there is nothing to pack.")
         return cast(dict[str, EncodedImages], opened)
-    root = Path(str(data.root)).expanduser()
+    root = Path(str(data.root))
     archives: dict[str, EncodedImages] = {"train": open_training_archive(root), "val": open_validation_archive(root)}
     require_same_classes(*(archive.classes for archive in archives.values()), where=root)
     for split, archive in archives.items():

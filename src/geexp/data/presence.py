@@ -48,14 +48,14 @@ def require_data(data: DataConfig, feed: FeedConfig) -> None:
 
 def pack_folder(data: DataConfig, feed: FeedConfig) -> Path:
     """The folder of a pack: ``feed.pack``, or ``pack-<recipe>`` beside the images."""
-    folder = Path(feed.pack).expanduser() if feed.pack else _root_of(data) / f"pack-{recipe_slug(data.recipe)}"
+    folder = Path(feed.pack) if feed.pack else _root_of(data) / f"pack-{recipe_slug(data.recipe)}"
     return folder.absolute()
 
 
 def _root_of(data: DataConfig) -> Path:
     if data.root is None:
         raise ConfigError(f"data.root=null: data={data.name} is read from a folder; set it with data.root=<folder>.")
-    return Path(data.root).expanduser()
+    return Path(data.root)
 
 
 def _require_pack(data: DataConfig, feed: FeedConfig) -> None:

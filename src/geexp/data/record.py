@@ -18,7 +18,7 @@ def source_of(data: DataConfig, feed: FeedConfig) -> str | None:
     """``data.root=<folder>`` or ``feed.pack=<folder>``, without links; None if the data are in no folder."""
     if feed.name == "pack":
         return f"feed.pack={os.path.realpath(pack_folder(data, feed))}"
-    return None if data.root is None else f"data.root={os.path.realpath(os.path.expanduser(data.root))}"
+    return None if data.root is None else f"data.root={os.path.realpath(data.root)}"
 
 
 def names_record(
@@ -57,7 +57,7 @@ def stored_record(data: DataConfig, feed: FeedConfig) -> DataRecord | None:
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 return None
         else:
-            found = read_folder(Path(str(data.root)).expanduser().absolute() / split)
+            found = read_folder(Path(str(data.root)).absolute() / split)
             arrays = [found.classes, found.labels, found.names, found.ends]
         classes, labels, names, ends = arrays
         kept = classes[: data.keep_classes].tolist()

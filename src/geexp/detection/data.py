@@ -191,7 +191,7 @@ def open_split(data: DataConfig, *, train: bool, everything: bool = False) -> Co
         DataError: as ``CocoImages``.
         ConfigError: if the number of classes is not ``data.num_classes``.
     """
-    where = {"root": Path(str(data.root)).expanduser(), "split": data.splits[0 if train else 1]}
+    where = {"root": Path(str(data.root)), "split": data.splits[0 if train else 1]}
     options = {"everything": True} if everything else {}
     images: CocoImages = locate(str(data._target_))(**where, train=train, **options, **data.arguments)
     if len(images.classes) != data.num_classes:

@@ -120,7 +120,7 @@ def _given(config: TrainConfig) -> str | None:
 
 
 def _files(given: str) -> list[Path]:
-    path = Path(given).expanduser()
+    path = Path(given)
     root = Path(path.anchor)
     found = sorted(root.glob(str(path.relative_to(root)))) if "*" in given else [path]
     files = (checkpoint_folder(path) / BEST if path.is_dir() else path for path in found)

@@ -106,7 +106,7 @@ def checkpoint_of(run: str | None, which: str) -> Path:
     Raises:
         DataError: if the folder is missing.
     """
-    folder = Path(str(run)).expanduser()
+    folder = Path(str(run))
     if not folder.is_dir():
         raise DataError(f"run={run}: there is no such folder")
     return Run(folder).checkpoint(f"{which}.ckpt")
