@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from geexp.config.errors import DataError
+from geexp.data.parallel import waiting
 
 Row = dict[str, Any]
 
@@ -137,7 +138,8 @@ def _read_lists(path: Path) -> list[list[Row]]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())  # in UTF-8, -16 or -32, with or without a byte order mark
+        with waiting(f"reading {path}"):
+            return json.loads(path.read_bytes())  # in UTF-8, -16 or -32, with or without a byte order mark
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file. COCO's layout below data.root is annotations/instances_<split>.json and the images "
