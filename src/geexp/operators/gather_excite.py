@@ -86,6 +86,14 @@ class GatherExcite(nn.Module):
         return self.excite(x, self.gather(x))
 
     @property
+    def is_global(self) -> bool:
+        """Whether each channel has one gate, from its average or from a depth-wise convolution of the map's size."""
+        gather = self.gather
+        return isinstance(gather, GlobalConvGather) or (
+            isinstance(gather, PoolGather) and (gather.extent, gather.pool) == ("global", "avg")
+        )
+
+    @property
     def is_global_average(self) -> bool:
         """Whether this is GE-θ⁻ by global average pooling: the gate is the sigmoid of each channel's mean."""
         gather = self.gather
