@@ -72,9 +72,10 @@ def assert_equal(operator, norm, branch, shortcut, **tolerance):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("training", [True, False])
-def test_equals_the_plain_composition(training, variant, memory_format):
+@pytest.mark.parametrize(
+    ("variant", "training"), [*((variant, True) for variant in VARIANTS), ("theta_minus", False), ("theta_plus", False)]
+)
+def test_equals_the_plain_composition(variant, training, memory_format):
     for batch, size in ((3, (7, 7)), (5, (23, 24)), (2, (1, 3))):  # the second in several pieces if channels_last
         operator, norm = operator_of(variant, size).train(training), norm_of(6).double().train(training)
         branch, shortcut = inputs(batch, *size, memory_format)
@@ -150,8 +151,9 @@ def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(variant, memory_fo
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "variant"), [*((torch.bfloat16, variant) for variant in VARIANTS), (torch.float16, "theta")]
+)
 def test_half_precision_accumulates_in_float32(dtype, variant, autocast):
     operator, norm = operator_of(variant, (9, 9)).to(torch.float32 if autocast else dtype), norm_of(6)
     branch, shortcut = inputs(8, 9, 9, torch.channels_last, dtype)

@@ -16,7 +16,7 @@ from geexp.operators.gather_excite import GatherExcite
 from geexp.operators.tail import count_batch, differentiable_backward, takes_tail
 
 _PROGRAMS = 1024  # which occupy a GPU several times over
-_IMAGES = 128  # that the kernels of the small gradients take at a time
+_IMAGES = 64  # that the kernels of the small gradients take at a time
 
 Graph = tuple[Tensor, list[Tensor], Tensor]
 
@@ -182,7 +182,7 @@ def constants(kernel: str, C: int, L: int, *, contiguous: bool, weighted: bool) 
     pieces = -(-L // (1024 if contiguous else 512))
     if contiguous:
         BL = min(128, _power_of_two(L))
-        BC = min(2048 // BL, _power_of_two(C))
+        BC = min((1024 if L % 8 else 2048) // BL, _power_of_two(C))  # single values take more registers
     else:
         BC = min(64, _power_of_two(C))
         BL = min(2048 // BC, _power_of_two(L))
