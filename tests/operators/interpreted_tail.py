@@ -212,7 +212,7 @@ def network(variant, implementation):
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["theta_minus", "theta_plus"])
 def test_a_training_step_of_a_network(variant, monkeypatch):
     calls = []
     whole = fused_tail.gather_excite_tail

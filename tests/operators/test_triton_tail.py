@@ -70,3 +70,12 @@ def test_kernels_spill_at_most_a_few_bytes(arch, kernel, contiguous):
             code = compiled(kernel, C, L, dtype, arch=arch, contiguous=contiguous)
             assert code.spilled <= 16  # to have more threads at a time
             assert code.registers <= 168
+
+
+def test_a_batch_of_another_size_compiles_nothing():
+    from geexp.operators import triton_kernels
+
+    for name in SWEEPS + SMALL:
+        kernel = getattr(triton_kernels, name)
+        sizes = [parameter for parameter in kernel.params if parameter.name in ("N", "PER")]
+        assert all(size.do_not_specialize and not size.is_constexpr for size in sizes)
