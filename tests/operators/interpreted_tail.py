@@ -190,6 +190,9 @@ def test_unsupported_inputs():
     norm, (branch, shortcut) = norm_of(6).double(), inputs(2, 4, 6)
     assert takes_kernels(operator_of("theta", (4, 6)), norm, branch, shortcut)
     assert not takes_kernels(operator_of("theta", (6, 4)), norm, branch, shortcut)
+    hooked = operator_of("theta_plus", (4, 6))
+    hooked.gather[1].weight.register_hook(lambda grad: 2 * grad)
+    assert not takes_kernels(hooked, norm, branch, shortcut)
     assert not takes_kernels(GatherExcite(6, variant="theta_minus", extent=2), norm, branch, shortcut)
     assert not takes_kernels(
         GatherExcite(6, variant="se", extent="global", pool="max", reduction=2), norm, branch, shortcut

@@ -89,9 +89,8 @@ class GatherExcite(nn.Module):
     def is_global(self) -> bool:
         """Whether each channel has one gate, from its average or from a depth-wise convolution of the map's size."""
         gather = self.gather
-        return isinstance(gather, GlobalConvGather) or (
-            isinstance(gather, PoolGather) and (gather.extent, gather.pool) == ("global", "avg")
-        )
+        is_average = isinstance(gather, PoolGather) and (gather.extent, gather.pool) == ("global", "avg")
+        return isinstance(self.excite, Excite) and (is_average or isinstance(gather, GlobalConvGather))
 
     @property
     def is_global_average(self) -> bool:

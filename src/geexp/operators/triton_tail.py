@@ -6,6 +6,7 @@ tail of a block without Gather-Excite would. The gathered values are known after
 what follows them on ``[N, C]`` - the gathered map's own BN, the excite sub-network - is left to PyTorch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from geexp.operators.gather import DepthwiseProduct, GlobalConvGather
 from geexp.operators.gather_excite import GatherExcite
 from geexp.operators.tail import count_batch, differentiable_backward, takes_tail
+from geexp.operators.torch_private import has_tensor_hooks
 
 _PROGRAMS = 1024  # which occupy a GPU several times over
 _IMAGES = 64  # that the kernels of the small gradients take at a time
 
-Graph = tuple[Tensor, list[Tensor], Tensor]
+Graph = tuple[Tensor, Sequence[Tensor], Tensor]
 
 
 def takes_kernels(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
     """Whether ``gather_excite_tail`` supports these inputs, with the same result as the plain composition."""
     if not operator.is_global or not takes_tail(norm, branch, shortcut):
+        return False
+    if has_tensor_hooks(operator):  # backward would call them twice, within the tail and behind it
         return False
     product = _product(operator)  # a map of another size gets the error message of the plain composition
     return product is None or branch.shape[1:] == (product.in_channels, *product.kernel_size)
@@ -155,22 +159,19 @@ def _through(network: nn.Module, parameters: tuple[Tensor, ...], gathered: Tenso
     # In half precision without autocast the parameters are in half precision, too.
     dtype = gathered.dtype if torch.is_autocast_enabled(z.device.type) else z.dtype
     leaf = gathered.to(dtype)[:, :, None, None].detach().requires_grad_()
-    # Aliases, since hooks on the parameters belong to the outer graph.
-    aliases = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-    names = [name for name, _ in network.named_parameters()]
     with torch.enable_grad():
-        logits = torch.func.functional_call(network, dict(zip(names, aliases, strict=True)), (leaf,))
-    return leaf, aliases, logits
+        logits = network(leaf)
+    return leaf, parameters, logits
 
 
 def _back_through(graph: Graph, of_logits: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """The gradients of the gathered values, ``[N, C]``, and of the parameters."""
-    leaf, aliases, logits = graph
-    wanted = [leaf, *(t for t in aliases if t.requires_grad)]
+    leaf, parameters, logits = graph
+    wanted = [leaf, *(p for p in parameters if p.requires_grad)]
     # Retained, as the outer graph may be; it is small.
     found = iter(torch.autograd.grad(logits, wanted, of_logits.to(logits.dtype).view_as(logits), retain_graph=True))
     of_leaf = next(found)
-    return of_leaf.flatten(1).contiguous(), [next(found) if t.requires_grad else None for t in aliases]
+    return of_leaf.flatten(1).contiguous(), [next(found) if p.requires_grad else None for p in parameters]
 
 
 def constants(kernel: str, C: int, L: int, *, contiguous: bool, weighted: bool) -> dict[str, int]:
