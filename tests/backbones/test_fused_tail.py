@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from geexp import add_gather_excite, build_model
 from geexp.backbones import block_outputs, fused_tail
 from geexp.backbones.network_surgery import cut_at
-from geexp.operators import tail
+from geexp.operators import VARIANTS, tail
 from geexp.operators.gather_excite import GatherExcite
 from tests.support.tail import break_compiler, run_uncompiled
 
@@ -165,6 +165,16 @@ def test_automatically_only_where_compiling_pays(monkeypatch, fused):
     assert len(fused) == 2
 
 
+def test_on_a_cpu_only_the_average_is_fused(fused):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3, channels=(4, 8, 8, 16))
+    step(
+        add_gather_excite(model, variant="theta_plus", image_size=32, reduction=2, implementation="fused"),
+        size=(32, 32),
+    )
+    assert not fused
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed(reentrant, fused):
     plain, ours = pair()
@@ -271,7 +281,7 @@ def test_two_ranks_of_ddp(tmp_path):
         assert torch.equal(b, c)
 
 
-def test_only_global_average_in_timms_blocks_changes_their_forward():
+def test_only_one_gate_per_channel_in_timms_blocks_changes_their_forward():
     with torch.device("meta"):
         for name, options in [
             ("resnet50", {"implementation": "reference"}),
@@ -280,4 +290,5 @@ def test_only_global_average_in_timms_blocks_changes_their_forward():
             ("resnet20", {}),
         ]:
             assert "forward" not in vars(build_model(name, ge="theta_minus", **options).layer1[0])
-        assert "forward" in vars(build_model("resnet50", ge="theta_minus").layer1[0])
+        for ge in VARIANTS:
+            assert "forward" in vars(build_model("resnet50", ge=ge).layer1[0])

@@ -6,6 +6,7 @@ from torch import nn
 
 from geexp import GatherExcite
 from geexp.operators import VARIANTS, ConvGather, DepthwiseProduct, Excite, ExciteSubnetwork, PoolGather, excite
+from geexp.operators.excite import _cells, _index_sum, _matrix_sum
 from tests.operators import reference
 
 # Sizes that the extent does not divide are the ones where window, padding and nearest index go wrong.
@@ -240,3 +241,16 @@ def test_a_global_gather_refuses_what_would_broadcast():
             gather(torch.randn(shape))
     with pytest.raises(ValueError, match="GlobalConvGather"):
         ConvGather(8, "global")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sums_of_cells_are_the_same_by_matrix(memory_format):
+    """As they are computed on a GPU."""
+    t = torch.randn(2, 5, 14, 13, dtype=torch.float64).to(memory_format=memory_format)
+    with torch.inference_mode():
+        cells = _cells(14, 13, t[:, :, :4, :4])
+    assert not cells.is_inference()
+    assert cells is _cells(14, 13, t[:, :, :4, :4])
+    by_matrix = _matrix_sum(t, cells, 4, 4)
+    torch.testing.assert_close(by_matrix, _index_sum(t, 4, 4))
+    assert by_matrix.is_contiguous(memory_format=memory_format)

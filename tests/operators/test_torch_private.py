@@ -18,6 +18,13 @@ def test_names_are_there():
     assert isinstance(torch_private.can_compile_for_gpu(), bool), TORCH
 
 
+def test_hooks_on_gradients_are_seen():
+    module = nn.Sequential(nn.Linear(1, 1))
+    assert not torch_private.has_tensor_hooks(module)
+    module[0].bias.register_hook(lambda grad: grad)
+    assert torch_private.has_tensor_hooks(module), TORCH
+
+
 @pytest.mark.parametrize(
     "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
 )

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from geexp.config.errors import DataError
+from geexp.operators import choices
 from geexp.runs.atomic_write import remove_unfinished
 from geexp.runs.run_files import checkpoint_folder
 from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume, load_checkpoint
+from geexp.training.classification import Classification
 from geexp.training.run import _prepare
+from tests.support.configuration import train_config
 
 
 def content(epoch: int) -> dict:
@@ -200,3 +203,15 @@ def test_checkpoints_that_are_not_ours(tmp_path):
         write()
         with pytest.raises(DataError, match=message):
             load_checkpoint(path)
+
+
+def test_what_was_chosen_on_a_gpu_is_chosen_again(tmp_path, monkeypatch):
+    made = {"theta global 256x56x56 bfloat16 channels_last": "composed"}
+    module = Classification().module(train_config("model=resnet8"), None)
+    monkeypatch.setattr(choices, "_chosen", dict(made))
+    content = {}
+    module.on_save_checkpoint(content)
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    monkeypatch.setattr(choices, "_chosen", {})
+    module.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    assert choices.export() == made

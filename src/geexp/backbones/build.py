@@ -168,8 +168,9 @@ def add_gather_excite(
         operator: a function that returns the module for one block, called with the block's channels C and ``size``, the
             (H, W) of its feature map. The module maps ``[N, C, H, W]`` to the same shape.
         extent, pool, border, reduction, implementation: arguments of ``GatherExcite``. Except with ``reference``,
-            timm's ResNet blocks compute BN, GE-θ⁻ by global average, the sum and the ReLU as one operator in training;
-            ``auto`` does so if the compilation, about 20 s, pays off.
+            timm's ResNet blocks compute BN, GE of global extent, the sum and the ReLU as one operator in training, on a
+            CPU only GE-θ⁻ by average. ``auto`` does so if it pays off: on a CPU if the network is large enough for the
+            compilation, about 20 s; on a GPU if it is faster there, which is measured once for each shape.
         stages: the paper's numbers, 2 to 5; None for all.
         image_size: of the input, (H, W) or one number; defaults to the size in a timm network's configuration, else
             224. It sets the kernel size of a parametrised global gather; all other variants accept any size.
@@ -216,7 +217,7 @@ def add_gather_excite(
         if not isinstance(made, GatherExcite):
             _check_shape(made.eval(), torch.zeros(2, C, H, W, device=reference.device, dtype=reference.dtype), name)
         setattr(block, slot(block), made.train(model.training))
-        if isinstance(made, GatherExcite) and made.is_global_average and made.implementation != "reference":
+        if isinstance(made, GatherExcite) and made.is_global and made.implementation != "reference":
             fuse_tail(block)
     return model
 

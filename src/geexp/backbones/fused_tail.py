@@ -1,7 +1,9 @@
-"""Blocks of timm's ResNet that compute their tail - BN, GE-θ⁻ of global extent, residual sum, ReLU - as one operator.
+"""Blocks of timm's ResNet that compute their tail - BN, Gather-Excite of global extent, sum, ReLU - as one operator.
 
 The block keeps its class, modules and parameter names; only its ``forward`` is replaced. The new one inspects the
-modules at each call and falls back to timm's if the operator does not apply. See ``geexp.operators.tail``.
+modules at each call and falls back to timm's if the operator does not apply. On a CPU the operator is compiled and
+supports GE-θ⁻, see ``geexp.operators.tail``; on a GPU it consists of kernels for all variants, see
+``geexp.operators.triton_tail``.
 """
 
 import logging
@@ -11,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from geexp.backbones import timm_private
-from geexp.operators import GatherExcite, average_excite_tail, tail_failure, takes_tail
+from geexp.operators import (
+    GatherExcite,
+    average_excite_tail,
+    choices,
+    gather_excite_tail,
+    tail_failure,
+    takes_kernels,
+    takes_tail,
+)
 from geexp.operators.torch_private import can_compile_for_gpu, has_hooks, is_traced
 
 log = logging.getLogger(__name__)
@@ -42,7 +52,10 @@ class FusedForward:
         if not _may_fuse(block, norm, act, x):
             return type(block).forward(block, x)
         branch, shortcut = timm_private.branch(block, x), timm_private.shortcut(block, x)
-        if _fuses(block.se, norm, branch, shortcut):
+        fuses = _fuses(block.se, norm, branch, shortcut)
+        if fuses and _has_kernels(x):
+            return gather_excite_tail(block.se, norm, branch, shortcut)
+        if fuses:
             _log_once("compiling BN, Gather-Excite, sum and ReLU into one operator (once, about 30 s)", logging.INFO)
             return average_excite_tail(norm, branch, shortcut)
         out = block.se(norm(branch))
@@ -53,7 +66,9 @@ class FusedForward:
 def _may_fuse(block: Any, norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
     """The conditions that can be checked before the branch is computed, such as no hook on a part of the tail."""
     operator = block.se
-    if type(operator) is not GatherExcite or not operator.is_global_average or operator.implementation == "reference":
+    if type(operator) is not GatherExcite or operator.implementation == "reference":
+        return False
+    if not (operator.is_global if _has_kernels(x) else operator.is_global_average):
         return False
     # Without gradients use the plain operations, so that a network cut at a block gives bit-identical logits.
     if not torch.is_grad_enabled() or is_traced(x) or block.drop_path is not None:
@@ -61,24 +76,36 @@ def _may_fuse(block: Any, norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
     if isinstance(norm, nn.SyncBatchNorm):
         _log_once("SyncBatchNorm: BN, Gather-Excite, sum and ReLU are not fused; the fused operator is single-device")
         return False
+    if x.is_cuda and not can_compile_for_gpu():
+        _log_once("BN, Gather-Excite, sum and ReLU are not fused: Triton is not installed, or does not know this GPU")
+        return False
     failure = tail_failure()
-    if failure is not None:
+    if failure is not None and not _has_kernels(x):
         _log_once(
             "BN, Gather-Excite, sum and ReLU are not fused: compilation failed "
             f"({type(failure).__name__}: {(str(failure).strip() or 'no reason given').splitlines()[0]}). Install a C++ "
-            "compiler, on a GPU also Triton, or set ge.implementation=reference"
+            "compiler, or set ge.implementation=reference"
         )
         return False
     return type(act) is nn.ReLU and not any(map(has_hooks, (norm, operator, act)))
 
 
 def _fuses(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
-    learns = any(t.requires_grad for t in (branch, shortcut, *norm.parameters()))
-    if not learns or not takes_tail(norm, branch, shortcut):
+    learns = any(t.requires_grad for t in (branch, shortcut, *norm.parameters(), *operator.parameters()))
+    if not learns:
         return False
-    if operator.implementation == "fused":
-        return True
-    return can_compile_for_gpu() if branch.is_cuda else branch.numel() >= _LEAST_VALUES_ON_CPU
+    if _has_kernels(branch):
+        return takes_kernels(operator, norm, branch, shortcut) and (
+            operator.implementation == "fused" or choices.kernels_pay(operator, norm, branch, shortcut)
+        )
+    if not takes_tail(norm, branch, shortcut):
+        return False
+    return operator.implementation == "fused" or branch.numel() >= _LEAST_VALUES_ON_CPU
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether the tail is computed by kernels on x's device."""
+    return x.is_cuda
 
 
 def _log_once(message: str, level: int = logging.WARNING) -> None:

@@ -11,6 +11,7 @@ from geexp.operators.gather import (
 )
 from geexp.operators.gather_excite import VARIANTS, GatherExcite
 from geexp.operators.tail import average_excite_tail, tail_failure, takes_tail
+from geexp.operators.triton_tail import gather_excite_tail, takes_kernels
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -25,6 +26,8 @@ __all__ = [
     "average_excite_tail",
     "check_extent",
     "excite",
+    "gather_excite_tail",
     "tail_failure",
+    "takes_kernels",
     "takes_tail",
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geexp.operators.gather import check_implementation, is_channels_last
-from geexp.operators.torch_private import unaliased, upsample_nearest_backward
+from geexp.operators.torch_private import is_traced, unaliased, upsample_nearest_backward
 
 
 def excite(x: Tensor, logits: Tensor, implementation: str = "auto") -> Tensor:
@@ -169,7 +169,7 @@ def _resized(gate: Tensor, H: int, W: int) -> Tensor:
 
 def _by_index(gate: Tensor, H: int, W: int, *, channels_last: bool) -> Tensor:
     """Nearest resizing by index. In channels_last whole pixels are copied, 3 times as fast at 14² and 7²."""
-    cells = _cells(H, W, gate.shape[2], gate.shape[3], gate.device)
+    cells = _cells(H, W, gate)
     if channels_last:
         pixels = gate.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, cells)
         return pixels.unflatten(1, (H, W)).permute(0, 3, 1, 2)
@@ -194,15 +194,39 @@ def cell_sum(t: Tensor, h: int, w: int) -> Tensor:
 def _index_sum(t: Tensor, h: int, w: int) -> Tensor:
     """``cell_sum`` by index, in t's own memory format; converting to the other format takes 10 times as long."""
     N, C, H, W = t.shape
-    cells = _cells(H, W, h, w, t.device)
+    cells = _cells(H, W, t[:, :, :h, :w])
+    if t.device.type == "cuda":  # where index_add is made of atomics: in random order, and slow in half precision
+        return _matrix_sum(t, cells, h, w)
     if is_channels_last(t):
         sums = t.new_zeros(N, h * w, C).index_add(1, cells, t.permute(0, 2, 3, 1).flatten(1, 2))
         return sums.unflatten(1, (h, w)).permute(0, 3, 1, 2)
     return t.new_zeros(N, C, h * w).index_add(2, cells, t.flatten(2)).unflatten(2, (h, w))
 
 
-def _cells(H: int, W: int, h: int, w: int, device: torch.device) -> Tensor:
-    """The index of each pixel's cell in the small grid, by ⌊i·h/H⌋ and ⌊j·w/W⌋ in integers: ``[H·W]``."""
+def _matrix_sum(t: Tensor, cells: Tensor, h: int, w: int) -> Tensor:
+    """``cell_sum`` as a product with a matrix ``[H·W, h·w]`` that is 1 where a pixel belongs to a cell, else 0."""
+    members = (cells[:, None] == torch.arange(h * w, device=t.device)).to(t.dtype)
+    if is_channels_last(t):
+        return (members.T @ t.permute(0, 2, 3, 1).flatten(1, 2)).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+    return (t.flatten(2) @ members).unflatten(2, (h, w))
+
+
+_known_cells: dict[tuple[object, ...], Tensor] = {}
+
+
+def _cells(H: int, W: int, grid: Tensor) -> Tensor:
+    """The index of each pixel's cell in the small ``grid``, by ⌊i·h/H⌋ and ⌊j·w/W⌋ in integers: ``[H·W]``."""
+    h, w = grid.shape[2:]
+    if is_traced(grid):
+        return _new_cells(H, W, h, w, grid.device)
+    key = H, W, h, w, grid.device
+    if key not in _known_cells:
+        with torch.inference_mode(False):  # what is made in it could not be saved for another call's backward
+            _known_cells[key] = _new_cells(H, W, h, w, grid.device)
+    return _known_cells[key]
+
+
+def _new_cells(H: int, W: int, h: int, w: int, device: torch.device) -> Tensor:
     rows = torch.arange(H, device=device) * h // H
     columns = torch.arange(W, device=device) * w // W
     return (rows[:, None] * w + columns).flatten()

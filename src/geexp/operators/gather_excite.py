@@ -86,6 +86,13 @@ class GatherExcite(nn.Module):
         return self.excite(x, self.gather(x))
 
     @property
+    def is_global(self) -> bool:
+        """Whether each channel has one gate, from its average or from a depth-wise convolution of the map's size."""
+        gather = self.gather
+        is_average = isinstance(gather, PoolGather) and (gather.extent, gather.pool) == ("global", "avg")
+        return isinstance(self.excite, Excite) and (is_average or isinstance(gather, GlobalConvGather))
+
+    @property
     def is_global_average(self) -> bool:
         """Whether this is GE-θ⁻ by global average pooling: the gate is the sigmoid of each channel's mean."""
         gather = self.gather

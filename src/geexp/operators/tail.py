@@ -1,4 +1,5 @@
-"""The tail of a residual block as one operator: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
+"""The tail of a residual block as one operator on a CPU: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
+``triton_tail`` is its counterpart on a GPU.
 
 The gather is free here: the mean of a normalised plane is an affine function of its mean before BN, g = a·M + b, and
 BN computes the planes' means M anyway. So the tail reads, writes and saves for backward the same full-size tensors as
@@ -9,6 +10,7 @@ is saved. Shapes are symbolic: each function is compiled once per dtype and memo
 sizes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,7 +105,8 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, out, weight, bias, mean, _, *small = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0]), None, None, None
+            first, _ = differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0])
+            return *first[:4], None, None, None
         contiguous = z.is_contiguous()
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         with torch.autocast(z.device.type, enabled=False):
@@ -114,20 +117,46 @@ class _Tail(torch.autograd.Function):
         return _map(grad_z, z), _map(grad_shortcut, z), *of_channels, None, None, None
 
 
-def _differentiable_backward(saved: tuple[Tensor, ...], eps: float, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of branch, shortcut, weight and bias by the plain composition, with a graph for double backward.
+def differentiable_backward(
+    saved: tuple[Tensor, ...],
+    eps: float,
+    grad: Tensor,
+    weight: Tensor | None = None,
+    network: nn.Module | None = None,
+    parameters: Sequence[Tensor] = (),
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients by the plain composition, with a graph for double backward.
 
-    ``saved`` holds branch, result, weight, bias, and BN's mean and variance (both None unless BN is frozen).
+    Args:
+        saved: branch, result, BN's weight and bias, and its mean and variance (both None unless BN is frozen).
+        weight: of the gather, ``[C, 1, H, W]``; None for the average.
+        network: maps gathered values to logits, with these ``parameters``; None for the identity.
+
+    Returns:
+        The gradients of branch, shortcut, BN's weight and bias, and the gather's weight; those of the parameters.
     """
-    z, out, weight, bias, mean, var = saved
+    z, out, gamma, beta, mean, var = saved
     # Differentiate with respect to aliases: branch and shortcut may share an origin, which must not count twice.
-    z, weight, bias = (t.view_as(t) for t in (z, weight, bias))
+    z, gamma, beta = (t.view_as(t) for t in (z, gamma, beta))
+    weight = None if weight is None else weight.view_as(weight)
+    aliases = [p.view_as(p) for p in parameters]
     grad_sum = torch.where(out > 0, grad, 0)
-    y = average_excite(F.batch_norm(z, mean, var, weight, bias, training=mean is None, eps=eps))
-    wanted = [t for t in (z, weight, bias) if t.requires_grad]
+    y = F.batch_norm(z, mean, var, gamma, beta, training=mean is None, eps=eps)
+    if weight is None and network is None:
+        y = average_excite(y)
+    else:
+        product = y if weight is None else y * weight.transpose(0, 1).to(y.dtype)
+        gathered = product.mean((2, 3), keepdim=True) if weight is None else product.sum((2, 3), keepdim=True)
+        if network is not None:
+            names = [name for name, _ in network.named_parameters()]
+            state = dict(zip(names, aliases, strict=True)) | {k: v.clone() for k, v in network.named_buffers()}
+            gathered = torch.func.functional_call(network, state, (gathered.to(aliases[0].dtype),))
+        y = y * torch.sigmoid(gathered.to(y.dtype))
+    inputs = [z, gamma, beta, weight, *aliases]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, grad_sum, create_graph=True) if wanted else ())
-    of_z, of_weight, of_bias = (next(found) if t.requires_grad else None for t in (z, weight, bias))
-    return of_z, grad_sum, of_weight, of_bias
+    of_z, *others = (next(found) if t is not None and t.requires_grad else None for t in inputs)
+    return [of_z, grad_sum, *others[:3]], others[3:]
 
 
 def _forward_sweeps(
@@ -228,11 +257,17 @@ def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, 
     """As in ``nn.BatchNorm2d``: unbiased variance; cumulative average if momentum is None."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    share = count_batch(norm)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share)
+
+
+def count_batch(norm: nn.BatchNorm2d) -> float:
+    """Count one more batch, and return its share of the running statistics."""
     share = norm.momentum or 0.0
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             share = 1 / float(norm.num_batches_tracked)
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var), share)
+    return share

@@ -15,6 +15,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_tensor_hooks(module: nn.Module) -> bool:
+    """Whether a hook for its gradient is registered on a parameter."""
+    return any(parameter._backward_hooks for parameter in module.parameters())
+
+
 def is_traced(x: Tensor) -> bool:
     """Whether ``x`` is part of a graph being compiled, exported, traced or transformed, or has no real storage."""
     return (

@@ -10,12 +10,14 @@ from torch import nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from geexp.data.order import mix
+from geexp.operators import choices
 from geexp.runs.metrics import Score
 from geexp.training.metrics import NonFiniteWatch
 from geexp.training.optimizer import make_optimizer
 from geexp.training.schedules import LearningRate
 
 _RATE = "learning_rate"
+_CHOICES = "operator_choices"
 
 
 class TrainingModule(pl.LightningModule):
@@ -52,10 +54,12 @@ class TrainingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_RATE] = self.rate.state_dict()
+        checkpoint[_CHOICES] = choices.export()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if _RATE in checkpoint:
             self.rate.load_state_dict(checkpoint[_RATE])
+        choices.restore(checkpoint.get(_CHOICES, {}))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, self.optim)
