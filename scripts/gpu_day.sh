@@ -23,6 +23,12 @@ DEVICE=${DEVICE:-cuda}
 if [[ $DEVICE == cpu ]]; then SIZE=${SIZE:-small}; else SIZE=${SIZE:-full}; fi
 OUT=${OUT:-outputs/gpu_day}
 STAGES=${STAGES:-device tests tails steps compiled runs}
+for name in $STAGES; do
+    if [[ ! $name =~ ^(device|tests|tails|steps|compiled|runs)$ ]]; then
+        echo "STAGES=$STAGES: there is no stage $name" >&2
+        exit 2
+    fi
+done
 default_python=python3
 [[ -x .venv/bin/python ]] && default_python=.venv/bin/python
 PYTHON=${PYTHON:-$default_python}
@@ -130,18 +136,12 @@ runs() {
 }
 
 for name in $STAGES; do
-    case $name in
-        device | tests | tails | steps | compiled | runs) $name ;;
-        *)
-            echo "STAGES=$STAGES: there is no stage $name" >&2
-            exit 2
-            ;;
-    esac
+    $name
 done
 
 {
     printf '# A day with a GPU\n\n'
-    grep -hE '^  "(gpu|device|commit|date)"|"torch"' "$OUT/device.txt"
+    grep -hE '"(commit|torch|gpu|device)"' "$OUT/device.txt"
     echo
     "$PYTHON" scripts/benchmarks/quote.py "$OUT"
     [[ -e $OUT/tests.txt ]] && printf 'tests: %s\n\n' "$(tail -n 1 "$OUT/tests.txt")"
