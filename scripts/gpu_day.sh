@@ -97,10 +97,7 @@ print(json.dumps(found, indent=2))
 
 device() {
     stage device 120 "$PYTHON" -c "$facts" "$DEVICE"
-    if [[ ! -e $OUT/device.txt ]]; then
-        tail -n 1 "$OUT/device.log" >&2
-        exit 2
-    fi
+    [[ -e $OUT/device.txt ]] || exit 2
     command -v nvidia-smi >/dev/null && stage driver 60 nvidia-smi
 }
 
