@@ -14,7 +14,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-detection test test-latest test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu bench-feed schedules clean
+.PHONY: help setup demo demo-detection test test-latest test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu gpu-day bench-feed schedules clean
 
 help:  ## List all targets; PYTHON=python3.13 chooses the interpreter
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ bench-gpu: DEVICE ?= cuda
 bench-gpu: $(STAMP)  ## Benchmark operators and training steps on a GPU
 	@$(BIN)/python scripts/benchmarks/operators.py --device $(DEVICE) --out outputs/benchmarks/operators-$(DEVICE).json $(OPTIONS)
 	@$(BIN)/python scripts/benchmarks/steps.py --device $(DEVICE) --out outputs/benchmarks/steps-$(DEVICE).json $(OPTIONS)
+
+gpu-day: $(STAMP)  ## Everything that needs a GPU, in 10 minutes: tests, benchmarks against targets, runs; again: what is left
+	@scripts/gpu_day.sh
 
 bench-feed: $(STAMP)  ## Benchmark all feeds against the reference feed, on synthetic photographs
 	@$(BIN)/python scripts/benchmarks/feeds.py

@@ -12,10 +12,12 @@ from timm.layers.gather_excite import GatherExcite as TimmGatherExcite
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
+import geexp.operators
 from geexp.operators import GatherExcite, average_excite_tail
 from geexp.operators.gather import Extent
 
 CONVOLVING = ("theta", "theta_plus")
+OTHERS = ("timm", "convolution", "bayeswatch")
 _REDUCTION = 16
 
 
@@ -105,23 +107,27 @@ class EagerTail(nn.Module):
 
 
 class FusedTail(nn.Module):
-    """The same as one operator, for GE-θ⁻ of global extent."""
+    """The same as one operator, for a global extent: kernels on a GPU; compiled on a CPU, for GE-θ⁻ only."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, operator: GatherExcite) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn, self.operator = nn.BatchNorm2d(channels), operator
 
     def forward(self, z: Tensor, shortcut: Tensor) -> Tensor:
+        if z.is_cuda:
+            return geexp.operators.gather_excite_tail(self.operator, self.bn, z, shortcut)
         return average_excite_tail(self.bn, z, shortcut)
 
 
-def tails(channels: int, *, variant: str, extent: Extent, size: tuple[int, int]) -> dict[str, nn.Module]:
+def tails(
+    channels: int, *, variant: str, extent: Extent, size: tuple[int, int], device: str = "cpu"
+) -> dict[str, nn.Module]:
     """The tail fused (if possible), without operator, with timm's operator, and with ours unfused."""
     options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
-    fused = {"fused": FusedTail(channels)} if (variant, extent) == ("theta_minus", "global") else {}
-    return {
-        **fused,
-        "plain": EagerTail(channels, None),
-        "timm": EagerTail(channels, RepairedTimm(channels, **options)),
-        "unfused": EagerTail(channels, GatherExcite(channels, **options)),
-    }
+    found: dict[str, nn.Module] = {}
+    if extent == "global" and (variant == "theta_minus" or device == "cuda"):
+        found["fused"] = FusedTail(channels, GatherExcite(channels, **options))
+    found["plain"] = EagerTail(channels, None)
+    found["timm"] = EagerTail(channels, RepairedTimm(channels, **options))
+    found["unfused"] = EagerTail(channels, GatherExcite(channels, **options))
+    return found

@@ -60,6 +60,7 @@ def operator_parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--extents", nargs="+", type=extent, choices=EXTENTS, help="each with every variant")
     made.add_argument("--layouts", nargs="+", choices=MEMORY_FORMATS)
     made.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS)
+    made.add_argument("--only-ours", action="store_true", help="leave out timm's and BayesWatch's operators")
     return made
 
 

@@ -1,11 +1,13 @@
 """Insert the results of outputs/published/benchmarks into outputs/published/README.md, between its two markers.
 
     python scripts/benchmarks/quote.py
+    python scripts/benchmarks/quote.py outputs/gpu_day    # prints those of another folder
 
 Results are published as ``python scripts/benchmarks/operators.py --out outputs/published/benchmarks/operators.json``.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ def quoted_in(text: str, folder: Path) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the text lacks the lines {BEGIN} and {END}")
+    return "\n".join([before + BEGIN, *tables_of(folder), END + after])
+
+
+def tables_of(folder: Path) -> list[str]:
+    """The lines of the tables."""
     documents = [json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json"))]
-    lines = [line for document in documents if document["targets"] for line in _table(document)]
-    return "\n".join([before + BEGIN, *lines, END + after])
+    return [line for document in documents if document["targets"] for line in _table(document)]
 
 
 def _table(document: dict[str, Any]) -> Iterator[str]:
@@ -42,6 +48,9 @@ def _table(document: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
+    if sys.argv[1:]:
+        print("\n".join(tables_of(Path(sys.argv[1]))))
+        return
     readme = ROOT / "outputs/published/README.md"
     text = quoted_in(readme.read_text(encoding="utf-8"), readme.parent / "benchmarks")
     readme.write_text(text, encoding="utf-8")

@@ -64,8 +64,9 @@ def test_targets_are_met_or_missed_by_the_median():
 def test_every_target_is_measured(device):
     dtype, precision = ("float32", "32-true") if device == "cpu" else ("bfloat16", "bf16-mixed")
     options = SimpleNamespace(
-        variants=None, extents=None, shapes=operators.RESNET50, dtypes=[dtype], layouts=[*MEMORY_FORMATS]
-    )
+        device=device, variants=None, extents=None, tails=False,
+        shapes=operators.RESNET50, dtypes=[dtype], layouts=[*MEMORY_FORMATS],
+    )  # fmt: skip
     assert {one.case for one in operators.targets_of(device)} <= {str(case) for case in operators.cases_of(options)}
     measured = {
         steps.case_of("resnet50", variant, "global", layout, precision)

@@ -20,12 +20,16 @@ from geexp.config.ranks import rank
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+# The environment variable in which a launcher tells a job how many processors it has, beside other jobs.
+SHARE = "GEEXP_PROCESSORS"
 _LOG_EVERY = 60.0  # seconds
 _TASKS_AHEAD = 2  # of each thread
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """How many processors this process may use: all that the system lets it, or a launcher's share of them."""
+    if SHARE in os.environ:
+        return int(os.environ[SHARE])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

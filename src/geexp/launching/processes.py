@@ -3,14 +3,17 @@
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from geexp.config.errors import ConfigError
 from geexp.config.schema import LauncherConfig
+from geexp.data.parallel import SHARE, processors
 from geexp.launching.budget import cost
 from geexp.launching.jobs import SweepJob
 from geexp.launching.live_table import LiveTable
@@ -21,6 +24,13 @@ from geexp.runs.status import STATUS, read_status
 
 CONSOLE = "console.log"
 _READ_FILES_EVERY = 1.0  # seconds
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Run in another process, since it initialises CUDA.
+_PRINT_NUMBER_OF_GPUS = """
+import ctypes
+cuda, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(number.value if cuda.cuInit(0) == cuda.cuDeviceGetCount(ctypes.byref(number)) == 0 else 0)
+"""
 
 Stamp = tuple[int, int] | None
 
@@ -30,11 +40,12 @@ class Devices:
 
     Args:
         jobs: all jobs that will run.
-        wanted: ``launcher.devices``: a number, a list of names, or ``auto`` for all GPUs. Without GPUs ``auto`` is
-            the number of slots of the largest job, so that jobs run one after another.
+        wanted: ``launcher.devices``: a number, a list of indices into the visible GPUs or of their names, or ``auto``
+            for all of them. Without GPUs ``auto`` is the number of slots of the largest job, so that jobs run one after
+            another.
 
     Raises:
-        ConfigError: if a job needs more devices than there are, or several nodes.
+        ConfigError: if a job needs more devices than there are, or several nodes, or if a wanted GPU is not visible.
     """
 
     def __init__(self, jobs: Sequence[SweepJob], wanted: Any) -> None:
@@ -43,14 +54,16 @@ class Devices:
         gpus = visible_gpus() if on_gpus else []
         self._gpus = bool(gpus)
         if isinstance(wanted, list):
-            names = [str(name) for name in wanted]
+            names = [_gpu(name, gpus, wanted) for name in wanted] if gpus else [str(name) for name in wanted]
         elif wanted == "auto":
             names = gpus or [str(place) for place in range(largest)]
         else:
             if gpus and wanted > len(gpus):
-                raise ConfigError(f"launcher.devices={wanted}: this machine has {len(gpus)} GPUs.")
+                raise ConfigError(f"launcher.devices={wanted}: only {_these(gpus)}. Use that many or fewer, or auto.")
             names = (gpus or [str(place) for place in range(wanted)])[:wanted]
+        self._names = tuple(names)
         self.total = len(names)
+        self._used = min(self.total, sum(job.config.trainer.devices for job in jobs))  # at once, at most
         self._free = names
         for job in jobs:
             if job.config.trainer.nodes > 1:
@@ -73,24 +86,47 @@ class Devices:
         return taken
 
     def give_back(self, taken: list[str]) -> None:
-        self._free = sorted([*self._free, *taken], key=lambda name: (len(name), name))
+        self._free = sorted([*self._free, *taken], key=self._names.index)
 
     def environment(self, taken: Sequence[str]) -> dict[str, str]:
         """Environment variables that restrict a job's processes to these devices and to their share of the CPUs."""
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if self._gpus else {}
-        return gpus | thread_limit(self.total)
+        gpus = {_VISIBLE: ",".join(taken)} if self._gpus else {}
+        share = {SHARE: str(max(1, processors() * len(taken) // self._used))} if len(taken) < self._used else {}
+        return gpus | share | thread_limit(self.total)
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs available to this process: those in CUDA_VISIBLE_DEVICES, or all of the driver's."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    """The names of the GPUs available to this process: those in CUDA_VISIBLE_DEVICES, or the indices of all.
+
+    The driver is asked in the second case only: it counts at most one of several MIG devices.
+    """
+    named = os.environ.get(_VISIBLE)
+    if named is not None:  # CUDA reads it up to the first name that is empty or negative; SLURM writes NoDevFiles
+        names = (name.strip() for name in named.split(","))
+        return list(takewhile(lambda name: name not in ("", "NoDevFiles") and not name.startswith("-"), names))
+    command = [sys.executable, "-I", "-S", "-c", _PRINT_NUMBER_OF_GPUS]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        number = int(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    except subprocess.SubprocessError:  # no driver
         return []
-    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+    return [str(index) for index in range(number)]
+
+
+def _gpu(name: int | str, gpus: Sequence[str], wanted: Sequence[int | str]) -> str:
+    """The CUDA name of a GPU that is named by its index among the visible ones, or by its UUID or MIG identifier."""
+    text = str(name)
+    if text.isdecimal() and int(text) < len(gpus):
+        return gpus[int(text)]
+    if text.startswith(("GPU-", "MIG-")) and (text in gpus or _VISIBLE not in os.environ):
+        return text
+    raise ConfigError(
+        f"launcher.devices={list(wanted)}: there is no GPU {name}; {_these(gpus)}. Use indices 0 to {len(gpus) - 1}."
+    )
+
+
+def _these(gpus: Sequence[str]) -> str:
+    visible = f" ({_VISIBLE}={os.environ[_VISIBLE]})" if _VISIBLE in os.environ else ""
+    return f"{len(gpus)} GPU{'s are' if len(gpus) > 1 else ' is'} visible{visible}"
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from geexp.config.errors import PREEMPTED
+from geexp.data.parallel import processors
 
 # The environment variable that marks every process of a tree, even if its parent has died.
 _MARK = "GEEXP_PROCESS_TREE"
@@ -192,11 +193,14 @@ class Supervisor:
 
 
 def thread_limit(processes: int) -> dict[str, str]:
-    """Environment variables that give each of this many processes an equal share of the machine's CPUs."""
-    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
+    """Environment variables that give each of this many processes an equal share of the machine's CPUs.
+
+    They limit the threads of torch and of its compiler. Those that are set already are kept.
+    """
+    if processes == 1:
         return {}
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, processors // processes))}
+    share = str(max(1, processors() // processes))
+    return {name: share for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS") if name not in os.environ}
 
 
 def train_in_ranks(arguments: Sequence[str], *, devices: int, grace: float) -> None:
