@@ -17,7 +17,7 @@ from rich.tree import Tree
 import geexp
 from geexp.config import process
 from geexp.config.errors import ConfigError
-from geexp.training.loggers import make_logger
+from geexp.training.loggers import make_loggers
 from tests.conftest import environment
 from tests.support.configuration import train_config
 
@@ -110,4 +110,4 @@ def test_a_sweep_by_a_user_without_a_name_on_a_latin_1_terminal(tmp_path):
 
 def test_wandb_is_refused_in_a_folder_whose_name_is_not_utf8(tmp_path):
     with pytest.raises(ConfigError, match=r"logger=wandb: .*UTF-8"):
-        make_logger(train_config("logger=wandb"), tmp_path / os.fsdecode(b"caf\xe9"), "id")
+        make_loggers(train_config("logger=wandb"), tmp_path / os.fsdecode(b"caf\xe9"), "id")
