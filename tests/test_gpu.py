@@ -14,8 +14,11 @@ from geexp.config.schema import AugmentationConfig
 from geexp.data.images import ArrayImages
 from geexp.data.resident_feed import ResidentImages
 from geexp.operators import VARIANTS
+from geexp.training.run import train
 from photographs import make_photo_folder
 from tests.conftest import environment
+from tests.support.configuration import job
+from tests.support.runs import trouble
 
 pytestmark = pytest.mark.gpu
 
@@ -42,8 +45,9 @@ def test_cuda_equals_cpu_in_float64(variant, extent, memory_format):
 @pytest.mark.parametrize(
     ("variant", "extent"), [("theta_minus", "global"), ("theta_minus", 8), ("theta_plus", "global")]
 )
-def test_fused_equals_reference_in_a_network(variant, extent, memory_format):
+def test_fused_equals_reference_in_a_network(monkeypatch, variant, extent, memory_format):
     """Float32 without TF32, and the norms of the gradients: single elements flip with a ReLU's sign."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     networks = []
     for implementation in ("reference", "fused"):
         torch.manual_seed(0)
@@ -77,7 +81,7 @@ def test_a_run_on_the_gpu(run, tmp_path, arguments):
     assert result["gpu"]
     assert result["peak_memory_bytes"]["gpu"] > 0
     (folder,) = (str(path.parent) for path in tmp_path.glob("outputs/**/result.json"))
-    assert "identical to the record" in run("evaluate", f"run={folder}").stdout
+    assert "identical to the record" in run("evaluate", f"run={folder}").stdout.splitlines()
 
 
 @pytest.mark.parametrize("feed", ["resident", "reference"])
@@ -98,6 +102,24 @@ def test_resident_batches_are_the_same_on_the_gpu():
         assert b.images.device.type == "cuda"
         assert torch.equal(a.images, b.images.cpu())
         assert torch.equal(a.labels, b.labels.cpu())
+
+
+@pytest.mark.parametrize("feed", ["resident", "folder", "reference"])
+def test_no_step_waits_for_the_gpu(tmp_path, feed):
+    arguments = [
+        "ge=theta_plus",
+        "trainer=gpu",
+        "logger=none",
+        "trainer.max_epochs=2",
+        "trainer.limit_train_batches=12",
+    ]
+    if feed == "folder":
+        make_photo_folder(tmp_path / "photos", classes=4, train=64, val=16)
+        arguments += ["model=resnet50", "data=imagenet", f"data.root={tmp_path}/photos", "data.num_classes=4"]
+        arguments += ["optim.batch_size=4", "feed.workers=2"]
+    else:
+        arguments += [f"feed={feed}"]
+    assert train(job(tmp_path / "run", *arguments, trouble("RefusedWaits"))) is not None
 
 
 @pytest.mark.parametrize("engine", ["threads", "workers"])

@@ -8,6 +8,7 @@ from torch import nn
 
 from geexp import add_gather_excite, build_model, register_timm_models
 from geexp.backbones import block_outputs, blocks, stages
+from geexp.backbones.shufflenet import channel_shuffle
 from geexp.operators import VARIANTS, Excite
 from geexp.registry import options
 
@@ -183,6 +184,17 @@ def test_initialisation_is_the_definitions():
         elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "transform" in name):
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.06), name
             assert module.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_channels_are_shuffled_in_their_own_memory_format(memory_format):
+    x = torch.randn(2, 12, 5, 4).to(memory_format=memory_format).requires_grad_()
+    y = channel_shuffle(x, 3)
+    assert torch.equal(y, nn.ChannelShuffle(3)(x))
+    assert y.is_contiguous(memory_format=memory_format)
+    y.backward(y.detach())  # which is shuffled back
+    assert torch.equal(x.grad, x)
+    assert x.grad.is_contiguous(memory_format=memory_format)
 
 
 def test_switches_of_the_initialisation():

@@ -345,6 +345,17 @@ def test_a_dead_worker_is_explained(imagenet):
         list(iterator)
 
 
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_only_what_comes_from_a_worker_is_blamed_on_it(kind):
+    raised_by_a_reader = kind(f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback …")
+    for error, reading in ((kind(), False), (raised_by_a_reader, True)):
+        with pytest.raises(kind), explained_workers(reading=reading):
+            raise error
+    lost = kind(f"Caught {kind.__name__} in pin memory thread for device 0.")
+    with pytest.raises(DataError, match=r"feed\.workers"), explained_workers(reading=True):
+        raise lost
+
+
 def test_a_feed_goes_on_from_a_checkpoint(imagenet):
     whole = batches(photos(imagenet, IN_PROCESS, batch_size=3))
     feed = photos(imagenet, IN_PROCESS, batch_size=3).train_dataloader()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from tests.conftest import environment
 
@@ -122,4 +123,8 @@ def _command(entry: str, arguments: tuple[str, ...], folder: Path, stream: Path,
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = [f"geexp.{entry}", *arguments]
-    importlib.import_module(f"geexp.{entry}").main()
+    try:
+        importlib.import_module(f"geexp.{entry}").main()
+    finally:
+        if dist.is_initialized():  # NCCL's process group would warn so
+            print("destroy_process_group() was not called before program exit", file=sys.stderr)

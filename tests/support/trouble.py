@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from geexp.runs import identity
+from geexp.training.stopping import SafePoints
 
 
 class Poison(pl.Callback):
@@ -89,6 +90,35 @@ class Stuck(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             time.sleep(60)
+
+
+class RefusedWaits(pl.Callback):
+    """From the second batch on, torch raises an error where a step of training or validation waits for the GPU.
+
+    It may wait where the ranks agree on signals, which is once in ten steps.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        (safe_points,) = (one for one in trainer.callbacks if isinstance(one, SafePoints))
+        agree = safe_points._agree
+
+        def agree_in_peace(*arguments: Any, **options: Any) -> None:
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("default")
+            agree(*arguments, **options)
+            torch.cuda.set_sync_debug_mode(mode)
+
+        safe_points._agree = agree_in_peace
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+
+    on_validation_batch_end = on_train_batch_end
+
+    def on_validation_start(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+    on_validation_epoch_end = on_exception = on_validation_start
 
 
 class KillHelper(pl.Callback):

@@ -8,10 +8,13 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from geexp.training.lightning_private import ddp_strategy, was_interrupted
+from geexp.training.lightning_private import ddp_strategy, was_interrupted, without_sigterm_broadcast
 
 
 def test_the_words_in_front_of_the_progress_bar():
@@ -68,6 +71,23 @@ def test_samplers_get_the_epoch():
     images = TensorDataset(torch.ones(2, 1))
     fit(Network(), DataLoader(images, sampler=Sampler(images)))
     assert Sampler.epochs == [0, 1, 2], "Lightning no longer calls set_epoch on loader.sampler"
+
+
+def test_no_step_asks_for_sigterm():
+    message = "Lightning's broadcast of SIGTERM in every step has moved: mend without_sigterm_broadcast"
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop.advance), message
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    without_sigterm_broadcast(trainer)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()  # without a process group
+
+
+def test_ddp_is_built_where_backward_passes_run():
+    message = "Lightning no longer builds DDP in _setup_model(model): mend ddp_strategy"
+    assert "self._setup_model(self.model)" in inspect.getsource(DDPStrategy.configure_ddp), message
+
+
+def test_torch_can_abort_a_process_group():
+    assert callable(getattr(distributed_c10d, "_abort_process_group", None)), "mend leave_process_group"
 
 
 def test_ddp_leaves_the_statistics_of_bn_alone_without_a_warning():

@@ -118,12 +118,15 @@ def test_the_line_about_performance():
     config = train_config("ge=none")
     sgd = make_optimizer(build_model("resnet8"), config.optim)
     expected = "precision=32-true, memory_format=channels_last, fused SGD, not compiled"
-    assert describe_performance(config, sgd) == expected
+    assert describe_performance(config, sgd, torch.device("cpu")) == expected
     config = train_config("ge=theta_minus", "ge.implementation=fused")
-    trainer = replace(config.trainer, compile=True, channels_last=False, precision="bf16-mixed", accumulate=2)
+    trainer = replace(config.trainer, compile=True, channels_last=False, precision="bf16-mixed", deterministic=True)
     adam = make_optimizer(build_model("resnet8"), OptimConfig(_target_="torch.optim.AdamW"))
-    line = describe_performance(replace(config, trainer=trainer), adam)
+    config = replace(config, trainer=replace(trainer, accumulate=2))
+    line = describe_performance(config, adam, torch.device("cuda"))
     for part in ("bf16-mixed", "contiguous", "AdamW", "compiled (default)", "ge.implementation=fused", "2 batches"):
+        assert part in line
+    for part in ("TF32", "cudnn.benchmark", "deterministic"):
         assert part in line
 
 

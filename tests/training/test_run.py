@@ -100,6 +100,14 @@ def test_a_run_in_another_precision_comes_to_its_end(tmp_path, precision, varian
     assert evaluate(Classification(), checkpoint, EvaluateConfig(accelerator="cpu")).identical is True
 
 
+@pytest.mark.slow  # compiles for two minutes
+def test_a_compiled_run_is_evaluated_as_it_was_validated(run, tmp_path):
+    compiled = ["trainer=cpu", "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.limit_train_batches=8"]
+    assert run("train", "ge=theta", "trainer.max_epochs=1", "logger=none", *compiled).returncode == 0
+    found = json.loads(run("evaluate", f"run={only_run(tmp_path)}", "which=last", "format=json").stdout)
+    assert found["measured"] == found["recorded"]  # the loss, too, which the network itself rounds differently
+
+
 @pytest.mark.slow
 def test_a_folder_of_another_configuration_is_refused(run, tmp_path):
     one_batch = ["debug=one_batch", "logger=none", "hydra.run.dir=mine"]

@@ -38,12 +38,11 @@ class ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, branch_channels, 1, groups=GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(branch_channels)
-        self.shuffle = nn.ChannelShuffle(GROUPS)
         self.relu = nn.ReLU(inplace=True)
         self.ge: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.shuffle(self.relu(self.bn1(self.conv1(x))))
+        branch = channel_shuffle(self.relu(self.bn1(self.conv1(x))), GROUPS)
         branch = self.bn2(self.conv2(branch))
         branch = self.bn3(self.conv3(branch))
         if not self.concatenates:
@@ -62,6 +61,13 @@ class ShuffleUnit(nn.Module):
         """Zero the branch's last BN weight, unless the unit concatenates: concatenated zeros would never learn."""
         if not self.concatenates:
             nn.init.zeros_(self.bn3.weight)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """``F.channel_shuffle``, which on CUDA turns channels_last memory into contiguous memory; this keeps it."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return F.channel_shuffle(x, groups)
+    return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 class ShuffleNet(ClassifierHead):

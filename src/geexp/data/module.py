@@ -112,6 +112,23 @@ class ImageData(FeedData):
         images, share = self.evaluation_images, share_of_ranks(self.trainer, self.batch_size, train=False)
         return self._feed(images, FixedOrder(len(images), **share), train=False)
 
+    def transfer_batch_to_device(
+        self, batch: tuple[Tensor, Tensor], device: torch.device, dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        if device.type != "cuda" or batch[0].device == device:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        with torch.cuda.stream(self._copies):  # while the device still computes the steps before
+            images, labels = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self._copies)
+        for tensor in (images, labels):
+            tensor.record_stream(computing)
+        return images, labels
+
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if images.dtype == torch.uint8:

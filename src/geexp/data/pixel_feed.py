@@ -56,7 +56,7 @@ class PixelReader:
 
     def new_batch(self, keys: list[Key], *, pin: bool = False) -> Batch:
         buffer = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8, pin_memory=pin)
-        return Batch(buffer.permute(0, 3, 1, 2), torch.full((len(keys),), _MISSING))
+        return Batch(buffer.permute(0, 3, 1, 2), torch.full((len(keys),), _MISSING, pin_memory=pin))
 
     def read_rows(self, batch: Batch, keys: list[Key], first: int, last: int) -> list[Unreadable]:
         """Fill the rows ``first`` to ``last``, the last one excluded; returns what could not be read."""

@@ -152,7 +152,7 @@ class Workers:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        with explained_workers():
+        with explained_workers(reading=self._loader.num_workers > 0):
             yield from self._loader
 
 
@@ -173,15 +173,20 @@ def _require_shared_memory(needed: int, workers: int) -> None:
 
 
 @contextmanager
-def explained_workers() -> Iterator[None]:
-    """Raise a ``DataError`` for a dead worker process, which torch reports by a signal to whatever is running."""
+def explained_workers(*, reading: bool = False) -> Iterator[None]:
+    """Raise a ``DataError`` for a dead worker process, which torch reports by a signal to whatever is running.
+
+    Args:
+        reading: nothing else happens within than reading from workers, so that a lost connection is one to a worker.
+    """
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         about = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Not "Caught RuntimeError in DataLoader worker process 0", which is an error of the code that it runs.
         died = "DataLoader worker (pid" in about or "DataLoader timed out" in about
-        if isinstance(error, RuntimeError) and not died:
+        lost = reading and not isinstance(error, RuntimeError) and "in DataLoader worker process" not in about
+        if not died and not lost:
             raise
         raise DataError(
             f"a worker process of the feed has died or is stuck: {about} The usual cause is a lack of memory, or of "

@@ -48,7 +48,7 @@ class ResidentImages:
 
     def batch(self, epoch: int, indices: Tensor) -> Batch:
         """The images ``indices`` [N] as they look in an epoch: a pure function of (seed, epoch, index)."""
-        indices = indices.to(self._device)
+        indices = self._moved(indices)
         drawn = self._drawn(epoch)[indices]
         _, _, tops, lefts, *_ = self._windows.shape
         images = self.window(indices, drawn // (tops * lefts), drawn // lefts % tops, drawn % lefts)
@@ -66,5 +66,10 @@ class ResidentImages:
             mirrored, images, tops, lefts, *_ = self._windows.shape
             generator = torch.Generator().manual_seed(mix(self._seed, "windows", epoch))
             drawn = torch.randint(0, mirrored * tops * lefts, (images,), generator=generator)
-            self._draws = (epoch, drawn.to(self._device))
+            self._draws = (epoch, self._moved(drawn))
         return self._draws[1]
+
+    def _moved(self, indices: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            indices = indices.pin_memory()  # the CPU waits for a copy from other memory
+        return indices.to(self._device, non_blocking=True)

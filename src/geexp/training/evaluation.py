@@ -55,6 +55,8 @@ def evaluate(task: Task, checkpoint: Checkpoint, settings: EvaluateConfig) -> Ev
     data.record().require_same_classes(checkpoint.path.absolute().parents[1])
     module = task.module(config, data, pretrained=False)
     _load_weights(module, checkpoint.weights, checkpoint.path)
+    if config.trainer.compile:  # compiled code rounds in other places, as training recorded it
+        module.model.compile(mode=config.trainer.compile_mode)
     config = replace(config, trainer=trainer_config)
     trainer = make_trainer(config, checkpoint.path.parent, logger=False, callbacks=[EvaluationBar()])
     with translate_ddp_errors():

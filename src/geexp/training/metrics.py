@@ -21,6 +21,7 @@ class ErrorCount:
 
     def reset(self) -> None:
         self._pairs: list[Tensor] = []
+        self._images = 0
         self._counts: Tensor | None = None
         self._loss: Tensor | None = None
         self._before = [0.0, 0.0, 0.0, 0.0]
@@ -33,10 +34,10 @@ class ErrorCount:
         hit = top == labels[:, None]
         if self.counts_confusion:
             self._pairs.append(labels * classes + top[:, 0])
-        images = torch.tensor(len(labels), device=logits.device)
-        counts = torch.stack([images, (~hit[:, 0]).sum(), (~hit.any(dim=1)).sum()])
+        counts = torch.stack([(~hit[:, 0]).sum(), (~hit.any(dim=1)).sum()])
         wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
         total = loss.detach().to(wide) * len(labels)
+        self._images += len(labels)
         self._counts = counts if self._counts is None else self._counts + counts
         self._loss = total if self._loss is None else self._loss + total
 
@@ -44,7 +45,8 @@ class ErrorCount:
         """Images, top-1 errors, top-5 errors and summed loss over all ranks. Every rank must call it."""
         sums = torch.tensor(self._before, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         if self._counts is not None and self._loss is not None:
-            sums[:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
+            sums[0] += self._images
+            sums[1:3] += self._counts.to(sums)  # float64 counts exactly up to 2^53
             sums[3] += self._loss.to(sums)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)

@@ -110,9 +110,6 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
         optimizer = module.configure_optimizers()
         if not _in_sweep():
             PlainConsole(stderr=True).print(group_table(optimizer))
-        log.info("%s", describe_performance(config, optimizer))
-    start = f"going on from {source.path} in" if source else "resuming" if checkpoint else "training into"
-    log.info("%s: %s", start, folder)
 
     every = config.trainer.checkpoint_every_n_steps
     safe_points = SafePoints(signals, saves_every=every, config=plain)
@@ -123,6 +120,10 @@ def _train(job: Job, task: Task, signals: StopSignals, status: StatusFile | None
     try:
         loggers = make_loggers(config, folder, run_id) if rank() == 0 else []
         trainer = make_trainer(config, folder, logger=loggers or False, callbacks=[*ours, *callbacks, last])
+        if rank() == 0:
+            log.info("%s", describe_performance(config, optimizer, trainer.strategy.root_device))
+        start = f"going on from {source.path} in" if source else "resuming" if checkpoint else "training into"
+        log.info("%s: %s", start, folder)
         if rank() == 0:
             _prepare(folder, checkpoint if source is None else None)
             if source is not None:

@@ -47,6 +47,13 @@ class TrainingModule(pl.LightningModule):
             group["lr"] = group["base_lr"] * factor
         self.lr = groups[0]["lr"]
 
+    def on_validation_start(self) -> None:
+        # cuDNN's choice of the fastest convolutions differs from process to process, and so would the evaluation's.
+        self._benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+
+    def on_validation_end(self) -> None:
+        torch.backends.cudnn.benchmark = self._benchmark
+
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit" and dist.is_available() and dist.is_initialized():
             for buffer in self.buffers():  # BN statistics differ between devices; use rank 0's

@@ -22,7 +22,7 @@ from geexp.config.errors import ConfigError, TrainingError
 from geexp.config.protocol import planned_epochs
 from geexp.config.schema import TrainConfig
 from geexp.training.checkpoints import AtomicCheckpointIO
-from geexp.training.lightning_private import ddp_strategy
+from geexp.training.lightning_private import ddp_strategy, leave_process_group, without_sigterm_broadcast
 from geexp.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             precision=settings.precision,  # type: ignore[arg-type]
             max_epochs=-1 if epochs is None else epochs,
             deterministic=settings.deterministic,
+            # Timing the convolutions pays off for maps of constant size; a detector's vary from batch to batch.
+            benchmark=not settings.deterministic and not config.detects,
             limit_train_batches=settings.limit_train_batches,
             limit_val_batches=settings.limit_val_batches,
             overfit_batches=settings.overfit_batches,
@@ -84,6 +86,11 @@ def make_trainer(config: TrainConfig, folder: Path, **options: Any) -> pl.Traine
             f"trainer.precision={settings.precision}: not supported on this device; Lightning would use "
             f"{trainer.precision}."
         )
+    without_sigterm_broadcast(trainer)
+    if trainer.strategy.root_device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have it by default
+    # Filling all new memory finds reads of uninitialised memory and doubles the kernels of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if settings.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise ConfigError("trainer.sync_batchnorm=true: torch synchronises batch normalisation on GPUs only.")
     return trainer
@@ -105,8 +112,11 @@ def instantiated(key: str, target: dict[str, Any], kind: type) -> Any:
     return made
 
 
-def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str:
-    """A log line: ``precision=32-true, memory_format=channels_last, fused SGD, not compiled, …``."""
+def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer, device: torch.device) -> str:
+    """A log line: ``precision=32-true, memory_format=channels_last, fused SGD, not compiled, …``.
+
+    Call it after ``make_trainer``, which sets what it says about CUDA.
+    """
     trainer = config.trainer
     fused = all(group.get("fused") for group in optimizer.param_groups)
     words = [
@@ -117,6 +127,12 @@ def describe_performance(config: TrainConfig, optimizer: torch.optim.Optimizer) 
     ]
     if config.ge.variant != "none" and config.ge.implementation is not None:
         words.append(f"ge.implementation={config.ge.implementation}")
+    if device.type == "cuda":
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        words.append(f"TF32 {'on' if tf32 else 'off'}")
+        words.append(f"cudnn.benchmark {'on' if torch.backends.cudnn.benchmark else 'off'}")
+    if trainer.deterministic:
+        words.append("deterministic")
     if trainer.accumulate > 1:
         words.append(f"{trainer.accumulate} batches per step")
     return ", ".join(words)
@@ -141,11 +157,13 @@ def translate_lightning_errors() -> Iterator[None]:
 
 @contextmanager
 def translate_ddp_errors() -> Iterator[None]:
-    """Raise TrainingError if another rank has died; destroy the process group at the end."""
+    """Raise TrainingError if another rank has died; leave the process group at the end, however it comes."""
+    together = False
     try:
         yield
+        together = True
     except Stopped:
-        _leave_process_group()
+        together = True
         raise
     except RuntimeError as error:
         gloo = "gloo/transport" in str(error)  # gloo raises plain RuntimeErrors
@@ -155,11 +173,5 @@ def translate_ddp_errors() -> Iterator[None]:
             "another rank of this run has failed or was killed; see its last output for the reason. "
             "The same command resumes from the last checkpoint."
         ) from error
-    else:
-        _leave_process_group()
-
-
-def _leave_process_group() -> None:
-    """Destroy the process group, while no rank waits for another. Otherwise a process may abort at exit."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    finally:
+        leave_process_group(together=together)
