@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
-from rich.console import Console
 from rich.progress import Progress
 
 from geexp.config.ranks import rank
@@ -199,7 +198,7 @@ class EvaluationBar(pl.Callback):
     """A bar over the batches of an evaluation, on a terminal; gone afterwards. Lightning's bar would stay."""
 
     def __init__(self) -> None:
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not bars_are_shown())
+        self._bar = Progress(console=PlainConsole(stderr=True), transient=True, disable=not bars_are_shown())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._task = self._bar.add_task("evaluating", total=sum(trainer.num_val_batches))
