@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
 from rich.progress import Progress
 
+from geexp.config.process import PlainConsole
 from geexp.config.ranks import rank
 from geexp.data.parallel import bars_are_shown
 from geexp.runs.run import CheckpointInfo, Run
