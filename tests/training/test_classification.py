@@ -8,6 +8,15 @@ from geexp.training.metrics import ErrorCount
 from tests.support.configuration import train_config
 
 
+def test_validation_takes_the_convolutions_that_an_evaluation_takes(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    classifier = Classifier(nn.Identity(), train_config())
+    classifier.on_validation_start()
+    assert not torch.backends.cudnn.benchmark
+    classifier.on_validation_end()
+    assert torch.backends.cudnn.benchmark
+
+
 def test_label_smoothing_is_in_the_training_loss_alone():
     """(1 - s) of the probability on the label and s spread over all classes: Szegedy et al. 2016."""
     logits = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]])

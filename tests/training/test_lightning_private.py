@@ -14,7 +14,12 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from geexp.training.lightning_private import ddp_strategy, was_interrupted, without_sigterm_broadcast
+from geexp.training.lightning_private import (
+    ddp_strategy,
+    leave_process_group,
+    was_interrupted,
+    without_sigterm_broadcast,
+)
 
 
 def test_the_words_in_front_of_the_progress_bar():
@@ -86,8 +91,15 @@ def test_ddp_is_built_where_backward_passes_run():
     assert "self._setup_model(self.model)" in inspect.getsource(DDPStrategy.configure_ddp), message
 
 
-def test_torch_can_abort_a_process_group():
-    assert callable(getattr(distributed_c10d, "_abort_process_group", None)), "mend leave_process_group"
+def test_a_rank_that_leaves_alone_does_not_wait_for_the_others(monkeypatch):
+    done: list[str] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroyed"))
+    monkeypatch.setattr(distributed_c10d, "_abort_process_group", lambda: done.append("aborted"))
+    leave_process_group(together=False)
+    leave_process_group(together=True)
+    assert done == ["aborted", "destroyed"]
 
 
 def test_ddp_leaves_the_statistics_of_bn_alone_without_a_warning():

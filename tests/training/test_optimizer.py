@@ -10,7 +10,7 @@ from geexp.config.errors import ConfigError, DivergedError
 from geexp.config.schema import OptimConfig
 from geexp.training.optimizer import group_table, make_optimizer, parameter_groups
 from geexp.training.run import train
-from geexp.training.trainer import describe_performance
+from geexp.training.trainer import describe_performance, make_trainer
 from tests.support.configuration import job, train_config
 from tests.support.runs import SETTINGS, checkpoint, history, same_weights, trouble
 
@@ -128,6 +128,20 @@ def test_the_line_about_performance():
         assert part in line
     for part in ("TF32", "cudnn.benchmark", "deterministic"):
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "benchmark"),
+    [([], True), (["trainer.deterministic=true"], False), (["experiment=demo_detection"], False)],
+)
+def test_convolutions_are_timed_where_it_pays_off(monkeypatch, tmp_path, overrides, benchmark):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        make_trainer(train_config("trainer=cpu", *overrides), tmp_path, logger=False)
+        assert torch.backends.cudnn.benchmark is benchmark
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # an optimiser of torch, or of the user

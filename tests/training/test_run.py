@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from geexp.training.classification import Classification
 from geexp.training.evaluation import evaluate
 from geexp.training.network import network_of
 from geexp.training.run import train
+from tests.conftest import python
 from tests.support.configuration import job, train_config
 from tests.support.photos import write_classes
 from tests.support.runs import history, only_run, weights
@@ -101,7 +103,10 @@ def test_a_run_in_another_precision_comes_to_its_end(tmp_path, precision, varian
 
 
 @pytest.mark.slow  # compiles for two minutes
-def test_a_compiled_run_is_evaluated_as_it_was_validated(run, tmp_path):
+def test_a_compiled_run_is_evaluated_as_it_was_validated(tmp_path):
+    def run(entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return python("-m", f"geexp.{entry}", *arguments, cwd=tmp_path)
+
     compiled = ["trainer=cpu", "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.limit_train_batches=8"]
     assert run("train", "ge=theta", "trainer.max_epochs=1", "logger=none", *compiled).returncode == 0
     found = json.loads(run("evaluate", f"run={only_run(tmp_path)}", "which=last", "format=json").stdout)

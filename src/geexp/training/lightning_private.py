@@ -1,4 +1,4 @@
-"""All parts of Lightning that are undocumented or differ between versions of torch; its test checks them."""
+"""All parts of Lightning and torch.distributed that are undocumented or differ by version; its test checks them."""
 
 import inspect
 from typing import Any
@@ -43,7 +43,7 @@ class _OneStreamDDP(DDPStrategy):
 
 
 def ddp_strategy() -> DDPStrategy:
-    """DDP that does not broadcast buffers (BN statistics) in forward passes, and does not copy gradients.
+    """DDP that does not broadcast buffers (BN statistics) in forward passes, nor copies gradients into buckets.
 
     From torch 2.13 on the option has another name, and DDP broadcasts rank 0's buffers once, when it is built. That
     changes nothing: they are equal on all ranks then, either initial or from the same checkpoint.
