@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -65,13 +66,18 @@ class CocoEvaluator:
         Raises:
             ValueError: for an image that was added before.
         """
-        for image_id, one in zip(image_ids, detections, strict=True):
+        counts = [len(one["scores"]) for one in detections]
+        columns = (
+            # Of all images at once, since every copy waits for the device.
+            torch.cat([one[key].detach() for one in detections]).cpu().split(counts)
+            for key in ("boxes", "scores", "labels")
+        )
+        for image_id, boxes, scores, labels in zip(image_ids, *columns, strict=True):
             if image_id in self._rows:
                 raise ValueError(f"image {image_id} is evaluated twice")
-            boxes, scores = (one[key].detach().cpu().double().numpy() for key in ("boxes", "scores"))
-            x1, y1, x2, y2 = boxes.T
-            categories = self.images.category_ids[one["labels"].cpu().numpy() - 1]
-            self._rows[image_id] = np.stack([x1, y1, x2 - x1, y2 - y1, scores, categories], axis=1)
+            x1, y1, x2, y2 = boxes.double().numpy().T
+            categories = self.images.category_ids[labels.numpy() - 1]
+            self._rows[image_id] = np.stack([x1, y1, x2 - x1, y2 - y1, scores.double().numpy(), categories], axis=1)
 
     def skip(self, image_ids: Sequence[int]) -> None:
         """Leave images out, with their objects."""
