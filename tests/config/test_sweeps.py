@@ -69,7 +69,7 @@ def commands(printed: str) -> list[str]:
 
 def test_the_sweeps_are_those_of_the_paper_and_leave_the_rest_to_presets_and_user():
     """That their rows are the paper's is tested with the presets."""
-    assert {path.stem for path in CONF.glob("sweep/*")} == {*PLACES, "tables", "demo"}
+    assert {path.stem for path in CONF.glob("sweep/*")} == {*PLACES, "tables", "demo", "evidence"}
     for name in (*PLACES, "tables"):
         text = yaml.safe_load((CONF / f"sweep/{name}.yaml").read_text())
         assert text.pop("logger") == {"group": name}

@@ -141,7 +141,7 @@ def test_boxes_of_an_image_that_exif_rotates(tmp_path):
         image.save(stored.name(0), exif=rotated)
     assert DetectionReader(stored, flip=False).read_one((0, 0))[0].shape == (3, 40, 60)
     (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(annotations(size=(40, 60))))
-    with pytest.raises(DataError, match=r"60x40 pixels, but annotated as 40x60: .*EXIF.* rotate the file"):
+    with pytest.raises(ValueError, match=r"60x40 pixels, but annotated as 40x60: .*EXIF.* rotate the file"):
         DetectionReader(CocoImages(tmp_path, "train2014", train=True), flip=False).read_one((0, 0))
 
 
