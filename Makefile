@@ -19,7 +19,7 @@ endif
 help:  ## List all targets; PYTHON=python3.13 chooses the interpreter
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## Create the environment .venv (2-3 GB: torch with its CUDA libraries)
+setup: $(STAMP)  ## Create the environment .venv (6 GB, most of it torch)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
