@@ -24,8 +24,8 @@ def main(config: CheckDataConfig) -> None:
         split: check_images(images, decode, workers=workers, what=f"reading {split}")
         for split, images in opened.items()
     }
-    print(as_json(config, splits) if config.format == "json" else as_text(config, splits), flush=True)
     bad = sum(len(report.unreadable) for report in splits.values())
+    print(as_json(config, splits, unreadable=bad) if config.format == "json" else as_text(config, splits), flush=True)
     if bad:
         raise DataError(
             f"{bad:,} of {sum(map(len, opened.values())):,} images cannot be read. Either replace the files, or train "
@@ -35,8 +35,9 @@ def main(config: CheckDataConfig) -> None:
 
 def check_detection_data(config: CheckDataConfig) -> None:
     """Check the splits of a set with boxes."""
+    from geexp.data.check import as_json
     from geexp.data.parallel import processors
-    from geexp.detection.check import as_json, as_text, check_split
+    from geexp.detection.check import as_text, check_split
     from geexp.detection.coco import require_same_classes
     from geexp.detection.data import open_split
 
@@ -47,12 +48,12 @@ def check_detection_data(config: CheckDataConfig) -> None:
         split: check_split(images, config.feed.decode, workers=workers, what=f"reading {split}")
         for split, images in opened.items()
     }
-    print(as_json(config, splits) if config.format == "json" else as_text(config, splits), flush=True)
     bad = sum(len(report.bad) for report in splits.values())
+    print(as_json(config, splits, bad=bad) if config.format == "json" else as_text(config, splits), flush=True)
     if bad:
         raise DataError(
             f"{bad:,} of {sum(map(len, opened.values())):,} images are missing, cannot be read, or have another size "
-            "than annotated; training would stop at them. Replace the files, or correct their annotations."
+            "than annotated. Replace the files or correct their annotations, or train without them: feed.on_error=skip."
         )
 
 

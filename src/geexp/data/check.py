@@ -4,7 +4,9 @@ import io
 import json
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -95,12 +97,13 @@ class _CountingDecoder(Decoder):
         return pixels
 
 
-def as_json(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
+def as_json(config: CheckDataConfig, splits: Mapping[str, Any], **bad: int) -> str:
+    """The reports of the splits, dataclasses, with the number of ``bad`` images of all of them under that name."""
     document = {
         "data": config.data.name,
         "root": config.data.root,
         "feed": config.feed.name,
-        "unreadable": sum(len(report.unreadable) for report in splits.values()),
+        **bad,
         "splits": {name: asdict(report) for name, report in splits.items()},
     }
     return json.dumps(document, indent=2)

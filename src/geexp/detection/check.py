@@ -1,7 +1,6 @@
 """Read every image of a detection split once, and report what training would leave out or stop at."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 
 from geexp.config.errors import DataError
@@ -85,17 +84,6 @@ def check_split(images: CocoImages, backend: str, *, workers: int, what: str = "
             report.sizes += part.sizes
             advance(len(indices), size)
     return report
-
-
-def as_json(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
-    document = {
-        "data": config.data.name,
-        "root": config.data.root,
-        "feed": config.feed.name,
-        "bad": sum(len(report.bad) for report in splits.values()),
-        "splits": {name: asdict(report) for name, report in splits.items()},
-    }
-    return json.dumps(document, indent=2)
 
 
 def as_text(config: CheckDataConfig, splits: dict[str, SplitReport]) -> str:
