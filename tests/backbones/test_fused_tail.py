@@ -281,14 +281,15 @@ def test_two_ranks_of_ddp(tmp_path):
         assert torch.equal(b, c)
 
 
-def test_only_one_gate_per_channel_in_timms_blocks_changes_their_forward():
+def test_only_in_timms_blocks_and_not_with_max_pooling_forward_is_replaced():
     with torch.device("meta"):
         for name, options in [
             ("resnet50", {"implementation": "reference"}),
             ("resnet50", {"pool": "max"}),
-            ("resnet50", {"extent": 8}),
+            ("resnet50", {"pool": "max", "extent": 8}),
             ("resnet20", {}),
         ]:
             assert "forward" not in vars(build_model(name, ge="theta_minus", **options).layer1[0])
         for ge in VARIANTS:
-            assert "forward" in vars(build_model("resnet50", ge=ge).layer1[0])
+            for extent in (8, "global"):
+                assert "forward" in vars(build_model("resnet50", ge=ge, extent=extent).layer1[0])

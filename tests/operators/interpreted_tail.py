@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 
 from geexp import add_gather_excite
 from geexp.backbones import fused_tail
-from geexp.operators import VARIANTS, GatherExcite, choices, triton_tail
+from geexp.operators import VARIANTS, GatherExcite, choices, triton_launch
 from geexp.operators.triton_tail import gather_excite_tail, takes_kernels
 from tests.operators.test_tail import FORMATS, inputs, norm_of
 
@@ -32,11 +32,10 @@ def loops_over_sizes(monkeypatch):
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
-def operator_of(variant, size, channels=6):
+def operator_of(variant, size, channels=6, extent="global", **options):
     torch.manual_seed(3)
-    operator = GatherExcite(
-        channels, variant=variant, extent="global", size=size, reduction=2, implementation="reference"
-    )
+    options |= {"size": size, "reduction": 2, "implementation": "reference"}
+    operator = GatherExcite(channels, variant=variant, extent=extent, **options)
     for parameter in operator.parameters():
         nn.init.normal_(parameter, std=0.5)
     return operator.double()
@@ -84,13 +83,34 @@ def test_equals_the_plain_composition(variant, training, memory_format):
         assert got["out"].is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize(
+    ("variant", "extent", "memory_format", "options"),
+    [
+        *((variant, 2, torch.channels_last, {}) for variant in VARIANTS),
+        *((variant, 4, memory_format, {}) for variant in ("theta_minus", "theta_plus") for memory_format in FORMATS),
+        ("theta_minus", 8, torch.channels_last, {}),
+        ("se", 4, torch.contiguous_format, {"border": "padded"}),
+    ],
+)
+def test_finite_extents(variant, extent, memory_format, options):
+    # Cells of one size; of several sizes, as 14x14 has for e=4; a grid of one window.
+    for (batch, size), training in (((2, (4, 8)), True), ((3, (7, 6)), True), ((2, (2, 1)), False)):
+        operator = operator_of(variant, size, extent=extent, **options).train(training)
+        norm = norm_of(6).double().train(training)
+        branch, shortcut = inputs(batch, *size, memory_format)
+        assert takes_kernels(operator, norm, branch, shortcut)
+        got = assert_equal(operator, norm, branch, shortcut, rtol=1e-6, atol=1e-7)
+        assert got["out"].is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_many_images(memory_format, monkeypatch):
     """More than the small kernels take at a time, and several steps in each of several groups."""
-    monkeypatch.setattr(triton_tail, "_IMAGES", 4)
-    monkeypatch.setattr(triton_tail, "_PROGRAMS", 2)
-    operator, norm = operator_of("theta", (2, 1), channels=10), norm_of(10).double()
-    assert_equal(operator, norm, *inputs(11, 2, 1, memory_format, channels=10), rtol=1e-6, atol=1e-7)
+    monkeypatch.setattr(triton_launch, "_IMAGES", 4)
+    monkeypatch.setattr(triton_launch, "_PROGRAMS", 2)
+    for extent in ("global", 2):
+        operator, norm = operator_of("theta", (2, 1), channels=10, extent=extent), norm_of(10).double()
+        assert_equal(operator, norm, *inputs(11, 2, 1, memory_format, channels=10), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.3, "eps": 0.1}, {"track_running_stats": False}])
@@ -117,9 +137,9 @@ def test_what_needs_no_gradient_gets_none(frozen):
     assert_equal(operator, norm, branch, shortcut, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_double_backward(variant):
-    operator, norm = operator_of(variant, (3, 4)), norm_of(6).double()
+@pytest.mark.parametrize(("variant", "extent"), [*((variant, "global") for variant in VARIANTS), ("theta_plus", 2)])
+def test_double_backward(variant, extent):
+    operator, norm = operator_of(variant, (3, 4), extent=extent), norm_of(6).double()
     (x, _) = inputs(3, 3, 4)
 
     def penalty(function):
@@ -133,9 +153,9 @@ def test_double_backward(variant):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("variant", ["theta_minus", "theta"])
-def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(variant, memory_format):
-    operator, norm = operator_of(variant, (9, 9)).float(), norm_of(6, momentum=1.0)
+@pytest.mark.parametrize(("variant", "extent"), [("theta_minus", "global"), ("theta", "global"), ("theta", 4)])
+def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(variant, extent, memory_format):
+    operator, norm = operator_of(variant, (9, 9), extent=extent).float(), norm_of(6, momentum=1.0)
     branch, shortcut = inputs(4, 9, 9, memory_format, torch.float32)
     branch = (branch.detach() + 1e4).requires_grad_()
     exact = results(
@@ -152,10 +172,16 @@ def test_a_mean_far_from_zero_costs_no_more_digits_than_in_bn(variant, memory_fo
 
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "variant"), [*((torch.bfloat16, variant) for variant in VARIANTS), (torch.float16, "theta")]
+    ("dtype", "variant", "extent"),
+    [
+        *((torch.bfloat16, variant, "global") for variant in VARIANTS),
+        (torch.float16, "theta", "global"),
+        (torch.bfloat16, "theta_plus", 4),
+    ],
 )
-def test_half_precision_accumulates_in_float32(dtype, variant, autocast):
-    operator, norm = operator_of(variant, (9, 9)).to(torch.float32 if autocast else dtype), norm_of(6)
+def test_half_precision_accumulates_in_float32(dtype, variant, extent, autocast):
+    operator, norm = operator_of(variant, (9, 9), extent=extent), norm_of(6)
+    operator = operator.to(torch.float32 if autocast else dtype)
     branch, shortcut = inputs(8, 9, 9, torch.channels_last, dtype)
     exact = results(
         plain, copy.deepcopy(operator).float(), norm, *(t.detach().float().requires_grad_() for t in (branch, shortcut))
@@ -193,10 +219,10 @@ def test_unsupported_inputs():
     hooked = operator_of("theta_plus", (4, 6))
     hooked.gather[1].weight.register_hook(lambda grad: 2 * grad)
     assert not takes_kernels(hooked, norm, branch, shortcut)
-    assert not takes_kernels(GatherExcite(6, variant="theta_minus", extent=2), norm, branch, shortcut)
-    assert not takes_kernels(
-        GatherExcite(6, variant="se", extent="global", pool="max", reduction=2), norm, branch, shortcut
-    )
+    for extent in (2, "global"):
+        pooled = GatherExcite(6, variant="se", extent=extent, pool="max", reduction=2)
+        assert not takes_kernels(pooled, norm, branch, shortcut)
+    assert not takes_kernels(operator_of("theta", (4, 6), channels=5, extent=2), norm, branch, shortcut)
     assert not takes_kernels(operator_of("theta", (4, 6)), nn.SyncBatchNorm(6), branch, shortcut)
 
 

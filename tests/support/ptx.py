@@ -12,6 +12,7 @@ import torch
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 # Arguments that are maps, and therefore of the network's dtype; all others are float32.
 _MAPS = ("z", "shortcut", "out", "grad", "grad_sum", "grad_z", "weight", "logits")
+_GATHERED = ("plane", "gathered", "grad_gathered", "grad_logits")  # maps, too, if the extent is finite
 _NUMBERS = {"N": "i32", "PER": "i32", "eps": "fp32", "share": "fp32"}
 
 
@@ -28,20 +29,41 @@ class Code:
 
 
 def compiled(
-    kernel: str, C: int, L: int, dtype: torch.dtype, *, arch: int, contiguous: bool = False, weighted: bool = True
+    kernel: str,
+    C: int,
+    side: int,
+    dtype: torch.dtype,
+    *,
+    arch: int,
+    contiguous: bool = False,
+    weighted: bool = True,
+    extent: int | None = None,
 ) -> Code:
-    """A kernel of ``triton_kernels`` for images of L pixels, as its arguments would be specialised in a training."""
+    """A kernel for square images, as its arguments would be specialised in a training; ``extent`` is None if global."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from geexp.operators import triton_kernels
-    from geexp.operators.triton_tail import constants
+    from geexp.operators import triton_kernels, triton_windows
+    from geexp.operators.triton_launch import constants, window_constants
 
-    function = getattr(triton_kernels, kernel)
-    flags = {"WEIGHTED": weighted, "ON_BATCH": True, "UPDATE": True, "OF_LOGITS": True, "OF_NORM": True}
-    known = {**constants(kernel, C, L, contiguous=contiguous, weighted=weighted), **flags}
-    known["ACC"] = triton_kernels.accumulator(torch.float32)
+    maps = _MAPS if extent is None else _MAPS + _GATHERED
+    if extent is None:
+        function = getattr(triton_kernels, kernel)
+        sizes = constants(kernel, C, side * side, contiguous=contiguous, weighted=weighted)
+    else:
+        function, step = getattr(triton_windows, kernel), 2 if weighted else extent
+        grids = [(-(-side // e), -(-side // e)) for e in (step, extent)]
+        sizes = window_constants(kernel, C, (side, side), step, *grids, contiguous=contiguous)
+    flags = {
+        "WEIGHTED": weighted,
+        "ON_BATCH": True,
+        "UPDATE": True,
+        "OF_LOGITS": True,
+        "OF_NORM": True,
+        "PADDED": False,
+    }
+    known = {**sizes, **flags, "ACC": triton_kernels.accumulator(torch.float32)}
     fixed = {name: known[name] for name in function.arg_names if name in known}
     signature: dict[str, str] = {}
     attributes: dict[tuple[int], Any] = {}
@@ -51,7 +73,7 @@ def compiled(
         elif name in _NUMBERS:
             signature[name] = _NUMBERS[name]
         else:
-            signature[name] = _TYPES[dtype] if name in _MAPS else "*fp32"
+            signature[name] = _TYPES[dtype] if name in maps else "*fp32"
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, fixed, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})

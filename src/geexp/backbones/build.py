@@ -217,7 +217,7 @@ def add_gather_excite(
         if not isinstance(made, GatherExcite):
             _check_shape(made.eval(), torch.zeros(2, C, H, W, device=reference.device, dtype=reference.dtype), name)
         setattr(block, slot(block), made.train(model.training))
-        if isinstance(made, GatherExcite) and made.is_global and made.implementation != "reference":
+        if isinstance(made, GatherExcite) and made.gathers_linearly and made.implementation != "reference":
             fuse_tail(block)
     return model
 

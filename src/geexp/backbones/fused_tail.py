@@ -1,8 +1,8 @@
-"""Blocks of timm's ResNet that compute their tail - BN, Gather-Excite of global extent, sum, ReLU - as one operator.
+"""Blocks of timm's ResNet that compute their tail - BN, Gather-Excite, sum, ReLU - as one operator.
 
 The block keeps its class, modules and parameter names; only its ``forward`` is replaced. The new one inspects the
 modules at each call and falls back to timm's if the operator does not apply. On a CPU the operator is compiled and
-supports GE-θ⁻, see ``geexp.operators.tail``; on a GPU it consists of kernels for all variants, see
+supports GE-θ⁻ of global extent, see ``geexp.operators.tail``; on a GPU it consists of kernels for all variants, see
 ``geexp.operators.triton_tail``.
 """
 
@@ -68,7 +68,7 @@ def _may_fuse(block: Any, norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
     operator = block.se
     if type(operator) is not GatherExcite or operator.implementation == "reference":
         return False
-    if not (operator.is_global if _has_kernels(x) else operator.is_global_average):
+    if not (operator.gathers_linearly if _has_kernels(x) else operator.is_global_average):
         return False
     # Without gradients use the plain operations, so that a network cut at a block gives bit-identical logits.
     if not torch.is_grad_enabled() or is_traced(x) or block.drop_path is not None:

@@ -67,18 +67,23 @@ class PoolGather(nn.Module):
             # amax rather than adaptive max pooling: its backward is deterministic on CUDA.
             return x.mean((2, 3), keepdim=True) if self.pool == "avg" else x.amax((2, 3), keepdim=True)
         if self.pool == "max":
-            return F.max_pool2d(x, *_windows(self.extent))
+            return F.max_pool2d(x, *windows_of(self.extent))
         if self.implementation != "reference" and _matrices_pay(x, self.extent):
             return _PoolByMatrices.apply(x, self.extent, self.border)
-        return F.avg_pool2d(x, *_windows(self.extent), count_include_pad=self.border == "padded")
+        return F.avg_pool2d(x, *windows_of(self.extent), count_include_pad=self.border == "padded")
 
     def extra_repr(self) -> str:
         return f"extent={self.extent}, pool={self.pool}, border={self.border}"
 
 
-def _windows(extent: int) -> tuple[int, int, int]:
+def windows_of(extent: int) -> tuple[int, int, int]:
     """Window, stride and padding of a finite extent."""
     return 2 * extent - 1, extent, extent - 1
+
+
+def gathered_size(size: Size, extent: int) -> Size:
+    """The grid of a finite extent on a map of this size: (⌈H/e⌉, ⌈W/e⌉)."""
+    return -(-size[0] // extent), -(-size[1] // extent)
 
 
 def _matrices_pay(x: Tensor, extent: int) -> bool:

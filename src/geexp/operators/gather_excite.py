@@ -93,6 +93,11 @@ class GatherExcite(nn.Module):
         return isinstance(self.excite, Excite) and (is_average or isinstance(gather, GlobalConvGather))
 
     @property
+    def gathers_linearly(self) -> bool:
+        """Whether each gathered value is a weighted sum, or a function of such sums: all but max pooling."""
+        return isinstance(self.excite, Excite) and getattr(self.gather, "pool", "avg") == "avg"
+
+    @property
     def is_global_average(self) -> bool:
         """Whether this is GE-θ⁻ by global average pooling: the gate is the sigmoid of each channel's mean."""
         gather = self.gather

@@ -106,7 +106,7 @@ class _Tail(torch.autograd.Function):
         z, out, weight, bias, mean, _, *small = ctx.saved_tensors
         if torch.is_grad_enabled():
             first, _ = differentiable_backward(ctx.saved_tensors[:6], ctx.eps, grads[0])
-            return *first[:4], None, None, None
+            return *first, None, None, None
         contiguous = z.is_contiguous()
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         with torch.autocast(z.device.type, enabled=False):
@@ -121,42 +121,37 @@ def differentiable_backward(
     saved: tuple[Tensor, ...],
     eps: float,
     grad: Tensor,
-    weight: Tensor | None = None,
-    network: nn.Module | None = None,
+    operator: nn.Module | None = None,
     parameters: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """The gradients by the plain composition, with a graph for double backward.
 
     Args:
         saved: branch, result, BN's weight and bias, and its mean and variance (both None unless BN is frozen).
-        weight: of the gather, ``[C, 1, H, W]``; None for the average.
-        network: maps gathered values to logits, with these ``parameters``; None for the identity.
+        operator: a ``GatherExcite`` with these ``parameters``; None for GE-θ⁻ of global extent.
 
     Returns:
-        The gradients of branch, shortcut, BN's weight and bias, and the gather's weight; those of the parameters.
+        The gradients of branch, shortcut, BN's weight and bias; those of the parameters.
     """
     z, out, gamma, beta, mean, var = saved
     # Differentiate with respect to aliases: branch and shortcut may share an origin, which must not count twice.
     z, gamma, beta = (t.view_as(t) for t in (z, gamma, beta))
-    weight = None if weight is None else weight.view_as(weight)
     aliases = [p.view_as(p) for p in parameters]
     grad_sum = torch.where(out > 0, grad, 0)
     y = F.batch_norm(z, mean, var, gamma, beta, training=mean is None, eps=eps)
-    if weight is None and network is None:
+    if operator is None:
         y = average_excite(y)
     else:
-        product = y if weight is None else y * weight.transpose(0, 1).to(y.dtype)
-        gathered = product.mean((2, 3), keepdim=True) if weight is None else product.sum((2, 3), keepdim=True)
-        if network is not None:
-            names = [name for name, _ in network.named_parameters()]
-            state = dict(zip(names, aliases, strict=True)) | {k: v.clone() for k, v in network.named_buffers()}
-            gathered = torch.func.functional_call(network, state, (gathered.to(aliases[0].dtype),))
-        y = y * torch.sigmoid(gathered.to(y.dtype))
-    inputs = [z, gamma, beta, weight, *aliases]
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
+        names = [name for name, _ in operator.named_parameters()]
+        state = dict(zip(names, aliases, strict=True)) | {k: v.clone() for k, v in operator.named_buffers()}
+        mixed = any(p.dtype != y.dtype for p in aliases)
+        with torch.autocast(y.device.type, dtype=y.dtype, enabled=mixed):
+            y = torch.func.functional_call(operator, state, (y,))
+    inputs = [z, gamma, beta, *aliases]
+    wanted = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, grad_sum, create_graph=True) if wanted else ())
-    of_z, *others = (next(found) if t is not None and t.requires_grad else None for t in inputs)
-    return [of_z, grad_sum, *others[:3]], others[3:]
+    of_z, *others = (next(found) if t.requires_grad else None for t in inputs)
+    return [of_z, grad_sum, *others[:2]], others[2:]
 
 
 def _forward_sweeps(

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-_jit: Any = triton.jit(do_not_specialize=["N", "PER"])
+jit: Any = triton.jit(do_not_specialize=["N", "PER"])
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
@@ -31,7 +31,7 @@ def _over_pieces(partial, n, c, mask, C: tl.constexpr, S: tl.constexpr, ACC: tl.
     return total
 
 
-@_jit
+@jit
 def sum_planes(
     z,
     weight,
@@ -80,7 +80,7 @@ def sum_planes(
         tl.store(dots + at, tl.sum(dot, 1), mask=mask)
 
 
-@_jit
+@jit
 def normalise(
     z,
     sums,
@@ -242,7 +242,7 @@ def split_gradient(
     tl.store(moments + at, tl.sum(moment, 0), mask=exists)
 
 
-@_jit
+@jit
 def small_gradients(
     totals,
     moments,
@@ -298,7 +298,7 @@ def small_gradients(
         tl.store(grad_beta + c, tl.sum(of_beta, 0), mask=exists)
 
 
-@_jit
+@jit
 def branch_gradient(
     grad_sum,
     z,
@@ -347,7 +347,7 @@ def branch_gradient(
         tl.store(grad_z + at, value, mask=mask)
 
 
-@_jit
+@jit
 def branch_and_weight_gradient(
     grad_sum,
     z,
