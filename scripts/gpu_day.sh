@@ -37,15 +37,17 @@ deadline=$((SECONDS + 60 * ${MINUTES:-10}))
 left_out=()
 mkdir -p "$OUT"
 
-operator_options=(--device "$DEVICE" --tails --only-ours --variants theta_minus theta theta_plus se --extents global)
+operator_options=(--device "$DEVICE" --tails --only-ours)
 step_options=(--device "$DEVICE" --only-ours)
 if [[ $SIZE == small ]]; then
-    operator_options+=(--shapes 8x8x64 --batch-size 2 --rounds 1 --layouts channels_last)
+    shapes=(8x8x64)
+    operator_options+=(--batch-size 2 --rounds 1 --layouts channels_last)
     step_options+=(--model resnet8 --image-size 32 --batch-size 2 --rounds 1)
     accelerator=$([[ $DEVICE == cpu ]] && echo cpu || echo gpu)
     small_runs="-m ge=none,theta data=fashion_mnist_mini model=resnet8 logger=none optim.batch_size=32 trainer=$accelerator"
     RUNS=${RUNS:-$small_runs schedule.epochs=1 trainer.limit_train_batches=2 trainer.limit_val_batches=2}
 else
+    shapes=(56x56x256 28x28x512 14x14x1024 7x7x2048) # of ResNet-50
     operator_options+=(--rounds 10 --layouts channels_last)
     step_options+=(--rounds 6)
     RUNS=${RUNS:-+sweep=evidence trainer=gpu}
@@ -108,7 +110,10 @@ tests() {
 }
 
 tails() {
-    stage tails 150 "$PYTHON" scripts/benchmarks/operators.py "${operator_options[@]}" --out "$OUT/tails.json"
+    stage tails 150 "$PYTHON" scripts/benchmarks/operators.py "${operator_options[@]}" --shapes "${shapes[@]}" \
+        --variants theta_minus theta theta_plus se --extents global --out "$OUT/tails.json"
+    stage tails-8 60 "$PYTHON" scripts/benchmarks/operators.py "${operator_options[@]}" --shapes "${shapes[0]}" \
+        --variants theta_minus theta --extents 8 --out "$OUT/tails-8.json"
 }
 
 steps() {

@@ -43,7 +43,8 @@ def test_cuda_equals_cpu_in_float64(variant, extent, memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("variant", "extent"), [("theta_minus", "global"), ("theta_minus", 8), ("theta_plus", "global")]
+    ("variant", "extent"),
+    [("theta_minus", "global"), ("theta_minus", 8), ("theta", 2), ("theta_plus", 4), ("theta_plus", "global")],
 )
 def test_fused_equals_reference_in_a_network(monkeypatch, variant, extent, memory_format):
     """Float32 without TF32, and the norms of the gradients: single elements flip with a ReLU's sign."""

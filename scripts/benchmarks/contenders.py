@@ -107,7 +107,7 @@ class EagerTail(nn.Module):
 
 
 class FusedTail(nn.Module):
-    """The same as one operator, for a global extent: kernels on a GPU; compiled on a CPU, for GE-θ⁻ only."""
+    """The same as one operator: kernels on a GPU; compiled on a CPU, for GE-θ⁻ of global extent only."""
 
     def __init__(self, channels: int, operator: GatherExcite) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def tails(
     """The tail fused (if possible), without operator, with timm's operator, and with ours unfused."""
     options: dict[str, Any] = {"variant": variant, "extent": extent, "size": size}
     found: dict[str, nn.Module] = {}
-    if extent == "global" and (variant == "theta_minus" or device == "cuda"):
+    if device == "cuda" or (variant, extent) == ("theta_minus", "global"):
         found["fused"] = FusedTail(channels, GatherExcite(channels, **options))
     found["plain"] = EagerTail(channels, None)
     found["timm"] = EagerTail(channels, RepairedTimm(channels, **options))

@@ -10,7 +10,7 @@ relative to auto, for tails to fused. bandwidth: of a fused tail, forward and ba
 timm: its GatherExcite with a repaired constructor. convolution: the same for a global parametrised gather, without the
 padding that makes timm's a different operator. bayeswatch: as in that public reproduction, whose pooling differs for
 finite extents. Tails: plain is BN, sum and ReLU; timm and unfused have an operator in between; fused is a single
-operator, for all variants on a GPU and for GE-θ⁻ on a CPU.
+operator, on a GPU for all variants, on a CPU for GE-θ⁻ of global extent.
 """
 
 import argparse
@@ -38,8 +38,9 @@ _ON_GPU = {"rounds": 15, "batch_size": 256, "dtypes": ["bfloat16"]}
 _USUAL_OPERATORS = [(variant, extent) for variant in VARIANTS if variant != "se" for extent in (8, "global")]
 _USUAL_OPERATORS.append(("se", "global"))
 # The passes of a fused tail over the map. Forward: read z for the statistics; read z and shortcut, write the result.
-# Backward: read gradient, result and z, write the shortcut's gradient; read that and z, write z's. A copy takes two.
-_PASSES = 11
+# Backward: read gradient, result and z, write the shortcut's gradient; read that and z, write z's. A copy takes two. A
+# finite extent reads z once more to gather it, and once for the gradient of a convolution's weight.
+_PASSES = {"global": 11, "pooling": 12, "convolution": 13}
 # Headings of ratios, and the contenders in the denominator; the first one in a case is used.
 _AGAINST = {"copies": ["copy"], "/ ours": ["auto", "fused", "unfused", "reference"]}
 
@@ -66,7 +67,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
     with_tail = [(variant, "global") for variant in VARIANTS if variant == "theta_minus" or options.device == "cuda"]
     if options.variants or options.extents:
         operators = [*product(options.variants or VARIANTS, options.extents or measuring.EXTENTS)]
-        with_tail = [(variant, extent) for variant, extent in operators if extent == "global"]
+        with_tail = [one for one in operators if one[1] == "global" or options.tails]
     for shape, dtype, layout in product(options.shapes, options.dtypes, options.layouts):
         for variant, extent in operators if not options.tails else ():
             yield Case(variant, extent, shape, layout, dtype)
@@ -160,7 +161,9 @@ def measure(case: Case, options: argparse.Namespace, clock: measuring.Clock) -> 
         amounts = {"saved": saved} | measuring.peak_bytes(its.forward_backward, options.device)
         if name == "fused":
             both = zip(seconds["copy"]["forward_backward"], seconds[name]["forward_backward"], strict=True)
-            amounts["bandwidth"] = statistics.median(_PASSES / 2 * copy / fused for copy, fused in both)
+            gather = "convolution" if case.variant in ("theta", "theta_plus") else "pooling"
+            passes = _PASSES["global" if case.extent == "global" else gather]
+            amounts["bandwidth"] = statistics.median(passes / 2 * copy / fused for copy, fused in both)
         yield Row(str(case), name, seconds[name], amounts)
 
 
