@@ -17,10 +17,10 @@ from geexp.report.runs import FinishedRun
 from geexp.report.tables import Column, Table, of_dicts, to_csv, to_markdown
 
 CONFIDENCE = 0.95
-_BRIEF = ("network", "top-1 error, %", "seeds", "difference", "95 % interval", "Holm")
+_BRIEF = ("network", "top-1 error, %", "seeds", "difference", "95 % interval", "p (Holm)")
 NOTE = """\
 Difference: the top-1 error minus the baseline's with the same seed, in percentage points, as the mean over the common
-seeds with its 95 % confidence interval (Student's t). p: two-sided paired t-test. Holm: p corrected by Holm's method
+seeds with its 95 % confidence interval (Student's t). p: two-sided paired t-test. p (Holm): corrected by Holm's method
 for all tests in the table. Seconds an epoch, with its validation: the median of the fastest tenth of all epochs, since
 other work on the machine only ever slows one down. Memory: the highest peak of any of the runs.
 """
@@ -102,9 +102,10 @@ class Comparison:
     networks: tuple[Network, ...]
 
     @property
-    def name(self) -> str:
-        """The setting as the name of a file."""
-        return re.sub(r"[^\w.=]+", "-", self.setting)[:100].strip("-")
+    def picture(self) -> str | None:
+        """The name of its picture without suffix; None if no two networks have several seeds."""
+        name = re.sub(r"[^\w.=]+", "-", self.setting)[:100].strip("-")
+        return f"errors-{name}" if len(self.repeated) > 1 else None
 
     @property
     def repeated(self) -> list[Network]:
@@ -131,7 +132,7 @@ class Comparison:
             Column("difference", *of(lambda found: found.mean, "{:+.2f}".format)),
             Column("95 % interval", *of(lambda found: found.interval, interval_text)),
             Column("p", *of(lambda found: found.p, p_text)),
-            Column("Holm", *of(lambda found: found.holm, p_text)),
+            Column("p (Holm)", *of(lambda found: found.holm, p_text)),
             Column("parameters", lambda network: f"{network.runs[0].result.complexity['params']:,}"),
             Column("seconds an epoch", *number(lambda network: network.epoch_seconds, "{:.1f}")),
             Column("memory, GiB", *number(lambda network: network.memory, "{:.2f}")),
@@ -226,7 +227,7 @@ def write_differences(comparisons: Sequence[Comparison], folder: Path) -> list[P
     files = {"differences.md": text, "differences.csv": to_csv(_numbers(comparisons))}
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
-    drawn = [path for one in comparisons if len(one.repeated) > 1 for path in draw_errors(one, folder)]
+    drawn = [path for one in comparisons if one.picture for path in draw_errors(one, folder / one.picture)]
     return [*(folder / name for name in files), *drawn]
 
 
@@ -249,7 +250,7 @@ def _numbers(comparisons: Sequence[Comparison]) -> Table[dict[str, Any]]:
     return of_dicts(keys, [row for one in comparisons for row in one.rows])
 
 
-def draw_errors(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
+def draw_errors(comparison: Comparison, path: Path) -> tuple[Path, ...]:
     """The mean error of the networks with several seeds against the epoch, with a band of ± one standard deviation.
 
     The third panel is the last quarter of the second, where the networks can be told apart.
@@ -264,7 +265,7 @@ def draw_errors(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("top-1 error, %: mean ± std over seeds")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    return save(figure, folder / f"errors-{comparison.name}")
+    return save(figure, path)
 
 
 def _draw_mean(axis: Any, network: Network, metric: str, *, last_quarter: bool) -> None:
