@@ -343,7 +343,7 @@ def _order_of_table5(better: str, worse: str) -> Claim:
     name = "the baseline" if worse == "Baseline" else worse
     quote = "GE still yields good performance gains" if worse == "Baseline" and better != "SE" else ""
     text = f"{better} is better than {name}"
-    return Claim(f"{text} on CIFAR", quote, "Table 5", pairs, anywhere=text)
+    return Claim(text, quote, "Table 5", pairs, anywhere=text)
 
 
 def _of_one_network(claim: Claim) -> Claim:

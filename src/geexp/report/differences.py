@@ -141,8 +141,9 @@ class Comparison:
 
     @property
     def brief(self) -> Table[Network]:
-        """The table without what takes space."""
-        return replace(self.table, columns=[column for column in self.table.columns if column.heading in _BRIEF])
+        """The table without what takes space; only networks with several seeds, if there are any."""
+        columns = [column for column in self.table.columns if column.heading in _BRIEF]
+        return replace(self.table, columns=columns, rows=self.repeated or self.networks)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
