@@ -14,7 +14,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-detection test test-latest test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu gpu-day bench-feed schedules clean
+.PHONY: help setup demo demo-detection evidence test test-latest test-slow test-gpu test-slurm test-cifar test-browser chaos lint format bench bench-gpu gpu-day bench-feed schedules clean
 
 help:  ## List all targets; PYTHON=python3.13 chooses the interpreter
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,12 @@ demo: $(STAMP)  ## Train baseline, SE and the three GE variants on small real im
 demo-detection: $(STAMP)  ## Train a small detector on synthetic images (minutes); prints COCO's twelve metrics and draws detections
 	@$(BIN)/python -m geexp.detect experiment=demo_detection outputs=outputs/demo_detection
 	@$(BIN)/python -m geexp.detect mode=predict run=$$(dirname $$(ls -t outputs/demo_detection/fashion_coco_mini/*/*/*/*/result.json | head -1))
+
+# OPTIONS="data=cifar10" trains the same on CIFAR-10.
+evidence: DATA ?= $(GEEXP_DATA)
+evidence: $(STAMP)  ## Train or continue Table 5 in miniature on the CIFAR archives in DATA (10 hours on two cores); scripts/publish.py publishes it
+	@test -n "$(DATA)" || { echo "make evidence needs the folder of the CIFAR archives: make evidence DATA=/data"; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m geexp.train +sweep=evidence data.root=$(DATA) outputs=outputs/evidence $(OPTIONS)
 
 test: $(STAMP)  ## Run the tests (5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests

@@ -154,6 +154,22 @@ def test_seeds_multiply():
     assert "│ figure4_theta seed=3 " in dry_run(jobs)
 
 
+def test_the_evidence_extends_to_other_comparisons():
+    """By the options in its header, with one seed: CIFAR-10, Figure 2, Table 6 and Table 1."""
+
+    def rows(*options: str) -> list[str]:
+        return [f"{folder.parts[0]} {folder.parts[2]}" for folder in folders(sweep("evidence", "seed=0", *options))]
+
+    five = ["none", "se-global", "theta-minus-global", "theta-global", "theta-plus-global"]
+    assert rows("data=cifar10") == [f"cifar10-half {ge}" for ge in five]
+    extents = [f"cifar100-half {ge}-e{extent}" for ge in ("theta-minus", "theta") for extent in (2, 4)]
+    assert rows("ge=theta_minus,theta", "extent='2','4'") == extents
+    maximum = ["cifar100-half theta-minus-e4-max", "cifar100-half theta-minus-global-max"]
+    assert rows("ge=theta_minus", "ge.pool=max", "extent='4',global") == maximum
+    stages = [f"cifar100-half theta-global-stage{stage}" for stage in (2, 3)]
+    assert rows("ge=theta", "placement=stage2,stage3") == stages
+
+
 def test_an_experiment_narrows_and_a_scale_makes_every_row_smaller():
     assert presets(sweep("table1", "experiment=table1_all,table1_stage2")) == ["table1_all", "table1_stage2"]
     assert [folder.parts[0] for folder in folders(sweep("figure6", "scale=imagenet10"))] == ["imagenet-imagenet10"] * 2

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
-from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, MARGIN, SUPPORTED, Claim, claims, judge, judge_all
+from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, MARGIN, SUPPORTED, Claim, claims, describe, judge, judge_all
 from geexp.report.measured import Runs
 from geexp.report.rows import Training
 from geexp.report.runs import FinishedRun, read_runs
@@ -100,7 +101,7 @@ def test_a_phase_of_the_schedule_in_which_ge_is_worse_contradicts_throughout():
 
 
 def test_every_claim_has_its_place_and_a_text_of_its_own():
-    assert len(CLAIMS) == len(claims()) == 19
+    assert len(CLAIMS) == len(claims()) == 25
     assert all(claim.where and claim.pairs for claim in claims())
 
 
@@ -156,8 +157,27 @@ def test_other_settings_are_judged_by_themselves(tmp_path):
             but = {"schedule.epochs": 5, "trainer.max_epochs": 5}
             write_training(tmp_path / f"{label}{seed}", of, seed=seed, top1=error + seed / 10, but=but)
     runs, _ = read_runs(tmp_path)
-    found = [j for j in judge_all(Runs(runs), runs) if j.claim.text == "GE-θ⁺ is better than SE and GE-θ"]
-    assert [(j.setting, j.verdict) for j in found] == [
-        ("the paper's protocol", INCONCLUSIVE),
-        ("resnet50, imagenet, plateau", SUPPORTED),
-    ]
+    judgements = judge_all(Runs(runs), runs)
+    found = {j.claim.text: j for j in judgements if j.setting == "resnet50, imagenet, plateau"}
+    assert found["GE-θ⁺ is better than SE"].verdict == SUPPORTED
+    assert found["SE is better than GE-θ"].verdict == CONTRADICTED
+    assert {j.verdict for j in judgements if j.setting == "the paper's protocol"} == {INCONCLUSIVE}
+    sentences = describe(judgements)
+    assert "- Does not hold: SE is better than GE-θ (difference +1.00 points, p " in sentences
+    assert "the paper's protocol" not in sentences  # where nothing was run
+
+
+def test_verdicts_on_the_same_runs_are_corrected_for_their_number(tmp_path):
+    """A difference that is significant by itself and not among the claims of Table 5."""
+    errors = {"Baseline": [30.0, 30.5, 31.0], "GE-θ": [29.0, 29.5, 30.0], "GE-θ⁻": [28.6, 29.8, 31.0]}
+    for label, values in errors.items():
+        for seed, error in enumerate(values):
+            but = {"schedule.iterations": 5}
+            write_training(tmp_path / f"{label}{seed}", training(5, label), seed=seed, top1=error, but=but)
+    runs, _ = read_runs(tmp_path)
+    found = {j.claim.text: j for j in judge_all(Runs(runs), runs) if j.p is not None}
+    alone = ttest_ind(errors["GE-θ"], errors["Baseline"], equal_var=False, alternative="less").pvalue
+    assert alone < 0.05
+    assert len(found) == 3
+    judgement = found["GE-θ is better than the baseline"]
+    assert (judgement.verdict, judgement.p) == (INCONCLUSIVE, pytest.approx(3 * alone))

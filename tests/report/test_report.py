@@ -252,19 +252,6 @@ def test_unfinished_runs_are_shown_as_such(tmp_path, capsys):
     assert "not finished" in capsys.readouterr().out
 
 
-def test_the_published_table_is_what_its_runs_give(run, tmp_path):
-    published = Path(__file__).parents[2] / "outputs/published/demo"
-    done = run("report", f"runs={published}", f"out={tmp_path}", "tables=none", "figures=none")
-    assert done.returncode == 0, done.stderr
-    for name in ("table.md", "trained.md"):
-        assert (tmp_path / name).read_text() == (published / name).read_text()
-    assert "n=3" in (published / "trained.md").read_text()
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert "resnet8, fashion_mnist_mini, demo" in (tmp_path / "report.html").read_text()
-    for label in ("baseline", "SE", "GE-θ⁻", "GE-θ", "GE-θ⁺"):
-        assert f"│ {label} " in done.stdout
-
-
 STYLES = {
     "usable": {"marker": "^", "color": "#123456", "linestyle": [0, [3, 1]]},
     "hostile": {"marker": "<b>", "color": "red}</style><script>", "linestyle": "no line"},

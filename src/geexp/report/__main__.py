@@ -25,7 +25,9 @@ def main(config: ReportConfig) -> None:
     print("reading the runs and counting the networks", file=sys.stderr)
 
     from geexp.data.parallel import waiting
+    from geexp.report.claims import describe
     from geexp.report.comparison import trained, write_comparison
+    from geexp.report.differences import write_differences
     from geexp.report.figures import draw_figures
     from geexp.report.measured import Runs
     from geexp.report.page import write_page
@@ -47,9 +49,11 @@ def main(config: ReportConfig) -> None:
         print_summary(report, PlainConsole(), every_table=config.table is not None)
     write_tables(report, out)
     if report.runs:
-        (out / "trained.md").write_text(to_markdown(trained(report.runs)), encoding="utf-8", errors="backslashreplace")
+        for name, text in (("trained", to_markdown(trained(report.runs))), ("claims", describe(report.judgements))):
+            (out / f"{name}.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     with waiting("drawing the figures and writing the page"):
         figures = draw_figures(Runs(report.runs), out) if config.figures == "all" and config.table is None else []
+        write_differences(report.comparisons, out)
         write_page(report, out / "report.html", figures=figures)
     print(f"tables and figures: {out}\npage: {out / 'report.html'}", file=sys.stderr)
 

@@ -13,19 +13,33 @@ from scipy.stats import ttest_ind
 
 from geexp.registry import options
 from geexp.report.curves import TRAIN, VAL, by_setting, protocol_of
+from geexp.report.differences import holm, p_text
 from geexp.report.measured import Runs, one_per_seed
 from geexp.report.rows import DETECTION, Training, curves_of, rows_of, trainings
 from geexp.report.runs import FinishedRun
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 LEVEL = 0.05
+NOT_RUN = "not run"
 # Percentage points by which a network may be worse than another one and still be on a par with it. The paper names no
 # margin [choice]. The smallest difference that it calls an improvement is 0.01 (stage 2 in Table 1), then 0.12.
 MARGIN = 0.1
 
+NOTE = f"""\
+One-sided Welch t-tests between the seeds of two networks; p is corrected by Holm's method for all claims tested on the
+runs of one setting. A claim holds if p is under {LEVEL:g}, and does not hold if the reverse is significant.
+Otherwise, and with one seed, it cannot be told.
+"""
+
 EXTENTS = ("e2", "e4", "e8", "global")
 # The parts of the fixed schedule between the drops of its learning rate, in epochs from 1 on.
 PHASES = ((1, 30), (31, 60), (61, 90), (91, 100))
+
+# The order of Table 5, which is the same on its six networks: against the baseline, and each against the next.
+_TABLE5 = (
+    *((better, "Baseline") for better in ("SE", "GE-θ⁻", "GE-θ", "GE-θ⁺")),
+    *pairwise(("GE-θ⁺", "SE", "GE-θ", "GE-θ⁻")),
+)
 
 Pair = tuple[Training, Training]
 Measure = Callable[[FinishedRun], float]
@@ -57,7 +71,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on a claim from the runs of one setting. ``p`` is None if no test was possible."""
+    """The verdict on a claim from the runs of one setting.
+
+    ``p`` is corrected for the number of claims tested on the setting's runs; None if no test was possible.
+    """
 
     claim: Claim
     setting: str
@@ -65,6 +82,22 @@ class Judgement:
     reason: str
     p: float | None = None
     test: str = ""
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A claim before its verdict. ``holds`` and ``fails`` are p-values: that it holds, that it is the other way round.
+
+    Both are None if no test was possible.
+    """
+
+    claim: Claim
+    setting: str
+    reason: str
+    holds: float | None = None
+    fails: float | None = None
+    test: str = ""
+    seeds: int = 0
 
 
 def claims() -> list[Claim]:
@@ -120,7 +153,7 @@ def claims() -> list[Claim]:
             "additional parameters brings expected improvements",
             "section 3.2, Figure 2",
             tuple(zip(theta, theta_minus, strict=True)),
-            anywhere="GE-θ is better than GE-θ⁻",
+            anywhere="GE-θ is better than GE-θ⁻ at each extent",
         ),
         Claim(
             "GE-θ in any one stage improves on the baseline",
@@ -145,7 +178,6 @@ def claims() -> list[Claim]:
             "outperforms the SE and GE-θ models",
             "section 3.2, Table 2",
             tuple((_training(2, "GE-θ⁺"), _training(2, label)) for label in ("SE", "GE-θ")),
-            anywhere="GE-θ⁺ is better than SE and GE-θ",
         ),
         Claim(
             "ResNet-50 with GE-θ⁺ is on a par with ResNet-152",
@@ -172,18 +204,7 @@ def claims() -> list[Claim]:
             "Table 4",
             _over("(Baseline)", 4, *(row.label for row in rows_of(4) if row.label.startswith("GE"))),
         ),
-        Claim(
-            "GE improves every network on CIFAR",
-            "GE still yields good performance gains",
-            "Table 5",
-            tuple(
-                (cell.training, plain.training)
-                for row in rows_of(5)
-                if row.label.startswith("GE")
-                for cell, plain in zip(row.cells, rows_of(5)[0].cells, strict=True)
-            ),
-            anywhere="GE improves on the baseline",
-        ),
+        *(_order_of_table5(better, worse) for better, worse in _TABLE5),
         Claim(
             "GE-θ improves Faster R-CNN on COCO",
             "",
@@ -213,49 +234,85 @@ def claims() -> list[Claim]:
 def judge_all(runs: Runs, everything: Sequence[FinishedRun]) -> list[Judgement]:
     """Every claim in the paper's own protocol, and in each other setting that trained one of its comparisons."""
     settings = _other_settings([run for run in everything if not run.detector])
-    found = []
+    tested = []
     for claim in claims():
-        found.append(judge(claim, "the paper's protocol", runs.faithful))
+        tested.append(_test(claim, "the paper's protocol", runs.faithful))
         if claim.anywhere is None:
             continue
         of_one = _of_one_network(claim)
         for name, by_ge in settings.items():
             if any(_ge(a.identity) in by_ge and _ge(b.identity) in by_ge for a, b in of_one.pairs):
-                found.append(judge(of_one, name, partial(_with_ge, by_ge)))
-    return found
+                tested.append(_test(of_one, name, partial(_with_ge, by_ge)))
+    return _verdicts(tested)
 
 
 def judge(claim: Claim, setting: str, runs_of: Callable[[Training], list[FinishedRun]]) -> Judgement:
-    """Test a claim: supported if all its comparisons hold, contradicted if one is significantly the other way round.
+    """Test a single claim: supported if all its comparisons hold, contradicted if one is significantly reversed.
 
     A result that is better than claimed never contradicts. With one seed the verdict is inconclusive.
     """
+    (found,) = _verdicts([_test(claim, setting, runs_of)])
+    return found
+
+
+def _test(claim: Claim, setting: str, runs_of: Callable[[Training], list[FinishedRun]]) -> _Tested:
     missing = sorted({t.preset for pair in claim.pairs for t in pair if not runs_of(t)})
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        return Judgement(claim, setting, INCONCLUSIVE, f"not run: {some}")
+        return _Tested(claim, setting, f"{NOT_RUN}: {some}")
     samples = [
         ([measure(run) for run in runs_of(a)], [measure(run) for run in runs_of(b)])
         for a, b in claim.pairs
         for measure in claim.measures
     ]
     if not all(map(isfinite, (value for pair in samples for sample in pair for value in sample))):
-        return Judgement(claim, setting, INCONCLUSIVE, "a history is incomplete")
+        return _Tested(claim, setting, "a history is incomplete")
     seeds = min(len(sample) for pair in samples for sample in pair)
     worst = max(mean(a) - mean(b) for a, b in samples)
     shown = -worst if claim.higher else worst
     reason = f"difference {shown:+.2f} {claim.unit}" + (" at the least favourable" if len(samples) > 1 else "")
     if seeds < 2:
-        return Judgement(claim, setting, INCONCLUSIVE, f"{reason}; one seed has no spread to compare it with")
+        return _Tested(claim, setting, f"{reason}; one seed has no spread to compare it with")
     test = "one-sided Welch t-test" + (f", margin {claim.margin:g} {claim.unit}" if claim.margin else "")
     limits = [(a, [x + claim.margin for x in b]) for a, b in samples]
     holds = max(_less(a, limit) for a, limit in limits)
-    if holds < LEVEL:
-        return Judgement(claim, setting, SUPPORTED, reason, holds, test)
     fails = min(min(_less(limit, a) for a, limit in limits) * len(limits), 1.0)
+    return _Tested(claim, setting, reason, holds, fails, test, seeds)
+
+
+def _verdicts(tested: Sequence[_Tested]) -> list[Judgement]:
+    """The verdicts in the same order; p-values are corrected over all claims tested in one setting."""
+    families: dict[str, list[_Tested]] = defaultdict(list)
+    for one in tested:
+        families[one.setting].append(one)
+    corrected = {
+        setting: zip(holm([one.holds for one in family]), holm([one.fails for one in family]), strict=True)
+        for setting, family in families.items()
+    }
+    return [_verdict(one, *next(corrected[one.setting])) for one in tested]
+
+
+def _verdict(one: _Tested, holds: float | None, fails: float | None) -> Judgement:
+    if holds is None or fails is None:
+        return Judgement(one.claim, one.setting, INCONCLUSIVE, one.reason)
+    if holds < LEVEL:
+        return Judgement(one.claim, one.setting, SUPPORTED, one.reason, holds, one.test)
     if fails < LEVEL:
-        return Judgement(claim, setting, CONTRADICTED, reason, fails, f"{test}, turned round")
-    return Judgement(claim, setting, INCONCLUSIVE, f"{reason}, within the spread over {seeds} seeds", holds, test)
+        return Judgement(one.claim, one.setting, CONTRADICTED, one.reason, fails, f"{one.test}, turned round")
+    reason = f"{one.reason}, within the spread over {one.seeds} seeds"
+    return Judgement(one.claim, one.setting, INCONCLUSIVE, reason, holds, one.test)
+
+
+def describe(judgements: Sequence[Judgement]) -> str:
+    """The verdicts on claims whose runs are there as plain sentences in Markdown, by setting."""
+    words = {SUPPORTED: "Holds", CONTRADICTED: "Does not hold", INCONCLUSIVE: "Cannot be told"}
+    by_setting: dict[str, list[str]] = defaultdict(list)
+    for one in judgements:
+        if not one.reason.startswith(NOT_RUN):
+            p = "" if one.p is None else f", p {p_text(one.p)}"
+            by_setting[one.setting].append(f"- {words[one.verdict]}: {one.claim.text} ({one.reason}{p}).\n")
+    parts = [f"## {setting}\n\n{''.join(lines)}\n" for setting, lines in by_setting.items()]
+    return f"# The paper's claims on these runs\n\n{''.join(parts)}{NOTE}"
 
 
 def _mean_error(run: FinishedRun, *, key: str, phase: tuple[int, int]) -> float:
@@ -278,6 +335,15 @@ def _training(table: int, label: str) -> Training:
 
 def _over(worse: str, table: int, *better: str) -> tuple[tuple[Training, Training], ...]:
     return tuple((_training(table, label), _training(table, worse)) for label in better)
+
+
+def _order_of_table5(better: str, worse: str) -> Claim:
+    rows = {row.label: row.cells for row in rows_of(5)}
+    pairs = tuple((a.training, b.training) for a, b in zip(rows[better], rows[worse], strict=True))
+    name = "the baseline" if worse == "Baseline" else worse
+    quote = "GE still yields good performance gains" if worse == "Baseline" and better != "SE" else ""
+    text = f"{better} is better than {name}"
+    return Claim(text, quote, "Table 5", pairs, anywhere=text)
 
 
 def _of_one_network(claim: Claim) -> Claim:

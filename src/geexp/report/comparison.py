@@ -149,13 +149,14 @@ def _trained_row(runs: list[FinishedRun]) -> dict[str, Any]:
         "parameters": f"{result.complexity['params']:,}",
         "MACs": "" if first.detector else f"{result.complexity['macs']:,}",
         "seconds a run": f"{mean(run.result.seconds for run in runs):.0f}",
-        "hardware": ", ".join(sorted({_hardware(run) for run in runs})),
+        "hardware": ", ".join(sorted({hardware(run) for run in runs})),
         "commit": ", ".join(sorted(commits)),
         "command": f"`{result.command}`",
     }
 
 
-def _hardware(run: FinishedRun) -> str:
+def hardware(run: FinishedRun) -> str:
+    """``2 × H200``, or processor and threads."""
     known = run.result.environment
     if known.get("gpu"):
         return f"{run.result.devices.get('count', 1)} × {known['gpu']}"

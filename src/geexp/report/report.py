@@ -9,6 +9,7 @@ from typing import Any
 from geexp.backbones.complexity import Part
 from geexp.data.parallel import with_bar
 from geexp.report.claims import Judgement, judge_all
+from geexp.report.differences import Comparison, compare
 from geexp.report.measured import Measured, OtherProtocol, Runs
 from geexp.report.rows import DETECTION, Row, paper, preset_config, presets_of, rows_of
 from geexp.report.runs import FinishedRun, LeftOut, read_runs
@@ -90,11 +91,12 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class Report:
-    """The requested tables, the verdicts, and the runs at or below ``folder``."""
+    """The requested tables, the verdicts, differences from baselines, and the runs at or below ``folder``."""
 
     folder: Path
     tables: tuple[ReportTable, ...]
     judgements: tuple[Judgement, ...]
+    comparisons: tuple[Comparison, ...]
     runs: tuple[FinishedRun, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -107,7 +109,7 @@ def make_report(folder: Path, tables: Sequence[str]) -> Report:
     runs, left_out = _read(folder)
     at_hand = Runs(runs)
     made = tuple(report_table(name, at_hand) for name in tables)
-    return Report(folder, made, tuple(judge_all(at_hand, runs)), tuple(runs), tuple(left_out))
+    return Report(folder, made, tuple(judge_all(at_hand, runs)), compare(runs), tuple(runs), tuple(left_out))
 
 
 def _read(folder: Path) -> tuple[list[FinishedRun], list[LeftOut]]:

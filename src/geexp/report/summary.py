@@ -10,6 +10,7 @@ from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Judgement
 from geexp.report.measured import Measured
 from geexp.report.paper_tables import differences, print_table
 from geexp.report.report import Report, ReportCell
+from geexp.report.tables import to_terminal
 
 # With more runs the terminal shows no comparison of single runs.
 FIT_ON_A_TERMINAL = 40
@@ -17,7 +18,7 @@ _COLOURS = {SUPPORTED: "green", CONTRADICTED: "red", INCONCLUSIVE: ""}
 
 
 def print_summary(report: Report, console: Console, *, every_table: bool) -> None:
-    """The tables with results in any protocol (or all tables), the verdicts, and the folders left out."""
+    """The tables with results in any protocol (or all), differences from baselines, verdicts, and folders left out."""
     if len(report.runs) > FIT_ON_A_TERMINAL:
         console.print(f"{len(report.runs):,} finished runs in {report.folder}; the page has all of them")
     empty = 0
@@ -28,6 +29,9 @@ def print_summary(report: Report, console: Console, *, every_table: bool) -> Non
             empty += 1
     if empty:
         console.print(f"{empty} of the paper's tables have no run here yet; the page has the command of each row")
+    for comparison in report.comparisons:
+        if comparison.repeated:
+            console.print(to_terminal(comparison.brief))
     judged = [judgement for judgement in report.judgements if judgement.p is not None]
     if judged:
         console.print(_judgements(judged))
@@ -61,6 +65,7 @@ def as_dict(report: Report) -> dict[str, Any]:
             }
             for table in report.tables
         ],
+        "differences": [row for comparison in report.comparisons for row in comparison.rows],
         "statements": [
             {
                 "statement": one.claim.text,

@@ -17,6 +17,7 @@ from markupsafe import Markup
 import geexp
 from geexp.report.claims import LEVEL, MARGIN
 from geexp.report.curves import as_setting
+from geexp.report.differences import NOTE
 from geexp.report.figures import Figure
 from geexp.report.page.content import (
     OTHER_PROTOCOLS,
@@ -74,6 +75,8 @@ def page(report: Report, *, figures: Sequence[Figure] = (), made: datetime | Non
         "style": Markup((_FILES / "page.css").read_text(encoding="utf-8")),
         "verdicts": Counter(judgement.verdict for judgement in report.judgements),
         "statements": statements_of(report.judgements),
+        "comparisons": [one for one in report.comparisons if one.repeated][:SETTINGS],
+        "differences_note": NOTE,
         "tables": [PageTable(table) for table in report.tables],
         "figures": [(figure, _picture(figure), [("", command) for command in figure.missing]) for figure in figures],
         "pictures": pictures,
