@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from geexp import add_gather_excite, build_model
 from geexp.backbones import block_outputs, fused_tail
 from geexp.backbones.network_surgery import cut_at
-from geexp.operators import VARIANTS, tail
+from geexp.operators import VARIANTS, tail_failure
 from geexp.operators.gather_excite import GatherExcite
 from tests.support.tail import break_compiler, run_uncompiled
 
@@ -214,11 +214,11 @@ def test_synchronised_bn_is_not_fused_which_is_logged_once(logged, fused):
 
 def test_without_a_compiler_it_continues_and_logs_so_once(logged, monkeypatch):
     break_compiler(monkeypatch)
-    assert tail.tail_failure() is None
+    assert tail_failure() is None
     plain, ours = pair()
     for _ in range(2):
         assert_same(step(ours), step(plain), rtol=1e-7, atol=1e-9)
-    assert "No working C++ compiler found" in str(tail.tail_failure())
+    assert "No working C++ compiler found" in str(tail_failure())
     (record,) = logged.records
     assert "No working C++ compiler found" in record.message
     assert "ge.implementation=reference" in record.message
@@ -255,7 +255,7 @@ def test_a_training_step_with_compiled_tails(memory_format, fused):
     plain, ours = (m.to(memory_format=memory_format) for m in pair())
     assert_same(step(ours, memory_format), step(plain, memory_format), rtol=1e-7, atol=1e-9)
     assert len(fused) == 8
-    assert tail.tail_failure() is None
+    assert tail_failure() is None
 
 
 def _rank(rank, init, results):

@@ -15,8 +15,8 @@ from triton.runtime import interpreter
 
 from geexp import add_gather_excite
 from geexp.backbones import fused_tail
-from geexp.operators import VARIANTS, GatherExcite, choices, triton_launch
-from geexp.operators.triton_tail import gather_excite_tail, takes_kernels
+from geexp.operators import VARIANTS, GatherExcite, gather_excite_tail, takes_kernels
+from geexp.operators.tail import choices, launch
 from tests.operators.test_tail import FORMATS, inputs, norm_of
 
 
@@ -106,8 +106,8 @@ def test_finite_extents(variant, extent, memory_format, options):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_many_images(memory_format, monkeypatch):
     """More than the small kernels take at a time, and several steps in each of several groups."""
-    monkeypatch.setattr(triton_launch, "_IMAGES", 4)
-    monkeypatch.setattr(triton_launch, "_PROGRAMS", 2)
+    monkeypatch.setattr(launch, "_IMAGES", 4)
+    monkeypatch.setattr(launch, "_PROGRAMS", 2)
     for extent in ("global", 2):
         operator, norm = operator_of("theta", (2, 1), channels=10, extent=extent), norm_of(10).double()
         assert_equal(operator, norm, *inputs(11, 2, 1, memory_format, channels=10), rtol=1e-6, atol=1e-7)

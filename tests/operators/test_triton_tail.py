@@ -98,9 +98,9 @@ def test_kernels_spill_at_most_a_few_bytes(arch, kernel, contiguous):
 
 
 def test_a_batch_of_another_size_compiles_nothing():
-    from geexp.operators import triton_kernels, triton_windows
+    from geexp.operators.tail import global_kernels, window_kernels
 
     for name in SWEEPS + SMALL + WINDOWS:
-        kernel = getattr(triton_windows if name in WINDOWS else triton_kernels, name)
+        kernel = getattr(window_kernels if name in WINDOWS else global_kernels, name)
         sizes = [parameter for parameter in kernel.params if parameter.name in ("N", "PER")]
         assert all(size.do_not_specialize and not size.is_constexpr for size in sizes)

@@ -44,15 +44,15 @@ def compiled(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from geexp.operators import triton_kernels, triton_windows
-    from geexp.operators.triton_launch import constants, window_constants
+    from geexp.operators.tail import global_kernels, window_kernels
+    from geexp.operators.tail.launch import constants, window_constants
 
     maps = _MAPS if extent is None else _MAPS + _GATHERED
     if extent is None:
-        function = getattr(triton_kernels, kernel)
+        function = getattr(global_kernels, kernel)
         sizes = constants(kernel, C, side * side, contiguous=contiguous, weighted=weighted)
     else:
-        function, step = getattr(triton_windows, kernel), 2 if weighted else extent
+        function, step = getattr(window_kernels, kernel), 2 if weighted else extent
         grids = [(-(-side // e), -(-side // e)) for e in (step, extent)]
         sizes = window_constants(kernel, C, (side, side), step, *grids, contiguous=contiguous)
     flags = {
@@ -63,7 +63,7 @@ def compiled(
         "OF_NORM": True,
         "PADDED": False,
     }
-    known = {**sizes, **flags, "ACC": triton_kernels.accumulator(torch.float32)}
+    known = {**sizes, **flags, "ACC": global_kernels.accumulator(torch.float32)}
     fixed = {name: known[name] for name in function.arg_names if name in known}
     signature: dict[str, str] = {}
     attributes: dict[tuple[int], Any] = {}

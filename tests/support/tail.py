@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from geexp.operators import tail
+from geexp.operators.tail import compiled
 
 
 def run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    for sweeps in (tail._forward, tail._backward):
+    for sweeps in (compiled._forward, compiled._backward):
         monkeypatch.setattr(sweeps, "compiled", sweeps.function)
 
 
@@ -16,5 +16,5 @@ def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("No working C++ compiler found")
 
     for name in ("_forward", "_backward"):
-        monkeypatch.setattr(tail, name, tail.Compiled(getattr(tail, name).function))
+        monkeypatch.setattr(compiled, name, compiled.Compiled(getattr(compiled, name).function))
     monkeypatch.setattr(torch, "compile", broken)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from geexp.config.errors import DataError
-from geexp.operators import choices
+from geexp.operators.tail import choices
 from geexp.runs.atomic_write import remove_unfinished
 from geexp.runs.run_files import checkpoint_folder
 from geexp.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume, load_checkpoint

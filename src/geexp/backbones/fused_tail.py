@@ -2,8 +2,7 @@
 
 The block keeps its class, modules and parameter names; only its ``forward`` is replaced. The new one inspects the
 modules at each call and falls back to timm's if the operator does not apply. On a CPU the operator is compiled and
-supports GE-θ⁻ of global extent, see ``geexp.operators.tail``; on a GPU it consists of kernels for all variants, see
-``geexp.operators.triton_tail``.
+supports GE-θ⁻ of global extent; on a GPU it consists of kernels for all variants: see ``geexp.operators.tail``.
 """
 
 import logging
@@ -16,12 +15,12 @@ from geexp.backbones import timm_private
 from geexp.operators import (
     GatherExcite,
     average_excite_tail,
-    choices,
     gather_excite_tail,
     tail_failure,
     takes_kernels,
     takes_tail,
 )
+from geexp.operators.tail.choices import kernels_pay
 from geexp.operators.torch_private import can_compile_for_gpu, has_hooks, is_traced
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def _fuses(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Te
         return False
     if _has_kernels(branch):
         return takes_kernels(operator, norm, branch, shortcut) and (
-            operator.implementation == "fused" or choices.kernels_pay(operator, norm, branch, shortcut)
+            operator.implementation == "fused" or kernels_pay(operator, norm, branch, shortcut)
         )
     if not takes_tail(norm, branch, shortcut):
         return False

@@ -10,8 +10,7 @@ from geexp.operators.gather import (
     check_extent,
 )
 from geexp.operators.gather_excite import VARIANTS, GatherExcite
-from geexp.operators.tail import average_excite_tail, tail_failure, takes_tail
-from geexp.operators.triton_tail import gather_excite_tail, takes_kernels
+from geexp.operators.tail import average_excite_tail, gather_excite_tail, tail_failure, takes_kernels, takes_tail
 
 __all__ = [
     "IMPLEMENTATIONS",

@@ -10,7 +10,7 @@ from torch import nn
 
 from geexp.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from geexp.data.order import mix
-from geexp.operators import choices
+from geexp.operators.tail import choices
 from geexp.runs.metrics import Score
 from geexp.training.metrics import NonFiniteWatch
 from geexp.training.optimizer import make_optimizer

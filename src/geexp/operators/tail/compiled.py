@@ -1,5 +1,5 @@
 """The tail of a residual block as one operator on a CPU: relu(shortcut + GE(BN(branch))) for GE-θ⁻ of global extent.
-``triton_tail`` is its counterpart on a GPU.
+``kernels`` are its counterpart on a GPU.
 
 The gather is free here: the mean of a normalised plane is an affine function of its mean before BN, g = a·M + b, and
 BN computes the planes' means M anyway. So the tail reads, writes and saves for backward the same full-size tensors as

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The sweeps of a residual block's tail whose gather has a finite extent; ``operators.window_tail`` calls them.
+"""The sweeps of a residual block's tail whose gather has a finite extent; ``finite_extent`` calls them.
 
-Notation as in ``triton_kernels``. Windows of 2E-1 pixels and stride E gather a map of H·W pixels on a grid of M
+Notation as in ``global_kernels``. Windows of 2E-1 pixels and stride E gather a map of H·W pixels on a grid of M
 positions, WM in a row; in memory, positions are ML apart and channels MC. The gathered value of a window is a·t + b·W
 with t = Σ w·(z - mean) and W = Σ w over the window's pixels within the map; for an average w = 1/size. The gate of a
 pixel is that of its cell in a grid of HM·WM cells, by ⌊y·HM/H⌋ and ⌊x·WM/W⌋.
@@ -10,7 +10,7 @@ pixel is that of its cell in a grid of HM·WM cells, by ⌊y·HM/H⌋ and ⌊x·
 import triton
 import triton.language as tl
 
-from geexp.operators.triton_kernels import jit
+from geexp.operators.tail.global_kernels import jit
 
 
 @triton.jit

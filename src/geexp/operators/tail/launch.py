@@ -40,12 +40,12 @@ class Kernels:
     """Calls kernels by name for maps like ``z``, with their grids and constants."""
 
     def __init__(self, z: Tensor, *, weighted: bool, on_batch: bool) -> None:
-        from geexp.operators import triton_kernels, triton_windows  # not at import: they need Triton
+        from geexp.operators.tail import global_kernels, window_kernels  # not at import: they need Triton
 
-        self.functions: dict[str, Any] = {**vars(triton_kernels), **vars(triton_windows)}
+        self.functions: dict[str, Any] = {**vars(global_kernels), **vars(window_kernels)}
         self.like = z
         self.kind = torch.promote_types(z.dtype, torch.float32)
-        self.flags = {"WEIGHTED": weighted, "ON_BATCH": on_batch, "ACC": triton_kernels.accumulator(self.kind)}
+        self.flags = {"WEIGHTED": weighted, "ON_BATCH": on_batch, "ACC": global_kernels.accumulator(self.kind)}
         self.N, self.C, H, W = z.shape
         self.L = H * W
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The sweeps of a residual block's tail over memory as Triton kernels; ``operators.triton_tail`` calls them.
+"""The sweeps of a residual block's tail whose gather has a global extent; ``global_extent`` calls them.
 
 Notation: z is the branch, ``[N, C, L]`` in memory or ``[N, L, C]`` (channels_last), given by the strides SC and SL
 within an image. BN is y = a·(z - mean) + b with a = gamma·inverse, b = beta. The gathered value of a plane is

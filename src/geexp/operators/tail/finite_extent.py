@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from geexp.operators.gather import ConvGather, PoolGather, Size, gathered_size, windows_of
 from geexp.operators.gather_excite import GatherExcite
-from geexp.operators.tail import count_batch, differentiable_backward
-from geexp.operators.tail_network import back_through, network_of, through
-from geexp.operators.triton_launch import Kernels, WindowKernels
+from geexp.operators.tail.compiled import count_batch, differentiable_backward
+from geexp.operators.tail.launch import Kernels, WindowKernels
+from geexp.operators.tail.network import back_through, network_of, through
 
 
 class WindowTail(torch.autograd.Function):

@@ -1,10 +1,9 @@
-"""The tail of a residual block by Triton kernels: relu(shortcut + GE(BN(branch))).
+"""The tail of a residual block by Triton kernels where the gather has a global extent.
 
-With a gather of global extent forward makes 4 passes over full-size tensors (read the branch; read branch and shortcut,
-write the result), backward 7 (read gradient, result and branch, write the shortcut's gradient; read that and the
-branch, write the branch's), as the tail of a block without Gather-Excite would. The gathered values are known after the
-first sweep, because BN is affine; what follows them on ``[N, C]`` - the gathered map's own BN, the excite sub-network -
-is left to PyTorch. ``window_tail`` is for finite extents.
+Forward makes 4 passes over full-size tensors (read the branch; read branch and shortcut, write the result), backward 7
+(read gradient, result and branch, write the shortcut's gradient; read that and the branch, write the branch's), as the
+tail of a block without Gather-Excite would. The gathered values are known after the first sweep, because BN is affine;
+what follows them on ``[N, C]`` - the gathered map's own BN, the excite sub-network - is left to PyTorch.
 """
 
 from typing import Any
@@ -12,45 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geexp.operators.gather import DepthwiseProduct, GlobalConvGather
+from geexp.operators.gather import GlobalConvGather
 from geexp.operators.gather_excite import GatherExcite
-from geexp.operators.tail import count_batch, differentiable_backward, takes_tail
-from geexp.operators.tail_network import back_through, network_of, through
-from geexp.operators.torch_private import has_tensor_hooks
-from geexp.operators.triton_launch import Kernels
-from geexp.operators.window_tail import WindowTail
+from geexp.operators.tail.compiled import count_batch, differentiable_backward
+from geexp.operators.tail.launch import Kernels
+from geexp.operators.tail.network import back_through, network_of, through
 
 
-def takes_kernels(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Tensor) -> bool:
-    """Whether ``gather_excite_tail`` supports these inputs, with the same result as the plain composition."""
-    if not operator.gathers_linearly or not takes_tail(norm, branch, shortcut):
-        return False
-    if has_tensor_hooks(operator):  # backward would call them twice, within the tail and behind it
-        return False
-    first = next(iter(operator.gather.children()), None)
-    if isinstance(first, nn.Conv2d) and branch.shape[1] != first.in_channels:
-        return False  # which gets the error message of the plain composition, as a map of another size does
-    return not isinstance(first, DepthwiseProduct) or branch.shape[2:] == first.kernel_size
+class GlobalTail(torch.autograd.Function):
+    """``relu(shortcut + operator(norm(z)))``; ``parameters`` are the operator's."""
 
-
-def gather_excite_tail(operator: GatherExcite, norm: nn.Module, branch: Tensor, shortcut: Tensor) -> Tensor:
-    """``relu(shortcut + operator(norm(branch)))``; updates running statistics as the modules do.
-
-    Args:
-        operator: averaging or parametrised.
-        norm: with weight and bias, in training or eval mode; see ``takes_kernels``.
-        branch, shortcut: ``[N, C, H, W]`` of one dtype, both contiguous or both channels_last.
-
-    Returns:
-        ``[N, C, H, W]``, in the branch's memory format. Backward saves the branch and this result, and for a finite
-        extent two gathered maps. Double backward works, at the cost of the plain composition.
-    """
-    function = _Tail if operator.is_global else WindowTail
-    with torch.cuda.device_of(branch):
-        return function.apply(branch, shortcut, norm.weight, norm.bias, norm, operator, *operator.parameters())
-
-
-class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from geexp.operators.gather import is_channels_last
 from geexp.operators.gather_excite import GatherExcite
-from geexp.operators.triton_tail import gather_excite_tail
+from geexp.operators.tail.kernels import gather_excite_tail
 
 log = logging.getLogger(__name__)
 
