@@ -46,12 +46,17 @@ def test_holm():
     assert holm([]) == []
 
 
-def test_time_is_that_of_undisturbed_epochs(comparison):
+def test_time_is_that_of_undisturbed_epochs_and_a_shorter_last_one_does_not_count(comparison):
     for run in comparison.networks[0].runs:
         rows = [{"epoch": n, "seconds": 10.0 if n < 4 else 99.0, "val/top1_error": 30.0} for n in range(1, 21)]
+        rows.append({"epoch": 21, "seconds": 1.0, "val/top1_error": 30.0})
+        for row in rows:
+            row |= {"train/images": 500, "train/top1_error": 20.0}
+        rows[-1] |= {"train/images": 20, "train/top1_error": 5.0}
         (run.folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     baseline = comparison.networks[0]
     assert baseline.epoch_seconds == 10.0
+    assert baseline.train_error == 20.0
     assert baseline.memory == 1.0
 
 
@@ -60,7 +65,7 @@ def test_files(comparison, tmp_path):
     name = "errors-resnet110-cifar10-preact_cifar"
     assert {path.name for path in written} == {"differences.md", "differences.csv", f"{name}.svg", f"{name}.png"}
     markdown = (tmp_path / "out/differences.md").read_text()
-    assert "| SE | 27.07 ± 4.73 | 4 |  | 3 | -0.77 | -1.34 to -0.19 | " in markdown
+    assert "| SE | 27.07 ± 4.73 | 4 | 27.07 | 3 | -0.77 | -1.34 to -0.19 | " in markdown
     with (tmp_path / "out/differences.csv").open() as file:
         rows = {row["network"]: row for row in csv.DictReader(file)}
     assert (rows["SE"]["seeds"], rows["SE"]["pairs"], rows["GE-θ"]["p"]) == ("0 1 2 3", "3", "")

@@ -56,14 +56,14 @@ class Network:
 
     @property
     def train_error(self) -> float | None:
-        """The training error of the last epoch, the mean over seeds; None if a run did not record it."""
-        errors = [run.result.metrics["last"].get(TRAIN) for run in self.runs]
+        """The training error of the last whole epoch, the mean over seeds; None if a run did not record it."""
+        errors = [rows[-1].get(TRAIN) if (rows := whole_epochs(run)) else None for run in self.runs]
         return None if None in errors else mean(float(error) for error in errors if error is not None)
 
     @property
     def epoch_seconds(self) -> float | None:
         """The median of the fastest tenth of all epochs."""
-        seconds = sorted(float(row["seconds"]) for run in self.runs for row in run.history if row.get("seconds"))
+        seconds = sorted(float(row["seconds"]) for run in self.runs for row in whole_epochs(run) if row.get("seconds"))
         return median(seconds[: max(1, len(seconds) // 10)]) if seconds else None
 
     @property
@@ -149,6 +149,12 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """The numbers of the table, in plain types."""
         return [network.numbers | {"setting": self.setting} for network in self.networks]
+
+
+def whole_epochs(run: FinishedRun) -> list[dict[str, Any]]:
+    """The history without a shorter last epoch, which a schedule that counts iterations can end in."""
+    images = [row.get("train/images") or 0 for row in run.history]
+    return [row for row, own in zip(run.history, images, strict=True) if own == max(images)]
 
 
 def compare(runs: Sequence[FinishedRun]) -> tuple[Comparison, ...]:
@@ -270,9 +276,8 @@ def draw_errors(comparison: Comparison, path: Path) -> tuple[Path, ...]:
 
 
 def _draw_mean(axis: Any, network: Network, metric: str, *, last_quarter: bool) -> None:
-    found = [
-        {int(row["epoch"]): row[metric] for row in run.history if row.get(metric) is not None} for run in network.runs
-    ]
+    rows = [whole_epochs(run) if metric == TRAIN else run.history for run in network.runs]
+    found = [{int(row["epoch"]): row[metric] for row in own if row.get(metric) is not None} for own in rows]
     histories = [history for history in found if history]
     shared = sorted(set.intersection(*map(set, histories))) if histories else []
     epochs = [epoch for epoch in shared if not last_quarter or epoch > shared[-1] * 3 // 4]
