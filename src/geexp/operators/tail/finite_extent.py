@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from geexp.operators.gather import ConvGather, PoolGather, Size, gathered_size, windows_of
 from geexp.operators.gather_excite import GatherExcite
-from geexp.operators.tail.compiled import count_batch, differentiable_backward
+from geexp.operators.tail.compiled import differentiable_backward
 from geexp.operators.tail.launch import Kernels, WindowKernels
 from geexp.operators.tail.network import back_through, network_of, through
 
@@ -37,17 +37,8 @@ class WindowTail(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         on_batch = norm.training or norm.running_mean is None
-        moves = norm.training and norm.running_mean is not None
-        running = norm.running_mean, norm.running_var
         statistics = Kernels(z, weighted=False, on_batch=on_batch)
-        sums, squares, dots, mean, inverse, *planes = statistics.empty("NSC NSC NSC C C NC NC")
-        statistics.call("sum_planes", z, None, sums, squares, dots, statistics.N)
-        statistics.call(
-            "normalise",
-            *(z, sums, squares, dots, None, gamma, beta, *running, mean, inverse, *planes),
-            *(statistics.N, norm.eps, count_batch(norm) if moves else 0.0),
-            UPDATE=moves,
-        )
+        mean, inverse, *_ = statistics.normalise(norm, gamma, beta, None, None)
         kernels = _kernels(operator, z, on_batch=on_batch)
         taps, whole = _weights(operator, z, parameters)
         gathered = _grid(z, kernels.windows)
@@ -60,7 +51,7 @@ class WindowTail(torch.autograd.Function):
         out = torch.empty_like(z)
         kernels.call("join_cells", z, shortcut, logits, gamma, beta, mean, inverse, out)
         ctx.operator, ctx.eps = operator, norm.eps
-        frozen = (None, None) if on_batch else running
+        frozen = (None, None) if on_batch else (norm.running_mean, norm.running_var)
         ctx.save_for_backward(z, out, gamma, beta, *frozen, mean, inverse, taps, whole, plane, logits, *parameters)
         return out
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from geexp.operators.gather import GlobalConvGather
 from geexp.operators.gather_excite import GatherExcite
-from geexp.operators.tail.compiled import count_batch, differentiable_backward
+from geexp.operators.tail.compiled import differentiable_backward
 from geexp.operators.tail.launch import Kernels
 from geexp.operators.tail.network import back_through, network_of, through
 
@@ -34,18 +34,8 @@ class GlobalTail(torch.autograd.Function):
     ) -> Tensor:
         weight = parameters[0] if isinstance(operator.gather, GlobalConvGather) else None
         on_batch = norm.training or norm.running_mean is None
-        moves = norm.training and norm.running_mean is not None
-        running = norm.running_mean, norm.running_var
         kernels = Kernels(z, weighted=weight is not None, on_batch=on_batch)
-        lines, weight_sum = _in_memory_order(weight, z)
-        sums, squares, dots, mean, inverse, plane, gathered = kernels.empty("NSC NSC NSC C C NC NC")
-        kernels.call("sum_planes", z, lines, sums, squares, dots, kernels.N)
-        kernels.call(
-            "normalise",
-            *(z, sums, squares, dots, weight_sum, gamma, beta, *running, mean, inverse, plane, gathered),
-            *(kernels.N, norm.eps, count_batch(norm) if moves else 0.0),
-            UPDATE=moves,
-        )
+        mean, inverse, plane, gathered = kernels.normalise(norm, gamma, beta, *_in_memory_order(weight, z))
         ctx.graph, logits = None, gathered
         if (network := network_of(operator)) is not None:
             ctx.graph = through(network, parameters[weight is not None :], gathered[:, :, None, None], z)
@@ -53,7 +43,7 @@ class GlobalTail(torch.autograd.Function):
         out = torch.empty_like(z)
         kernels.call("join", z, shortcut, logits, gamma, beta, mean, inverse, out)
         ctx.operator, ctx.eps, ctx.weighted = operator, norm.eps, weight is not None
-        frozen = (None, None) if on_batch else running
+        frozen = (None, None) if on_batch else (norm.running_mean, norm.running_var)
         ctx.save_for_backward(z, out, gamma, beta, *frozen, mean, inverse, plane, logits, *parameters)
         return out
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geexp.operators.gather import Size
+from geexp.operators.tail.compiled import count_batch
 
 _PROGRAMS = 1024  # which occupy a GPU several times over
 _IMAGES = 64  # that the kernels of the small gradients take at a time
@@ -66,6 +67,22 @@ class Kernels:
         sizes = {"N": self.N, "C": self.C, "L": self.L, "S": self._constants("sum_planes")["S"]}
         sizes["G"] = -(-self.N // self.images_of_group)
         return [self.like.new_empty([sizes[letter] for letter in shape], dtype=self.kind) for shape in shapes.split()]
+
+    def normalise(
+        self, norm: nn.BatchNorm2d, gamma: Tensor, beta: Tensor, lines: Tensor | None, weight_sum: Tensor | None
+    ) -> list[Tensor]:
+        """BN's mean and inverse deviation, ``[C]``, t and the gathered values, ``[N, C]``. Moves BN's statistics.
+
+        Args:
+            lines: the gather's weight as an image lies in memory, and ``weight_sum``, ``[C]``; None for an average.
+        """
+        sums, squares, dots, *found = self.empty("NSC NSC NSC C C NC NC")
+        self.call("sum_planes", self.like, lines, sums, squares, dots, self.N)
+        moves = norm.training and norm.running_mean is not None
+        known = sums, squares, dots, weight_sum, gamma, beta, norm.running_mean, norm.running_var
+        share = count_batch(norm) if moves else 0.0
+        self.call("normalise", self.like, *known, *found, self.N, norm.eps, share, UPDATE=moves)
+        return found
 
     def call(self, kernel: str, *arguments: Any, **flags: bool) -> None:
         function, known = self.functions[kernel], {**self._constants(kernel), **self.flags, **flags}
