@@ -252,9 +252,13 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="the folder of the CIFAR archives, for the analyses")
     options: Any = parser.parse_args()
     if options.runs is not None:
+        if not list(find_runs(options.runs)):
+            parser.error(f"{options.runs}: no run is in this folder; give the outputs= of the trainings")
         publish_runs(options.runs, EVIDENCE)
         write_sums(EVIDENCE)
     if options.root is not None:
+        if not options.root.is_dir():
+            parser.error(f"--root {options.root}: no such folder; the CIFAR archives are expected in it")
         analyse(EVIDENCE, options.root)
     for folder in published_folders() | ({EVIDENCE} if EVIDENCE.is_dir() else set()):
         generate_in_place(folder)

@@ -155,3 +155,12 @@ def test_a_path_that_is_left_and_two_runs_for_one_place_are_refused(evidence, tm
         (twin / name).write_text((record.parent / name).read_text())
     with pytest.raises(ValueError, match="both belong in"):
         publish.publish_runs(evidence, tmp_path / "published", networks_of="none")
+
+
+@pytest.mark.parametrize("arguments", [["missing"], ["--root", "missing"]])
+def test_a_folder_that_is_missing_is_named(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["publish.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        publish.main()
+    assert stopped.value.code == 2
+    assert "missing: " in capsys.readouterr().err
