@@ -38,7 +38,7 @@ demo-detection: $(STAMP)  ## Train a small detector on synthetic images (minutes
 
 # OPTIONS="data=cifar10" trains the same on CIFAR-10.
 evidence: DATA ?= $(GEEXP_DATA)
-evidence: $(STAMP)  ## Train or continue Table 5 in miniature on the CIFAR archives in DATA (10 hours on two cores); scripts/publish.py publishes it
+evidence: $(STAMP)  ## Train or continue Table 5 in miniature on the CIFAR archives in DATA (12 hours on two cores); scripts/publish.py publishes it
 	@test -n "$(DATA)" || { echo "make evidence needs the folder of the CIFAR archives: make evidence DATA=/data"; exit 1; }
 	@OMP_NUM_THREADS=1 $(BIN)/python -m geexp.train +sweep=evidence data.root=$(DATA) outputs=outputs/evidence $(OPTIONS)
 

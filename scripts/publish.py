@@ -202,8 +202,8 @@ def quotation(folder: Path, *, brief: bool) -> list[str]:
         return []
     main = comparisons[0]
     alt = f"Error against epoch, mean and spread over seeds: {main.setting}"
-    picture = [f"![{alt}](outputs/published/{folder.name}/{main.picture}.png)", ""] if main.picture else []
-    return [*picture, *section(main, runs, main.brief)]
+    picture = f"outputs/published/{folder.name}/{main.picture or 'curves'}.png"
+    return [f"![{alt}]({picture})", "", *section(main, runs, main.brief)]
 
 
 def main_first(comparison: Comparison) -> tuple[int, bool]:
