@@ -106,7 +106,7 @@ def test_details_of_runs(shown):
     details = text(shown.by_id("runs"))
     for said in (
         "folder theta-1", "command python -m geexp.train ge=theta", "time 2.1 h", "peak memory 1.00 GiB of the process",
-        "commit fe39b04f5d4d376d", "processor AMD EPYC · 2 threads", "Python 3.11.7 · torch 2.11.0", "optim.lr=0.1",
+        "commit fe39b04f5d4d376d", "processor AMD EPYC, 2 threads", "Python 3.11.7 · torch 2.11.0", "optim.lr=0.1",
         "data.mean=[0.485, 0.456, 0.406]", "outputs=outputs",
     ):  # fmt: skip
         assert said in details

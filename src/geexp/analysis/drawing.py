@@ -82,7 +82,8 @@ def draw_curves(axis: Any, curves: Sequence[Curve], metric: str, *, suffix: str 
     for curve in curves:
         values = [float("nan") if value is None else value for value in curve.values[metric]]
         style = {key: curve.style[key] for key in ("color", "linestyle", "marker")}
-        axis.plot(curve.epochs, values, label=f"{curve.label}{suffix}", **style | look)
+        every = max(1, len(values) // 10)  # markers tell curves apart, one at every epoch would hide them
+        axis.plot(curve.epochs, values, label=f"{curve.label}{suffix}", markevery=every, **style | look)
 
 
 def draw_side_by_side(figure: Any, axes: Sequence[Any], curves: Sequence[Curve], metrics: Sequence[str]) -> None:

@@ -160,4 +160,10 @@ def hardware(run: FinishedRun) -> str:
     known = run.result.environment
     if known.get("gpu"):
         return f"{run.result.devices.get('count', 1)} × {known['gpu']}"
-    return f"{known.get('processor')}, {known.get('threads')} threads"
+    return processor(known)
+
+
+def processor(environment: dict[str, Any]) -> str:
+    """``AMD EPYC, 2 threads``: what a record's environment says of it."""
+    threads = environment.get("threads")
+    return f"{environment.get('processor')}, {threads} {'thread' if threads == 1 else 'threads'}"

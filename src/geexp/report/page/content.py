@@ -14,6 +14,7 @@ from geexp.analysis.analyse import FOLDER, read_analysis
 from geexp.analysis.drawing import variant_style
 from geexp.config.errors import DataError
 from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Judgement
+from geexp.report.comparison import processor
 from geexp.report.curves import as_setting
 from geexp.report.page.settings import mark
 from geexp.report.paper_tables import complexity_notes, heading, paper_table
@@ -218,7 +219,7 @@ class PageRun:
             "epochs": result.epochs,
             "time": _duration(result.seconds),
             "finished": self.finished,
-            "processor": _joined(known.get("processor"), f"{known['threads']} threads" if "threads" in known else ""),
+            "processor": processor(known) if "processor" in known else None,
             "GPU": known.get("gpu") or "none",
             "devices": _joined(*(f"{key.replace('_', ' ')} {value}" for key, value in result.devices.items())),
             "peak memory": _joined(*(f"{peak / 2**30:.2f} GiB {name}" for name, peak in memory.items() if peak)),
