@@ -59,12 +59,11 @@ def test_equals_a_loop(ge, extent, size):
         for value in image.flatten().tolist()
     )
     rows = result["histogram"]
-    assert len(rows) == 3 * 2 * BINS
+    assert len(rows) == len(counts)  # empty bins are left out
     assert rows["count"].dtype == np.int64
     got = {
         (block, label, round(low * BINS)): count
         for block, label, low, count in rows[["block", "class", "low", "count"]].itertuples(index=False)
-        if count
     }
     assert got == counts
     np.testing.assert_allclose(rows["high"] - rows["low"], 1 / BINS)

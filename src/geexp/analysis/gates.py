@@ -34,8 +34,8 @@ def gate_distribution(
     Under DDP every rank passes its share of the images and gets the whole result.
 
     Returns:
-        ``histogram``: a row per block, class with images, and bin: ``block``, ``stage``, ``class``, ``low``, ``high``
-        and ``count``, the values in [low, high) over all channels. The last bin includes 1.
+        ``histogram``: a row per block, class and bin that is not empty: ``block``, ``stage``, ``class``, ``low``,
+        ``high`` and ``count``, the values in [low, high) over all channels. The last bin includes 1.
         ``channels``: a row per channel of a block: ``block``, ``stage``, ``channel``, the gate's ``mean``, ``std``,
         ``min`` and ``max`` over images and cells, ``share_below`` 0.05 (closed), ``share_above`` 0.95 (open), and
         ``constant``: max − min < 0.01, a gate that does not depend on its input.
@@ -62,13 +62,12 @@ def gate_distribution(
             raise ValueError(f"block {block}: gates are not finite or outside 0 … 1; the network may have diverged")
         counts[block].add(gate.double(), labels)
 
-    images_of = observe(model, batches, operators, see, num_classes=num_classes, hooks=gate_hooks)
-    classes = images_of.cpu().numpy().nonzero()[0]
+    observe(model, batches, operators, see, num_classes=num_classes, hooks=gate_hooks)
     stage_of = {name: stage for stage, blocks in blocks_by_stage(model).items() for name in blocks}
     histograms, channels = [], []
     for name, count in counts.items():
         place = {"block": name, "stage": stage_of[name]}
-        histograms.append(pd.DataFrame(place | count.histogram(classes)))
+        histograms.append(pd.DataFrame(place | count.histogram()))
         channels.append(pd.DataFrame(place | count.channels()))
     return {
         "histogram": pd.concat(histograms, ignore_index=True),
@@ -97,15 +96,15 @@ class _Counts:
         self._min = torch.minimum(self._min, gate.amin((0, 2, 3)))
         self._max = torch.maximum(self._max, gate.amax((0, 2, 3)))
 
-    def histogram(self, classes: np.ndarray) -> dict[str, np.ndarray]:
-        """The counts of all ranks, for these classes."""
-        counts = over_ranks(self._counts).view(-1, self._bins).cpu().numpy()[classes]
-        edges = np.arange(self._bins + 1) / self._bins
+    def histogram(self) -> dict[str, np.ndarray]:
+        """The counts of all ranks, without the empty bins."""
+        counts = over_ranks(self._counts).view(-1, self._bins).cpu().numpy()
+        classes, bins = counts.nonzero()
         return {
-            "class": np.repeat(classes, self._bins),
-            "low": np.tile(edges[:-1], len(classes)),
-            "high": np.tile(edges[1:], len(classes)),
-            "count": counts.ravel(),
+            "class": classes,
+            "low": bins / self._bins,
+            "high": (bins + 1) / self._bins,
+            "count": counts[classes, bins],
         }
 
     def channels(self) -> dict[str, np.ndarray]:
@@ -141,13 +140,15 @@ def draw(analysis: "Analysis", path: Path, title: str | None = None) -> tuple[Pa
             mine = analysis.of(network, "histogram", stage=stage)
             if not len(mine):
                 continue
-            counts = mine.pivot_table(index="class", columns="low", values="count", aggfunc="sum")
-            counts = counts[counts.sum(axis=1) > 0]
-            edges = np.append(counts.columns.to_numpy(), 1.0)
-            density = counts.to_numpy() / counts.to_numpy().sum(axis=1, keepdims=True) * 100
+            bins = round(1 / (mine["high"] - mine["low"]).iloc[0])
+            edges = np.linspace(0, 1, bins + 1)
+            counts = np.zeros((mine["class"].max() + 1, bins))
+            np.add.at(counts, (mine["class"], (mine["low"] * bins).round().astype(int)), mine["count"])
+            counts = counts[counts.any(axis=1)]
+            density = counts / counts.sum(axis=1, keepdims=True) * 100
             low, high = density.min(axis=0), density.max(axis=0)
             axis.stairs(high, edges, baseline=low, fill=True, color=style["color"], alpha=0.2)
-            whole = counts.to_numpy().sum(axis=0) / counts.to_numpy().sum() * 100
+            whole = counts.sum(axis=0) / counts.sum() * 100
             axis.stairs(whole, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
         axis.set_title(f"stage {stage}", fontsize=10)
         axis.set_xlim(0, 1)
