@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from geexp.analysis.analyse import FOLDER
-from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, judge_all
+from geexp.report.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, judge_all
 from geexp.report.comparison import hardware
 from geexp.report.differences import Comparison, compare
 from geexp.report.measured import Runs
@@ -202,7 +202,7 @@ def quotation(folder: Path, *, brief: bool) -> list[str]:
         return []
     main = comparisons[0]
     alt = f"Error against epoch, mean and spread over seeds: {main.setting}"
-    picture = f"outputs/published/{folder.name}/{main.picture or 'curves'}.png"
+    picture = f"outputs/published/{folder.name}/{main.picture}.png"
     return [f"![{alt}]({picture})", "", *section(main, runs, main.brief)]
 
 
@@ -223,11 +223,11 @@ def section(comparison: Comparison, runs: Sequence[FinishedRun], table: Table[An
 
 def sentences(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[str]:
     """A line for each verdict, with the paper's claims that have it."""
-    words = {SUPPORTED: "Of the paper's claims these hold here", CONTRADICTED: "These do not hold"}
-    words[INCONCLUSIVE] = "These cannot be told"
-    judged = [one for one in judge_all(Runs(runs), runs) if one.setting == comparison.setting and one.p is not None]
+    words = {SUPPORTED: "hold here", CONTRADICTED: "do not hold here", INCONCLUSIVE: "cannot be told from these runs"}
+    ours = [one for one in judge_all(Runs(runs), runs) if one.setting == comparison.setting]
+    judged = [one for one in ours if not one.reason.startswith(NOT_RUN)]
     found = {word: [one.claim.text for one in judged if one.verdict == verdict] for verdict, word in words.items()}
-    return [f"{word}: {'; '.join(texts)}.\n" for word, texts in found.items() if texts]
+    return [f"Of the paper's claims, these {word}: {'; '.join(texts)}.\n" for word, texts in found.items() if texts]
 
 
 def commands(folder: Path) -> list[str]:

@@ -71,6 +71,15 @@ def test_files(comparison, tmp_path):
     assert (rows["SE"]["seeds"], rows["SE"]["pairs"], rows["GE-θ"]["p"]) == ("0 1 2 3", "3", "")
 
 
+def test_networks_with_several_seeds_are_shown_or_all(comparison, tmp_path):
+    assert [network.label for network in comparison.shown] == ["baseline", "SE", "GE-θ⁻"]
+    for label, seed in (("Baseline", 0), ("Baseline", 1), ("SE", 0)):
+        write_training(tmp_path / f"one/{label}{seed}", training(5, label), seed=seed, epochs=20)
+    (found,) = compare(read_runs(tmp_path / "one")[0])
+    assert [network.label for network in found.shown] == ["baseline", "SE"]
+    assert [row.label for row in found.brief.rows] == ["baseline", "SE"]
+
+
 def test_a_setting_without_a_baseline_has_no_differences(tmp_path):
     write_training(tmp_path / "a", training(5, "SE"))
     write_training(tmp_path / "b", training(5, "GE-θ"))

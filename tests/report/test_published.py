@@ -130,9 +130,9 @@ def test_a_sweep_is_published_as_tables_sentences_and_quotations(evidence, tmp_p
         assert quoted.startswith(f"before\n{BEGIN}\n")
         assert quoted.endswith(f"\n{END}\nafter\n")
         assert "| GE-θ⁺ | " in quoted
-        assert re.search("claims these hold here: .*GE-θ⁺ is better than the baseline", quoted)
-        assert re.search("do not hold: .*GE-θ is better than GE-θ⁻", quoted)
-        assert re.search("cannot be told: .*SE is better than the baseline", quoted)
+        assert re.search("claims, these hold here: .*GE-θ⁺ is better than the baseline", quoted)
+        assert re.search("do not hold here: .*GE-θ is better than GE-θ⁻", quoted)
+        assert re.search("cannot be told from these runs: .*SE is better than the baseline", quoted)
         assert "15 runs, 30.8 hours of training in all, AMD EPYC, 2 threads, 2023-11-14." in quoted
     assert "| memory, GiB |" in full
     with pytest.raises(ValueError, match="lacks the lines"):

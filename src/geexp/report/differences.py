@@ -102,15 +102,20 @@ class Comparison:
     networks: tuple[Network, ...]
 
     @property
-    def picture(self) -> str | None:
-        """The name of its picture without suffix; None if no two networks have several seeds."""
-        name = re.sub(r"[^\w.=]+", "-", self.setting)[:100].strip("-")
-        return f"errors-{name}" if len(self.repeated) > 1 else None
+    def picture(self) -> str:
+        """The name of its picture without suffix."""
+        return "errors-" + re.sub(r"[^\w.=]+", "-", self.setting)[:100].strip("-")
 
     @property
-    def repeated(self) -> list[Network]:
-        """The networks with several seeds."""
-        return [network for network in self.networks if len(network.runs) > 1]
+    def repeated(self) -> bool:
+        """Whether any network has several seeds."""
+        return any(len(network.runs) > 1 for network in self.networks)
+
+    @property
+    def shown(self) -> Sequence[Network]:
+        """The networks with several seeds, or all if these cannot be compared with each other."""
+        found = [network for network in self.networks if len(network.runs) > 1]
+        return found if len(found) > 1 else self.networks
 
     @property
     def table(self) -> Table[Network]:
@@ -141,9 +146,9 @@ class Comparison:
 
     @property
     def brief(self) -> Table[Network]:
-        """The table without what takes space; only networks with several seeds, if there are any."""
+        """The table of the networks shown, without what takes space."""
         columns = [column for column in self.table.columns if column.heading in _BRIEF]
-        return replace(self.table, columns=columns, rows=self.repeated or self.networks)
+        return replace(self.table, columns=columns, rows=self.shown)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -225,7 +230,7 @@ def p_text(value: float) -> str:
 
 
 def write_differences(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
-    """``differences.md`` and ``.csv``, and for settings with several seeds ``errors-<setting>.svg`` and ``.png``."""
+    """``differences.md`` and ``.csv``, and for each setting ``errors-<setting>.svg`` and ``.png``."""
     if not comparisons:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +239,7 @@ def write_differences(comparisons: Sequence[Comparison], folder: Path) -> list[P
     files = {"differences.md": text, "differences.csv": to_csv(_numbers(comparisons))}
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
-    drawn = [path for one in comparisons if one.picture for path in draw_errors(one, folder / one.picture)]
+    drawn = [path for one in comparisons for path in draw_errors(one, folder / one.picture)]
     return [*(folder / name for name in files), *drawn]
 
 
@@ -258,19 +263,19 @@ def _numbers(comparisons: Sequence[Comparison]) -> Table[dict[str, Any]]:
 
 
 def draw_errors(comparison: Comparison, path: Path) -> tuple[Path, ...]:
-    """The mean error of the networks with several seeds against the epoch, with a band of ± one standard deviation.
+    """The mean error of the networks shown against the epoch, with a band of ± one standard deviation over seeds.
 
     The third panel is the last quarter of the second, where the networks can be told apart.
     """
     figure, axes = canvas(1, 3, comparison.setting, size=(4.0, 4.2))
     titles = ("training images, augmented", "validation images", "validation images, last quarter")
     for axis, metric, title in zip(axes, (TRAIN, VAL, VAL), titles, strict=True):
-        for network in comparison.repeated:
+        for network in comparison.shown:
             _draw_mean(axis, network, metric, last_quarter=axis is axes[2])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("top-1 error, %: mean ± std over seeds")
+    axes[0].set_ylabel("top-1 error, %" + (": mean ± std over seeds" if comparison.repeated else ""))
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return save(figure, path)
 
