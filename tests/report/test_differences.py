@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
+from geexp.report.curves import TRAIN, VAL, make_curve
 from geexp.report.differences import Comparison, compare, holm, write_differences
 from geexp.report.runs import read_runs
 from tests.support.made_runs import training, write_training
@@ -58,6 +59,8 @@ def test_time_is_that_of_undisturbed_epochs_and_a_shorter_last_one_does_not_coun
     assert baseline.epoch_seconds == 10.0
     assert baseline.train_error == 20.0
     assert baseline.memory == 1.0
+    curve = make_curve(baseline.runs, (TRAIN, VAL), label="", style={})
+    assert (curve.epochs[-1], curve.values[TRAIN][-2:], curve.values[VAL][-1]) == (21, [20.0, None], 30.0)
 
 
 def test_files(comparison, tmp_path):

@@ -22,14 +22,29 @@ def make_curve(
     Args:
         points: keep about this many epochs at most, evenly spaced, and the last.
     """
-    histories = [{int(row["epoch"]): row for row in run.history} for run in runs if run.history]
+    histories = [{int(row["epoch"]) for row in run.history} for run in runs if run.history]
     if not histories:
         return None
-    shared = sorted(set.intersection(*map(set, histories)))
+    shared = sorted(set.intersection(*histories))
     step = max(1, -(-len(shared) // points)) if points else 1
     epochs = shared[::step] + (shared[-1:] if (len(shared) - 1) % step else [])
-    values = {key: [_mean([history[epoch].get(key) for history in histories]) for epoch in epochs] for key in metrics}
+    values = {}
+    for key in metrics:
+        found = [{int(row["epoch"]): row[key] for row in rows_with(run, key)} for run in runs if run.history]
+        values[key] = [_mean([by_epoch.get(epoch) for by_epoch in found]) for epoch in epochs]
     return Curve(label, style, epochs, values)
+
+
+def rows_with(run: FinishedRun, metric: str) -> list[dict[str, Any]]:
+    """The rows of the history that hold a metric; one of training images only those of whole epochs."""
+    rows = whole_epochs(run) if metric.startswith("train/") else run.history
+    return [row for row in rows if row.get(metric) is not None]
+
+
+def whole_epochs(run: FinishedRun) -> list[dict[str, Any]]:
+    """The history without a shorter last epoch, which a schedule that counts iterations can end in."""
+    images = [row.get("train/images") or 0 for row in run.history]
+    return [row for row, own in zip(run.history, images, strict=True) if own == max(images)]
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import ttest_1samp
 
 from geexp.analysis.drawing import canvas, save
-from geexp.report.curves import TRAIN, VAL, by_setting, labels_of, next_look
+from geexp.report.curves import TRAIN, VAL, by_setting, labels_of, next_look, rows_with, whole_epochs
 from geexp.report.measured import Measured, one_per_seed
 from geexp.report.runs import FinishedRun
 from geexp.report.tables import Column, Table, of_dicts, to_csv, to_markdown
@@ -57,7 +57,7 @@ class Network:
     @property
     def train_error(self) -> float | None:
         """The training error of the last whole epoch, the mean over seeds; None if a run did not record it."""
-        errors = [rows[-1].get(TRAIN) if (rows := whole_epochs(run)) else None for run in self.runs]
+        errors = [rows[-1][TRAIN] if (rows := rows_with(run, TRAIN)) else None for run in self.runs]
         return None if None in errors else mean(float(error) for error in errors if error is not None)
 
     @property
@@ -154,12 +154,6 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """The numbers of the table, in plain types."""
         return [network.numbers | {"setting": self.setting} for network in self.networks]
-
-
-def whole_epochs(run: FinishedRun) -> list[dict[str, Any]]:
-    """The history without a shorter last epoch, which a schedule that counts iterations can end in."""
-    images = [row.get("train/images") or 0 for row in run.history]
-    return [row for row, own in zip(run.history, images, strict=True) if own == max(images)]
 
 
 def compare(runs: Sequence[FinishedRun]) -> tuple[Comparison, ...]:
@@ -281,8 +275,7 @@ def draw_errors(comparison: Comparison, path: Path) -> tuple[Path, ...]:
 
 
 def _draw_mean(axis: Any, network: Network, metric: str, *, last_quarter: bool) -> None:
-    rows = [whole_epochs(run) if metric == TRAIN else run.history for run in network.runs]
-    found = [{int(row["epoch"]): row[metric] for row in own if row.get(metric) is not None} for own in rows]
+    found = [{int(row["epoch"]): row[metric] for row in rows_with(run, metric)} for run in network.runs]
     histories = [history for history in found if history]
     shared = sorted(set.intersection(*map(set, histories))) if histories else []
     epochs = [epoch for epoch in shared if not last_quarter or epoch > shared[-1] * 3 // 4]

@@ -48,10 +48,10 @@ class Group:
 
     @property
     def train(self) -> float | None:
-        """The training error after the last epoch, the mean of the drawn curves."""
-        last = [curve.values[TRAIN][-1] for curve in self.curves if curve.epochs]
-        known = [error for error in last if error is not None]
-        return mean(known) if known else None
+        """The training error of the last whole epoch, the mean of the drawn curves."""
+        known = [[error for error in curve.values[TRAIN] if error is not None] for curve in self.curves]
+        last = [errors[-1] for errors in known if errors]
+        return mean(last) if last else None
 
 
 @dataclass(frozen=True)
