@@ -47,7 +47,7 @@ HEADING = [
     "`differences.md` says how the columns are computed.",
     "",
 ]
-TESTS = "Differences are tested by seed (paired t), claims between networks (Welch), both corrected by Holm's method."
+TESTS = "Differences are tested in pairs by seed, claims unpaired (Welch); corrected by Holm's method."
 SUMS = "SHA256SUMS"
 PAGE = "report.html"  # not published: 5 MB, made in a second
 # Networks that are published, by the folder of their GE operator, and the data set that they were trained on.
@@ -202,7 +202,7 @@ def quotation(folder: Path, *, brief: bool) -> list[str]:
     if not comparisons:
         return []
     main = comparisons[0]
-    alt = f"Error against epoch, mean and spread over seeds: {main.setting}"
+    alt = f"Error by epoch, mean and spread over seeds: {main.setting}"
     picture = f"outputs/published/{folder.name}/{main.picture}.png"
     return [f"![{alt}]({picture})", "", *section(main, runs, main.brief), *([TESTS, ""] if main.repeated else [])]
 
